@@ -1,0 +1,48 @@
+// What every CPU kernel needs: one clone of it per instruction set, and torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/device.h"
+
+// One binary, the best code for each machine. Levels of the instruction set, never CPU models: those match the model's
+// number and fall back to SSE2 on every other one. A clone cannot be a template and does not reach into a lambda, so a
+// kernel is an always-inline template body with one clone per dtype around it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define LINEAVAE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define LINEAVAE_CLONES
+#endif
+#define LINEAVAE_INLINE inline __attribute__((always_inline))
+
+namespace lineavae {
+
+// Runs f(begin, end) over [0, count) on torch's threads; `cost` is the number of elements behind one index.
+template <class F>
+void parallel_for(int64_t count, int64_t cost, const F& f) {
+  constexpr int64_t kElementsPerTask = 1 << 14;
+  if (count > 0) {
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, cost)), f);
+  }
+}
+
+}  // namespace lineavae
+
+// Defines the CPU kernel `name` for float and double from the template `name_body(arguments, begin, end)`, which works on
+// the indices [begin, end) of `count`; `count` and `cost`, the elements behind one index, are expressions in `a`.
+#define LINEAVAE_CPU_KERNEL(name, Arguments, count, cost)                                             \
+  LINEAVAE_CLONES static void name##_clone(const Arguments<float>& a, int64_t begin, int64_t end) {   \
+    name##_body(a, begin, end);                                                                       \
+  }                                                                                                   \
+  LINEAVAE_CLONES static void name##_clone(const Arguments<double>& a, int64_t begin, int64_t end) {  \
+    name##_body(a, begin, end);                                                                       \
+  }                                                                                                   \
+  template <class T>                                                                                  \
+  void name(Cpu, const Arguments<T>& a) {                                                             \
+    parallel_for(count, cost, [&](int64_t begin, int64_t end) { name##_clone(a, begin, end); });      \
+  }                                                                                                   \
+  template void name(Cpu, const Arguments<float>&);                                                   \
+  template void name(Cpu, const Arguments<double>&);

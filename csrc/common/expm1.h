@@ -1,0 +1,106 @@
+// φ(x) = eˣ - 1 - x and eˣ - 1, accurate to rounding for every x and vectorisable: no branch, no table, no libm.
+// The same code runs on the CPU, on the GPU and in tests.
+//
+// With n = round(x / ln 2), r = x - n ln 2, s = 2ⁿ and the polynomial r² q(r) = eʳ - 1 - r, |r| <= ln 2 / 2:
+//
+//     eˣ - 1     = s (r² q + r) + (s - 1)
+//     eˣ - 1 - x = s r² q + ((s - 1) r + (s - 1 - n ln 2))
+//
+// For n = 0 the second line is r² q alone, which has no cancellation; for n != 0 the result is at least 0.05.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "common/portable.h"
+
+namespace lineavae {
+
+template <class T>
+struct ExpTraits;
+
+template <>
+struct ExpTraits<float> {
+  using Integer = int32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr int kExponentBias = 127;
+  static constexpr float kLog2E = 1.44269504f;
+  // ln 2 in two parts, the first with so few bits that n * kLn2High is exact
+  static constexpr float kLn2High = 0.693145752f;
+  static constexpr float kLn2Low = 1.42860677e-6f;
+  static constexpr float kLn2 = 0.693147182f;
+  // 2ⁿ is a normal number in between; outside φ is linear or infinite
+  static constexpr float kMin = -87.0f;
+  static constexpr float kMax = 88.0f;
+  // (eʳ - 1 - r) / r² on |r| <= ln 2 / 2, minimax, highest power first
+  static constexpr int kTerms = 6;
+  LINEAVAE_HOST_DEVICE static float coefficient(int i) {
+    constexpr float c[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    return c[i];
+  }
+};
+
+template <>
+struct ExpTraits<double> {
+  using Integer = int64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr int kExponentBias = 1023;
+  static constexpr double kLog2E = 1.4426950408889634;
+  static constexpr double kLn2High = 6.93147180369123816490e-01;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLn2 = 0.69314718055994530942;
+  static constexpr double kMin = -708.0;
+  static constexpr double kMax = 709.0;
+  // the Taylor series 1/2! + r/3! + ...; the first term left out is below 1e-17 of the sum
+  static constexpr int kTerms = 13;
+  LINEAVAE_HOST_DEVICE static double coefficient(int i) {
+    constexpr double c[kTerms] = {1.0 / 87178291200.0, 1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0,
+                                  1.0 / 3628800.0,     1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,
+                                  1.0 / 720.0,         1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,
+                                  1.0 / 2.0};
+    return c[i];
+  }
+};
+
+template <class T>
+struct ExpParts {
+  T clamped, n, r, scale, tail;  // eˣ = scale * (1 + r + tail) with tail = eʳ - 1 - r
+};
+
+template <class T>
+LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
+  using Traits = ExpTraits<T>;
+  using Integer = typename Traits::Integer;
+  T clamped = x < Traits::kMin ? Traits::kMin : x;
+  clamped = clamped > Traits::kMax ? Traits::kMax : clamped;
+  const T n = round_to_even(clamped * Traits::kLog2E);
+  const T r = (clamped - n * Traits::kLn2High) - n * Traits::kLn2Low;
+  T q = Traits::coefficient(0);
+  for (int i = 1; i < Traits::kTerms; ++i) q = q * r + Traits::coefficient(i);
+  const Integer bits = (static_cast<Integer>(n) + Traits::kExponentBias) << Traits::kMantissaBits;
+  T scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return {clamped, n, r, scale, q * r * r};
+}
+
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
+  using Traits = ExpTraits<T>;
+  const ExpParts<T> e = exp_parts(x);
+  const T excess = e.scale - T(1);
+  const T offset = excess - e.n * Traits::kLn2;
+  const T value = e.scale * e.tail + (excess * e.r + offset);
+  // below kMin the function is -1 - x, so what the clamp cut off is added back
+  return x > Traits::kMax ? std::numeric_limits<T>::infinity() : value + (e.clamped - x);
+}
+
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1(T x) {
+  const ExpParts<T> e = exp_parts(x);
+  const T value = e.scale * (e.tail + e.r) + (e.scale - T(1));
+  return x > ExpTraits<T>::kMax ? std::numeric_limits<T>::infinity() : value;
+}
+
+}  // namespace lineavae

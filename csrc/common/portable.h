@@ -1,0 +1,19 @@
+// The few words that let one header compile for the CPU and for the GPU.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define LINEAVAE_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define LINEAVAE_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace lineavae {
+
+LINEAVAE_HOST_DEVICE float round_to_even(float x) { return rintf(x); }
+LINEAVAE_HOST_DEVICE double round_to_even(double x) { return rint(x); }
+
+constexpr double kLog2Pi = 1.8378770664093454836;
+
+}  // namespace lineavae

@@ -1,0 +1,96 @@
+// Tensors at the edge of an operator: shape checks, allocation, and products through torch.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace lineavae {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string to_string(std::initializer_list<int64_t> shape) {
+  std::ostringstream text;
+  text << '(';
+  const char* separator = "";
+  for (const int64_t size : shape) {
+    text << separator << size;
+    separator = ", ";
+  }
+  text << ')';
+  return text.str();
+}
+
+// The public Python functions have told the user what was wrong already; these checks keep memory safe.
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (const int64_t size : shape) equal = equal && tensor.size(i++) == size;
+  STD_TORCH_CHECK(equal, op, ": ", name, " must have shape ", to_string(shape));
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype");
+  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(), op,
+                  ": ", name, " is on another device");
+}
+
+inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(shape));
+}
+
+inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like, ScalarType dtype) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(shape), dtype);
+}
+
+// The scalar types of torch and of the kernels have the same layout.
+template <class T>
+const T* input(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* output(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, -2, -1); }
+
+// (M, n, k) x (M, k, m) -> (M, n, m), contiguous, through torch's bmm; a first dimension of 1 is shared. (bmm is as fast as
+// mm for one model.)
+inline Tensor product(const Tensor& left, const Tensor& right) {
+  if (left.size(0) != right.size(0)) return torch::stable::contiguous(torch::stable::matmul(left, right));
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};
+  STD_TORCH_CHECK(torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_TARGET_VERSION) == 0, "bmm failed");
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// (M, n, k) x (M, k) -> (M, n)
+inline Tensor product_with_vector(const Tensor& matrices, const Tensor& vectors) {
+  return torch::stable::squeeze(product(matrices, torch::stable::unsqueeze(vectors, -1)), -1);
+}
+
+// Calls f<T>(): one template argument for the dtypes that products exist in.
+template <class F>
+void dispatch_floating(const char* op, const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      f.template operator()<float>();
+      break;
+    case ScalarType::Double:
+      f.template operator()<double>();
+      break;
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float32 or float64");
+  }
+}
+
+}  // namespace lineavae

@@ -1,0 +1,93 @@
+// Schemas and shape rules of gaussian_kl and gaussian_kl_per_dimension, once for both devices.
+#include "ops/gaussian_kl.h"
+
+#include "common/backend.h"
+
+namespace lineavae {
+namespace {
+
+// Calls f<T>() with the kernel's scalar type.
+template <class F>
+void dispatch(const char* op, const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      f.template operator()<Float16>();
+      break;
+    case ScalarType::BFloat16:
+      f.template operator()<BFloat16>();
+      break;
+    default:
+      dispatch_floating(op, tensor, f);
+  }
+}
+
+ScalarType value_dtype(const Tensor& mean) {
+  return mean.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor empty_value(Reduction reduction, const Tensor& mean) {
+  return reduction == Reduction::kRow ? empty({mean.size(0)}, mean, value_dtype(mean))
+                                      : empty({mean.size(0), mean.size(1)}, mean, value_dtype(mean));
+}
+
+void check(const char* op, const Tensor& mean, const Tensor& logvar) {
+  STD_TORCH_CHECK(mean.dim() == 2, op, ": mean must have shape (N, K)");
+  check_shape(op, "logvar", logvar, {mean.size(0), mean.size(1)});
+  check_like(op, "logvar", logvar, mean);
+}
+
+template <Reduction R, class Device>
+Tensor forward(const Tensor& mean, const Tensor& logvar) {
+  constexpr const char* kOp = R == Reduction::kRow ? "gaussian_kl" : "gaussian_kl_per_dimension";
+  check(kOp, mean, logvar);
+  const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
+  Tensor kl = empty_value(R, mean);
+  const Backend<Device> backend(mean);
+  dispatch(kOp, mean, [&]<class T>() {
+    gaussian_kl<R>(backend.device(), GaussianKL<T>{m.size(0), m.size(1), input<T>(m), input<T>(t),
+                                                   output<accumulate_t<T>>(kl)});
+  });
+  return kl;
+}
+
+template <Reduction R, class Device>
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& mean, const Tensor& logvar) {
+  constexpr const char* kOp = R == Reduction::kRow ? "gaussian_kl_backward" : "gaussian_kl_per_dimension_backward";
+  check(kOp, mean, logvar);
+  if (R == Reduction::kRow) {
+    check_shape(kOp, "grad", grad, {mean.size(0)});
+  } else {
+    check_shape(kOp, "grad", grad, {mean.size(0), mean.size(1)});
+  }
+  STD_TORCH_CHECK(grad.scalar_type() == value_dtype(mean), kOp, ": grad must have the dtype of the value");
+  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
+  Tensor grad_mean = empty({m.size(0), m.size(1)}, mean), grad_logvar = empty({m.size(0), m.size(1)}, mean);
+  const Backend<Device> backend(mean);
+  dispatch(kOp, mean, [&]<class T>() {
+    gaussian_kl_backward<R>(backend.device(),
+                            GaussianKLBackward<T>{m.size(0), m.size(1), input<accumulate_t<T>>(g), input<T>(m),
+                                                  input<T>(t), output<T>(grad_mean), output<T>(grad_logvar)});
+  });
+  return {grad_mean, grad_logvar};
+}
+
+template <class Device>
+void implement(Library& library) {
+  library.impl("gaussian_kl", TORCH_BOX((&forward<Reduction::kRow, Device>)));
+  library.impl("gaussian_kl_backward", TORCH_BOX((&backward<Reduction::kRow, Device>)));
+  library.impl("gaussian_kl_per_dimension", TORCH_BOX((&forward<Reduction::kNone, Device>)));
+  library.impl("gaussian_kl_per_dimension_backward", TORCH_BOX((&backward<Reduction::kNone, Device>)));
+}
+
+}  // namespace
+}  // namespace lineavae
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lineavae, library) {
+  library.def("gaussian_kl(Tensor mean, Tensor logvar) -> Tensor");
+  library.def("gaussian_kl_backward(Tensor grad, Tensor mean, Tensor logvar) -> (Tensor, Tensor)");
+  library.def("gaussian_kl_per_dimension(Tensor mean, Tensor logvar) -> Tensor");
+  library.def("gaussian_kl_per_dimension_backward(Tensor grad, Tensor mean, Tensor logvar) -> (Tensor, Tensor)");
+}
+
+LINEAVAE_IMPLEMENT(implement)

@@ -1,0 +1,132 @@
+// linear_vae_elbo on tensors: x (M or 1, N, D). The products go through torch, everything between them through the
+// kernels of linear_vae_elbo.h.
+#include "ops/linear_vae_elbo.h"
+
+#include <tuple>
+
+#include "common/backend.h"
+
+namespace lineavae {
+namespace {
+
+constexpr const char* kOp = "linear_vae_elbo";
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// -> elbo, distortion, centred, code, residual, column_norms
+template <class Device>
+Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& encoder_, const Tensor& mu_,
+                const Tensor& log_d_, const Tensor& log_sigma2_, const Tensor& beta_) {
+  using torch::stable::contiguous;
+  STD_TORCH_CHECK(weight_.dim() == 3 && x_.dim() == 3, kOp, ": x must have shape (M, N, D), weight (M, D, K)");
+  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = x_.size(1);
+  check_shape(kOp, "x", x_, {x_.size(0) == 1 ? 1 : M, N, D});
+  check_shape(kOp, "encoder", encoder_, {M, K, D});
+  check_shape(kOp, "mu", mu_, {M, D});
+  check_shape(kOp, "log_d", log_d_, {M, K});
+  check_shape(kOp, "log_sigma2", log_sigma2_, {M});
+  check_shape(kOp, "beta", beta_, {M});
+  for (const Tensor* tensor : {&x_, &encoder_, &mu_, &log_d_, &log_sigma2_, &beta_}) {
+    check_like(kOp, "an argument", *tensor, weight_);
+  }
+  const Tensor x = contiguous(x_), weight = contiguous(weight_), encoder = contiguous(encoder_), mu = contiguous(mu_);
+  const Tensor log_d = contiguous(log_d_), log_sigma2 = contiguous(log_sigma2_), beta = contiguous(beta_);
+  const Backend<Device> backend(weight);
+  Tensor centred = empty({M, N, D}, x), norms = empty({M, K}, x);
+  dispatch_floating(kOp, x, [&]<class T>() {
+    centre(backend.device(),
+           CentreArguments<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(mu), output<T>(centred)});
+    column_norms(backend.device(), ColumnNormArguments<T>{M, D, K, input<T>(weight), output<T>(norms)});
+  });
+  Tensor code = product(centred, transposed(encoder));
+  Tensor errors = product(code, transposed(weight));
+  Tensor elbo = empty({M, N}, x), distortion = empty({M, N}, x);
+  dispatch_floating(kOp, x, [&]<class T>() {
+    residual(backend.device(),
+             ResidualArguments<T>{M, N, D, K, input<T>(centred), input<T>(code), input<T>(norms), input<T>(log_d),
+                                  input<T>(log_sigma2), input<T>(beta), output<T>(errors), output<T>(distortion),
+                                  output<T>(elbo)});
+  });
+  return {elbo, distortion, centred, code, errors, norms};
+}
+
+// -> grad_code, grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2
+template <class Device>
+Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encoder_, const Tensor& log_d_,
+                 const Tensor& log_sigma2_, const Tensor& beta_, const Tensor& distortion_, const Tensor& centred_,
+                 const Tensor& code_, const Tensor& residual_, const Tensor& column_norms_) {
+  using torch::stable::contiguous;
+  STD_TORCH_CHECK(weight_.dim() == 3 && centred_.dim() == 3, kOp, ": weight must have shape (M, D, K)");
+  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = centred_.size(1);
+  check_shape(kOp, "grad", grad_, {M, N});
+  check_shape(kOp, "encoder", encoder_, {M, K, D});
+  check_shape(kOp, "log_d", log_d_, {M, K});
+  check_shape(kOp, "log_sigma2", log_sigma2_, {M});
+  check_shape(kOp, "beta", beta_, {M});
+  check_shape(kOp, "distortion", distortion_, {M, N});
+  check_shape(kOp, "centred", centred_, {M, N, D});
+  check_shape(kOp, "code", code_, {M, N, K});
+  check_shape(kOp, "residual", residual_, {M, N, D});
+  check_shape(kOp, "column_norms", column_norms_, {M, K});
+  for (const Tensor* tensor : {&grad_, &encoder_, &log_d_, &log_sigma2_, &beta_, &distortion_, &centred_, &code_,
+                               &residual_, &column_norms_}) {
+    check_like(kOp, "an argument", *tensor, weight_);
+  }
+  const Tensor grad = contiguous(grad_), weight = contiguous(weight_), encoder = contiguous(encoder_);
+  const Tensor log_d = contiguous(log_d_), log_sigma2 = contiguous(log_sigma2_), beta = contiguous(beta_);
+  const Tensor distortion = contiguous(distortion_), centred = contiguous(centred_), code = contiguous(code_);
+  const Tensor residual = contiguous(residual_), norms = contiguous(column_norms_);
+  const Backend<Device> backend(weight);
+  Tensor grad_code = product(residual, weight), scaled_code = empty({M, N, K}, weight);
+  dispatch_floating(kOp, weight, [&]<class T>() {
+    code_gradients(backend.device(),
+                   CodeGradients<T>{M, N, K, input<T>(grad), input<T>(log_sigma2), input<T>(beta), input<T>(code),
+                                    output<T>(grad_code), output<T>(scaled_code)});
+  });
+  Tensor grad_weight = product(transposed(residual), scaled_code);
+  Tensor grad_encoder = product(transposed(grad_code), centred);
+  const Tensor residual_sum = product_with_vector(transposed(residual), grad);
+  const Tensor residual_pull = product_with_vector(transposed(weight), residual_sum);
+  const Tensor code_sum = product_with_vector(transposed(code), grad);
+  Tensor weight_scale = empty({M, K}, weight), encoder_pull = empty({M, K}, weight);
+  Tensor grad_log_d = empty({M, K}, weight), grad_log_sigma2 = empty({M}, weight);
+  dispatch_floating(kOp, weight, [&]<class T>() {
+    sample_sums(backend.device(),
+                SampleSums<T>{M, N, K, static_cast<double>(D), input<T>(grad), input<T>(distortion), input<T>(log_d),
+                              input<T>(log_sigma2), input<T>(beta), input<T>(norms), input<T>(residual_pull),
+                              input<T>(code_sum), output<T>(weight_scale), output<T>(encoder_pull),
+                              output<T>(grad_log_d), output<T>(grad_log_sigma2)});
+  });
+  const Tensor pulled = product_with_vector(transposed(encoder), encoder_pull);
+  Tensor grad_mu = empty({M, D}, weight);
+  dispatch_floating(kOp, weight, [&]<class T>() {
+    decoder_gradients(backend.device(),
+                      DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<T>(weight_scale),
+                                          input<T>(residual_sum), input<T>(pulled), output<T>(grad_weight),
+                                          output<T>(grad_mu)});
+  });
+  return {grad_code, grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};
+}
+
+template <class Device>
+void implement(Library& library) {
+  library.impl("linear_vae_elbo", TORCH_BOX(&forward<Device>));
+  library.impl("linear_vae_elbo_backward", TORCH_BOX(&backward<Device>));
+}
+
+}  // namespace
+}  // namespace lineavae
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lineavae, library) {
+  library.def(
+      "linear_vae_elbo(Tensor x, Tensor weight, Tensor encoder, Tensor mu, Tensor log_d, Tensor log_sigma2, "
+      "Tensor beta) -> (Tensor elbo, Tensor distortion, Tensor centred, Tensor code, Tensor residual, "
+      "Tensor column_norms)");
+  library.def(
+      "linear_vae_elbo_backward(Tensor grad, Tensor weight, Tensor encoder, Tensor log_d, Tensor log_sigma2, "
+      "Tensor beta, Tensor distortion, Tensor centred, Tensor code, Tensor residual, Tensor column_norms) -> "
+      "(Tensor grad_code, Tensor grad_weight, Tensor grad_encoder, Tensor grad_mu, Tensor grad_log_d, "
+      "Tensor grad_log_sigma2)");
+}
+
+LINEAVAE_IMPLEMENT(implement)

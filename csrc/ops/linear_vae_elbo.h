@@ -1,0 +1,114 @@
+// Analytic ELBO of the linear VAE per sample: what is fused around the matrix products.
+//
+// For each model, with r_n = x_n - μ, h_n = V r_n and e_n = r_n - W h_n:
+//
+//   T_n      = ‖e_n‖² + Σ_k d_k ‖w_k‖²
+//   ELBO_n   = -T_n / (2σ²) - (D/2) log(2πσ²) - (β/2) (Σ_k φ(log d_k) + ‖h_n‖²)
+//
+// Gradients, g_n the ones that come in, G = Σ_n g_n:
+//
+//   dh_n   = g_n (Wᵀe_n / σ² - β h_n)          u  = Wᵀ(Σ_n g_n e_n) / σ² - β Σ_n g_n h_n  ( = Σ_n dh_n )
+//   dW     = Σ_n e_n (g_n h_n)ᵀ / σ² - G W diag(d) / σ²
+//   dV     = Σ_n dh_n r_nᵀ                     dμ = Σ_n g_n e_n / σ² - Vᵀu
+//   dx_n   = Vᵀdh_n - g_n e_n / σ²
+//   dlog d = -½ G (β (d - 1) + d ‖w‖² / σ²)    dlog σ² = ½ (Σ_n g_n T_n / σ² - G D)
+//
+// All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
+#pragma once
+
+#include <cstdint>
+
+#include "common/device.h"
+#include "common/expm1.h"
+
+namespace lineavae {
+
+template <class T>
+struct CentreArguments {
+  int64_t models, samples, features;
+  bool shared;   // one x for all models
+  const T* x;    // (models or 1, N, D)
+  const T* mu;   // (models, D)
+  T* centred;    // (models, N, D): r
+};
+
+template <class T>
+struct ColumnNormArguments {
+  int64_t models, features, latents;
+  const T* weight;   // (models, D, K)
+  T* column_norms;   // (models, K): ‖w_k‖²
+};
+
+template <class T>
+struct ResidualArguments {
+  int64_t models, samples, features, latents;
+  const T* centred;       // (models, N, D): r
+  const T* code;          // (models, N, K): h
+  const T* column_norms;  // (models, K)
+  const T* log_d;         // (models, K)
+  const T* log_sigma2;    // (models)
+  const T* beta;          // (models)
+  T* residual;            // (models, N, D): W h in, e out
+  T* distortion;          // (models, N): T
+  T* elbo;                // (models, N)
+};
+
+template <class T>
+struct CodeGradients {
+  int64_t models, samples, latents;
+  const T* grad;        // (models, N)
+  const T* log_sigma2;  // (models)
+  const T* beta;        // (models)
+  const T* code;        // (models, N, K): h
+  T* grad_code;         // (models, N, K): Wᵀe in, dh out
+  T* scaled_code;       // (models, N, K): g h / σ²
+};
+
+template <class T>
+struct SampleSums {
+  int64_t models, samples, latents;
+  double num_features;
+  const T* grad;           // (models, N)
+  const T* distortion;     // (models, N): T
+  const T* log_d;          // (models, K)
+  const T* log_sigma2;     // (models)
+  const T* beta;           // (models)
+  const T* column_norms;   // (models, K)
+  const T* residual_pull;  // (models, K): Wᵀ Σ g e
+  const T* code_sum;       // (models, K): Σ g h
+  T* weight_scale;         // (models, K): G d / σ²
+  T* encoder_pull;         // (models, K): u
+  T* grad_log_d;           // (models, K)
+  T* grad_log_sigma2;      // (models)
+};
+
+template <class T>
+struct DecoderGradients {
+  int64_t models, features, latents;
+  const T* log_sigma2;    // (models)
+  const T* weight;        // (models, D, K)
+  const T* weight_scale;  // (models, K): G d / σ²
+  const T* residual_sum;  // (models, D): Σ g e
+  const T* pulled;        // (models, D): Vᵀu
+  T* grad_weight;         // (models, D, K): Σ e (g h)ᵀ / σ² in, dW out
+  T* grad_mu;             // (models, D)
+};
+
+#define LINEAVAE_DECLARE(Device)                          \
+  template <class T>                                      \
+  void centre(Device, const CentreArguments<T>&);         \
+  template <class T>                                      \
+  void column_norms(Device, const ColumnNormArguments<T>&); \
+  template <class T>                                      \
+  void residual(Device, const ResidualArguments<T>&);     \
+  template <class T>                                      \
+  void code_gradients(Device, const CodeGradients<T>&);   \
+  template <class T>                                      \
+  void sample_sums(Device, const SampleSums<T>&);         \
+  template <class T>                                      \
+  void decoder_gradients(Device, const DecoderGradients<T>&);
+LINEAVAE_DECLARE(Cpu)
+LINEAVAE_DECLARE(Cuda)
+#undef LINEAVAE_DECLARE
+
+}  // namespace lineavae

@@ -1,0 +1,39 @@
+"""The only file that loads the native module ``_C`` and knows what it holds."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+import torch  # libtorch must be in the process before the module that links against it
+
+
+@cache
+def load() -> ModuleType:
+    """Load ``lineavae._C``, which registers the operators under ``torch.ops.lineavae``."""
+    try:
+        return importlib.import_module("lineavae._C")
+    except ImportError as error:
+        raise ImportError(
+            f"lineavae's native module could not be loaded into torch {torch.__version__}: {error}. "
+            "Reinstall with `pip install --force-reinstall --no-deps lineavae`; "
+            "`python -m lineavae diagnose` prints what is installed."
+        ) from error
+
+
+@cache
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether the native module has a kernel of ``torch.ops.lineavae.<op>`` for this type of device."""
+    load()
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"lineavae::{op}", key)
+
+
+OPS = (
+    "gaussian_kl",
+    "gaussian_kl_per_dimension",
+    "linear_vae_elbo",
+    "linear_vae_elbo_from_moments",
+    "linear_vae_elbo_from_factor",
+)

@@ -1,0 +1,18 @@
+"""The operators: loss terms as differentiable functions with native CPU and CUDA kernels.
+
+Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.func.vmap`` and autocast, and is
+twice differentiable. Half-precision inputs give float32 results and half-precision gradients.
+"""
+
+from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
+from lineavae.ops.linear_vae_elbo import linear_vae_elbo
+from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
+from lineavae.ops.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+
+__all__ = [
+    "gaussian_kl",
+    "gaussian_kl_per_dimension",
+    "linear_vae_elbo",
+    "linear_vae_elbo_from_factor",
+    "linear_vae_elbo_from_moments",
+]

@@ -1,0 +1,120 @@
+"""What users may pass: the checks that every public operator shares, and the choice of its implementation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lineavae import _ext
+
+_HALF = (torch.bfloat16, torch.float16)
+_FLOATING = (torch.float64, torch.float32, *_HALF)
+
+
+def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor]:
+    """Check that the arguments are floating tensors of one dtype on one device; float32 under autocast."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _FLOATING:
+            raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}"
+            )
+    values = list(tensors.values())
+    if torch.is_autocast_enabled(first.device.type):
+        values = [widen(tensor) for tensor in values]
+    for name, tensor in zip(tensors, values, strict=True):
+        if tensor.dtype != values[0].dtype:
+            raise TypeError(
+                f"{op}: {name} must have the dtype of {first_name}, {values[0].dtype}, got {tensor.dtype}"
+            )
+        if check_finite:
+            _check_finite(op, name, tensor)
+    return values
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Half precision to float32; anything else as it is."""
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _check_finite(op: str, name: str, tensor: Tensor) -> None:
+    finite = tensor.isfinite()
+    if not finite.all():
+        index = tuple((~finite).nonzero()[0].tolist())
+        raise FloatingPointError(f"{op}: {name} must be finite, got {tensor[index].item()} at index {index}")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> None:
+    """Check the trailing dimensions of ``tensor`` against ``core``, a symbol -> size mapping."""
+    sizes = tuple(core.values())
+    if tensor.ndim < len(sizes) or tuple(tensor.shape[tensor.ndim - len(sizes) :]) != sizes:
+        symbols = ", ".join(core)
+        expected = ", ".join(f"{symbol}={size}" for symbol, size in core.items())
+        raise ValueError(
+            f"{op}: {name} must have shape (*models, {symbols}) with {expected}, got {tuple(tensor.shape)}"
+        )
+
+
+def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
+    """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0 or a tensor without gradient."""
+    if isinstance(beta, Tensor):
+        if beta.requires_grad:
+            raise ValueError(f"{op}: beta must not require grad: it is a weight, not a parameter")
+        if beta.device != like.device and beta.ndim > 0:
+            raise ValueError(f"{op}: beta must be on device {like.device}, got {beta.device}")
+        return beta.to(like)
+    if isinstance(beta, bool) or not isinstance(beta, int | float):
+        raise TypeError(f"{op}: beta must be a number or a tensor, got {type(beta).__name__}")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}")
+    return like.new_full((), beta)
+
+
+def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
+    """Broadcast the leading dimensions, over models, of all arguments."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"{op}: the leading dimensions over models must broadcast, got {got}") from None
+
+
+def flatten_models(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
+    """(*models, *core) -> (M, *core), expanding what is shared."""
+    if not models:
+        return tensor.unsqueeze(0)
+    core = tensor.shape[tensor.ndim - num_core :]
+    return tensor.expand((*models, *core)).reshape((models.numel(), *core))
+
+
+def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
+    """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
+    own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
+    return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+
+
+def has_native(op: str, device: torch.device) -> bool:
+    """Whether the op has a native kernel on this device; where not, say once that the reference runs."""
+    if _ext.has_kernel(op, device.type):
+        return True
+    _warn_reference(op, device.type)
+    return False
+
+
+@cache
+def _warn_reference(op: str, device_type: str) -> None:
+    warnings.warn(
+        f"lineavae: {op} has no native kernel for {device_type} in this build; its plain PyTorch reference "
+        "runs instead. `python -m lineavae diagnose` tells why.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

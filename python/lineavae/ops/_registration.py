@@ -1,0 +1,68 @@
+"""What every raw operator carries besides its kernels: a vmap rule and float32 autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
+    """Register vmap and autocast for ``torch.ops.lineavae.<op>``.
+
+    Raw operators act independently along the first dimension of their tensors, and vmap folds its own dimension
+    into that one. The arguments at the positions ``shared`` may have size 1 there; one that vmap does not batch
+    then stays as it is instead of being repeated.
+    """
+    overload = getattr(torch.ops.lineavae, op).default
+
+    def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        folded = [
+            _fold(arg, dim, batch, keep_one=i in shared) if isinstance(arg, Tensor) else arg
+            for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True))
+        ]
+        outputs = overload(*folded)
+        if isinstance(outputs, Tensor):
+            return _unfold(outputs, batch), 0
+        return tuple(_unfold(output, batch) for output in outputs), (0,) * len(outputs)
+
+    torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
+    for device in _AUTOCAST_DEVICES:
+        torch.library.register_autocast(f"lineavae::{op}", device, torch.float32)
+
+
+def _fold(tensor: Tensor, dim: int | None, batch: int, keep_one: bool) -> Tensor:
+    if dim is not None:
+        tensor = tensor.movedim(dim, 0)
+    elif keep_one and tensor.shape[0] == 1:
+        return tensor
+    else:
+        tensor = tensor.expand(batch, *tensor.shape)
+    return tensor.flatten(0, 1)
+
+
+def _unfold(tensor: Tensor, batch: int) -> Tensor:
+    return tensor.unflatten(0, (batch, tensor.shape[0] // batch))
+
+
+def second_order(
+    function: Any, grad_output: Tensor, inputs: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    """Pull ``upstream`` back through the gradient of ``function``, by differentiating its reference twice.
+
+    The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too. Returns
+    the gradients with respect to ``grad_output`` and each input.
+    """
+
+    def gradient(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(function, *inputs)[1](grad_output)
+
+    cotangents = tuple(
+        torch.zeros_like(tensor) if grad is None else grad
+        for tensor, grad in zip(inputs, upstream, strict=True)
+    )
+    return torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)

@@ -1,0 +1,209 @@
+"""What the ELBO from moments and the ELBO from a factor share: everything but the form of the covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lineavae import _ext
+from lineavae.ops._arguments import (
+    broadcast_models,
+    check_beta,
+    check_shape,
+    check_tensors,
+    flatten_models,
+    flatten_shared,
+    has_native,
+    widen,
+)
+from lineavae.ops._registration import register_rules, second_order
+
+_ext.load()
+
+
+def statistics_elbo(
+    op: str,
+    function: type[Function],
+    formula: Callable[..., Tensor],
+    covariance_name: str,
+    covariance: Tensor,
+    sample_mean: Tensor,
+    weight: Tensor,
+    encoder: Tensor,
+    mu: Tensor,
+    log_d: Tensor,
+    log_sigma2: Tensor,
+    beta: Tensor | float,
+    num_features: int | None,
+    check_finite: bool,
+) -> Tensor:
+    """Check the arguments of ``op``, whose covariance argument has the given name and any rank, and run it."""
+    named = {"sample_mean": sample_mean, covariance_name: covariance}
+    named |= {"weight": weight, "encoder": encoder, "mu": mu, "log_d": log_d, "log_sigma2": log_sigma2}
+    checked = check_tensors(op, check_finite, **named)
+    for name in ("sample_mean", covariance_name):
+        if named[name].requires_grad:
+            raise ValueError(f"{op}: {name} must not require grad: statistics of the data carry no gradient")
+    sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2 = map(widen, checked)
+    if sample_mean.ndim < 1:
+        raise ValueError(f"{op}: sample_mean must have shape (*models, D), got ()")
+    if weight.ndim < 2:
+        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
+    features, latent_dim = sample_mean.shape[-1], weight.shape[-1]
+    covariance_rank = _check_covariance(op, covariance_name, covariance, sample_mean)
+    check_shape(op, "weight", weight, {"D": features, "K": latent_dim})
+    check_shape(op, "encoder", encoder, {"K": latent_dim, "D": features})
+    check_shape(op, "mu", mu, {"D": features})
+    check_shape(op, "log_d", log_d, {"K": latent_dim})
+    beta = check_beta(op, beta, like=weight)
+    if num_features is None:
+        num_features = features
+    elif num_features < features:
+        raise ValueError(f"{op}: num_features must be at least the D={features} given, got {num_features}")
+    models = broadcast_models(
+        op,
+        {
+            "sample_mean": sample_mean.shape[:-1],
+            covariance_name: covariance.shape[: covariance.ndim - covariance_rank],
+            "weight": weight.shape[:-2],
+            "encoder": encoder.shape[:-2],
+            "mu": mu.shape[:-1],
+            "log_d": log_d.shape[:-1],
+            "log_sigma2": log_sigma2.shape,
+            "beta": beta.shape,
+        },
+    )
+    if not has_native(op, weight.device):
+        return formula(sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features)
+    elbo: Tensor = function.apply(
+        num_features,
+        flatten_shared(sample_mean, models, 1),
+        flatten_shared(covariance, models, covariance_rank),
+        flatten_models(weight, models, 2),
+        flatten_models(encoder, models, 2),
+        flatten_models(mu, models, 1),
+        flatten_models(log_d, models, 1),
+        flatten_models(log_sigma2, models, 0),
+        flatten_models(beta, models, 0),
+    )[0]
+    return elbo.reshape(models)
+
+
+def _check_covariance(op: str, name: str, covariance: Tensor, sample_mean: Tensor) -> int:
+    """Check the covariance or its factor against sample_mean; return its number of dimensions per model."""
+    features = sample_mean.shape[-1]
+    if name == "covariance":
+        check_shape(op, name, covariance, {"D": features, "D'": features})
+        return 2
+    if covariance.ndim == sample_mean.ndim:
+        check_shape(op, name, covariance, {"D": features})
+        return 1
+    if covariance.ndim != sample_mean.ndim + 1 or covariance.shape[-2] != features:
+        raise ValueError(
+            f"{op}: {name} must have shape (*models, D, r), or (*models, D) for a diagonal one, with the "
+            f"models of sample_mean and D={features}, got {tuple(covariance.shape)}"
+        )
+    return 2
+
+
+def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
+    """Register the raw op and make its Function, whose backward is a Function over ``<op>_backward``."""
+    forward_op = getattr(torch.ops.lineavae, op)
+    backward_op = getattr(torch.ops.lineavae, f"{op}_backward")
+
+    class Backward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(num_features: int, grad: Tensor, *saved: Tensor) -> Any:
+            return backward_op(grad, *saved, num_features)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            num_features, grad, *saved = inputs
+            ctx.num_features = num_features
+            ctx.num_saved = len(saved)
+            ctx.save_for_backward(grad, *saved[:8])
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+            grad, sample_mean, covariance, *parameters, beta = ctx.saved_tensors
+
+            def elbo(*parameters: Tensor) -> Tensor:
+                return formula(sample_mean, covariance, *parameters, beta, ctx.num_features)
+
+            grad_grad, *grad_parameters = second_order(elbo, grad, tuple(parameters), upstream)
+            return None, grad_grad, None, None, *grad_parameters, *(None,) * (ctx.num_saved - 7)
+
+    class Forward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(num_features: int, *inputs: Tensor) -> Any:
+            return forward_op(*inputs, num_features)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.num_features = inputs[0]
+            ctx.save_for_backward(*inputs[1:], *output[1:])
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
+            if any(ctx.needs_input_grad[1:3]):
+                raise ValueError(f"{op}: statistics of the data carry no gradient")
+            if grad is None:
+                return (None,) * 9
+            gradients = Backward.apply(ctx.num_features, grad, *ctx.saved_tensors)
+            return None, None, None, *gradients, None
+
+    _register(op)
+    return Forward
+
+
+def _register(op: str) -> None:
+    @torch.library.register_fake(f"lineavae::{op}")
+    def forward(
+        sample_mean: Tensor,
+        covariance: Tensor,
+        weight: Tensor,
+        encoder: Tensor,
+        mu: Tensor,
+        log_d: Tensor,
+        log_sigma2: Tensor,
+        beta: Tensor,
+        num_features: int,
+    ) -> tuple[Tensor, ...]:
+        models, features, latent_dim = weight.shape
+        return (
+            weight.new_empty(models),
+            weight.new_empty(models),
+            weight.new_empty(models, features),
+            weight.new_empty(models, latent_dim),
+            weight.new_empty(models, features, latent_dim),
+            weight.new_empty(models, latent_dim, latent_dim),
+            weight.new_empty(models, latent_dim, latent_dim),
+        )
+
+    @torch.library.register_fake(f"lineavae::{op}_backward")
+    def backward(
+        grad: Tensor,
+        sample_mean: Tensor,
+        covariance: Tensor,
+        weight: Tensor,
+        encoder: Tensor,
+        mu: Tensor,
+        log_d: Tensor,
+        log_sigma2: Tensor,
+        *saved: Any,
+    ) -> tuple[Tensor, ...]:
+        return tuple(weight.new_empty(p.shape) for p in (weight, encoder, mu, log_d, log_sigma2))
+
+    register_rules(op, shared=(0, 1))
+    register_rules(f"{op}_backward", shared=(1, 2))

@@ -1,0 +1,188 @@
+"""KL divergence of diagonal Gaussian posteriors to the standard normal prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lineavae import _ext, reference
+from lineavae.ops._arguments import check_tensors, has_native, widen
+from lineavae.ops._registration import register_rules, second_order
+
+_ext.load()
+_raw = torch.ops.lineavae
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, I)) of each posterior, in nats.
+
+    ½ Σ_j (m_j² + v_j - log v_j - 1), each term free of cancellation: exactly 0 at the prior, and accurate to
+    rounding however close to it.
+
+    Parameters
+    ----------
+    mean, logvar
+        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+    check_finite
+        Raise at the first NaN or infinity of an argument instead of propagating it.
+
+    Returns
+    -------
+    Tensor
+        (...), float64 for float64 inputs and float32 for all others.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor, or of another dtype.
+    ValueError
+        The shapes or devices differ.
+    FloatingPointError
+        With ``check_finite``: an argument has a NaN or an infinity; the index is named.
+
+    Notes
+    -----
+    The KL term of the ELBO in section 3.1 of Lucas et al. (2019). One kernel forward, one backward.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import gaussian_kl
+    >>> gaussian_kl(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
+    tensor([0.5000, 0.0000])
+    """
+    mean, logvar = _check("gaussian_kl", mean, logvar, check_finite)
+    if not has_native("gaussian_kl", mean.device):
+        return _widened(reference.gaussian_kl)(mean, logvar)
+    rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar))
+    return rows.reshape(mean.shape[:-1])
+
+
+def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
+    """KL(N(mean_j, exp(logvar_j)) || N(0, 1)) of each latent of each posterior, in nats.
+
+    ½ (m² + v - log v - 1), free of cancellation: exactly 0 at the prior, and accurate to rounding however close
+    to it.
+
+    Parameters
+    ----------
+    mean, logvar
+        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+    check_finite
+        Raise at the first NaN or infinity of an argument instead of propagating it.
+
+    Returns
+    -------
+    Tensor
+        (..., K), float64 for float64 inputs and float32 for all others.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor, or of another dtype.
+    ValueError
+        The shapes or devices differ.
+    FloatingPointError
+        With ``check_finite``: an argument has a NaN or an infinity; the index is named.
+
+    Notes
+    -----
+    The quantity that the (ε, δ)-collapse of section 6.2 of Lucas et al. (2019) is defined on. One kernel forward,
+    one backward.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import gaussian_kl_per_dimension
+    >>> gaussian_kl_per_dimension(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor([[0.5000, 0.0000]])
+    """
+    mean, logvar = _check("gaussian_kl_per_dimension", mean, logvar, check_finite)
+    if not has_native("gaussian_kl_per_dimension", mean.device):
+        return _widened(reference.gaussian_kl_per_dimension)(mean, logvar)
+    rows: Tensor = _GaussianKLPerDimension.apply(_as_rows(mean), _as_rows(logvar))
+    return rows.reshape(mean.shape)
+
+
+def _check(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
+    checked = check_tensors(op, check_finite, mean=mean, logvar=logvar)
+    if mean.ndim == 0:
+        raise ValueError(f"{op}: mean must have at least one dimension, the latents, got shape ()")
+    if mean.shape != logvar.shape:
+        raise ValueError(
+            f"{op}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
+        )
+    return checked
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def _widened(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda mean, logvar: formula(widen(mean), widen(logvar))
+
+
+def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> type[Function]:
+    """Make the Function of ``op`` whose backward is itself a Function, over the raw ``<op>_backward``."""
+    forward_op = getattr(_raw, op)
+    backward_op = getattr(_raw, f"{op}_backward")
+
+    class Backward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(grad: Tensor, mean: Tensor, logvar: Tensor) -> Any:
+            return backward_op(grad, mean, logvar)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Tensor) -> Any:
+            grad, mean, logvar = ctx.saved_tensors
+            return second_order(_widened(formula), grad, (mean, logvar), upstream)
+
+    class Forward(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(mean: Tensor, logvar: Tensor) -> Any:
+            return forward_op(mean, logvar)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            return Backward.apply(grad, *ctx.saved_tensors)
+
+    return Forward
+
+
+_GaussianKL = _differentiable("gaussian_kl", reference.gaussian_kl)
+_GaussianKLPerDimension = _differentiable("gaussian_kl_per_dimension", reference.gaussian_kl_per_dimension)
+
+
+def _fake(op: str, per_dimension: bool) -> None:
+    @torch.library.register_fake(f"lineavae::{op}")
+    def forward(mean: Tensor, logvar: Tensor) -> Tensor:
+        dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+        return mean.new_empty(mean.shape if per_dimension else mean.shape[:1], dtype=dtype)
+
+    @torch.library.register_fake(f"lineavae::{op}_backward")
+    def backward(grad: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+
+    register_rules(op)
+    register_rules(f"{op}_backward")
+
+
+_fake("gaussian_kl", per_dimension=False)
+_fake("gaussian_kl_per_dimension", per_dimension=True)
