@@ -42,11 +42,11 @@ class Backend<Cuda> {
 
 }  // namespace lineavae
 
-// Registers the implementations of an op's file, given by `template <class Device> void implement(Library&)` in namespace
-// lineavae, for every device that this build has kernels for.
+// Registers the implementations of an op's file, given by `template <class Device> void implement(Library&)` in
+// namespace lineavae, for every device that this build has kernels for.
 #if LINEAVAE_HAS_CUDA
-#define LINEAVAE_IMPLEMENT(implement)                                                                   \
-  STABLE_TORCH_LIBRARY_IMPL(lineavae, CPU, library) { lineavae::implement<lineavae::Cpu>(library); }    \
+#define LINEAVAE_IMPLEMENT(implement)                                                                \
+  STABLE_TORCH_LIBRARY_IMPL(lineavae, CPU, library) { lineavae::implement<lineavae::Cpu>(library); } \
   STABLE_TORCH_LIBRARY_IMPL(lineavae, CUDA, library) { lineavae::implement<lineavae::Cuda>(library); }
 #else
 #define LINEAVAE_IMPLEMENT(implement) \

@@ -31,18 +31,18 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
 
 }  // namespace lineavae
 
-// Defines the CPU kernel `name` for float and double from the template `name_body(arguments, begin, end)`, which works on
-// the indices [begin, end) of `count`; `count` and `cost`, the elements behind one index, are expressions in `a`.
-#define LINEAVAE_CPU_KERNEL(name, Arguments, count, cost)                                             \
-  LINEAVAE_CLONES static void name##_clone(const Arguments<float>& a, int64_t begin, int64_t end) {   \
-    name##_body(a, begin, end);                                                                       \
-  }                                                                                                   \
-  LINEAVAE_CLONES static void name##_clone(const Arguments<double>& a, int64_t begin, int64_t end) {  \
-    name##_body(a, begin, end);                                                                       \
-  }                                                                                                   \
-  template <class T>                                                                                  \
-  void name(Cpu, const Arguments<T>& a) {                                                             \
-    parallel_for(count, cost, [&](int64_t begin, int64_t end) { name##_clone(a, begin, end); });      \
-  }                                                                                                   \
-  template void name(Cpu, const Arguments<float>&);                                                   \
+// Defines the CPU kernel `name` for float and double from the template `name_body(arguments, begin, end)`, which works
+// on the indices [begin, end) of `count`; `count` and `cost`, the elements behind one index, are expressions in `a`.
+#define LINEAVAE_CPU_KERNEL(name, Arguments, count, cost)                                            \
+  LINEAVAE_CLONES static void name##_clone(const Arguments<float>& a, int64_t begin, int64_t end) {  \
+    name##_body(a, begin, end);                                                                      \
+  }                                                                                                  \
+  LINEAVAE_CLONES static void name##_clone(const Arguments<double>& a, int64_t begin, int64_t end) { \
+    name##_body(a, begin, end);                                                                      \
+  }                                                                                                  \
+  template <class T>                                                                                 \
+  void name(Cpu, const Arguments<T>& a) {                                                            \
+    parallel_for(count, cost, [&](int64_t begin, int64_t end) { name##_clone(a, begin, end); });     \
+  }                                                                                                  \
+  template void name(Cpu, const Arguments<float>&);                                                  \
   template void name(Cpu, const Arguments<double>&);

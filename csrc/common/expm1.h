@@ -33,6 +33,7 @@ struct ExpTraits<float> {
   // 2ⁿ is a normal number in between; outside φ is linear or infinite
   static constexpr float kMin = -87.0f;
   static constexpr float kMax = 88.0f;
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   // (eʳ - 1 - r) / r² on |r| <= ln 2 / 2, minimax, highest power first
   static constexpr int kTerms = 6;
   LINEAVAE_HOST_DEVICE static float coefficient(int i) {
@@ -53,13 +54,14 @@ struct ExpTraits<double> {
   static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kMin = -708.0;
   static constexpr double kMax = 709.0;
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
   // the Taylor series 1/2! + r/3! + ...; the first term left out is below 1e-17 of the sum
   static constexpr int kTerms = 13;
   LINEAVAE_HOST_DEVICE static double coefficient(int i) {
-    constexpr double c[kTerms] = {1.0 / 87178291200.0, 1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0,
-                                  1.0 / 3628800.0,     1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,
-                                  1.0 / 720.0,         1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,
-                                  1.0 / 2.0};
+    constexpr double c[kTerms] = {
+        1.0 / 87178291200.0, 1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+        1.0 / 362880.0,      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,
+        1.0 / 24.0,          1.0 / 6.0,          1.0 / 2.0};
     return c[i];
   }
 };
@@ -93,14 +95,15 @@ LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
   const T offset = excess - e.n * Traits::kLn2;
   const T value = e.scale * e.tail + (excess * e.r + offset);
   // below kMin the function is -1 - x, so what the clamp cut off is added back
-  return x > Traits::kMax ? std::numeric_limits<T>::infinity() : value + (e.clamped - x);
+  return x > Traits::kMax ? Traits::kInfinity : value + (e.clamped - x);
 }
 
 template <class T>
 LINEAVAE_HOST_DEVICE T expm1(T x) {
+  using Traits = ExpTraits<T>;
   const ExpParts<T> e = exp_parts(x);
   const T value = e.scale * (e.tail + e.r) + (e.scale - T(1));
-  return x > ExpTraits<T>::kMax ? std::numeric_limits<T>::infinity() : value;
+  return x > Traits::kMax ? Traits::kInfinity : value;
 }
 
 }  // namespace lineavae

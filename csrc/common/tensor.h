@@ -40,8 +40,8 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
 
 inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype");
-  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(), op,
-                  ": ", name, " is on another device");
+  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, ": ",
+                  name, " is on another device");
 }
 
 inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like) {
@@ -64,8 +64,8 @@ T* output(Tensor& tensor) {
 
 inline Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, -2, -1); }
 
-// (M, n, k) x (M, k, m) -> (M, n, m), contiguous, through torch's bmm; a first dimension of 1 is shared. (bmm is as fast as
-// mm for one model.)
+// (M, n, k) x (M, k, m) -> (M, n, m), contiguous, through torch's bmm; a first dimension of 1 is shared. (bmm is as
+// fast as mm for one model.)
 inline Tensor product(const Tensor& left, const Tensor& right) {
   if (left.size(0) != right.size(0)) return torch::stable::contiguous(torch::stable::matmul(left, right));
   std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};

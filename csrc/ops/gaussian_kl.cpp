@@ -44,8 +44,8 @@ Tensor forward(const Tensor& mean, const Tensor& logvar) {
   Tensor kl = empty_value(R, mean);
   const Backend<Device> backend(mean);
   dispatch(kOp, mean, [&]<class T>() {
-    gaussian_kl<R>(backend.device(), GaussianKL<T>{m.size(0), m.size(1), input<T>(m), input<T>(t),
-                                                   output<accumulate_t<T>>(kl)});
+    gaussian_kl<R>(backend.device(),
+                   GaussianKL<T>{m.size(0), m.size(1), input<T>(m), input<T>(t), output<accumulate_t<T>>(kl)});
   });
   return kl;
 }

@@ -23,9 +23,9 @@ enum class Reduction { kRow, kNone };
 template <class T>
 struct GaussianKL {
   int64_t rows, latents;
-  const T* mean;         // (rows, latents)
-  const T* logvar;       // (rows, latents)
-  accumulate_t<T>* kl;   // (rows) or (rows, latents)
+  const T* mean;        // (rows, latents)
+  const T* logvar;      // (rows, latents)
+  accumulate_t<T>* kl;  // (rows) or (rows, latents)
 };
 
 template <class T>

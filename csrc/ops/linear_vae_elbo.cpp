@@ -33,19 +33,22 @@ Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& encoder_,
   const Tensor log_d = contiguous(log_d_), log_sigma2 = contiguous(log_sigma2_), beta = contiguous(beta_);
   const Backend<Device> backend(weight);
   Tensor centred = empty({M, N, D}, x), norms = empty({M, K}, x);
+  Tensor spread = empty({M}, x, ScalarType::Double), divergence = empty({M}, x, ScalarType::Double);
   dispatch_floating(kOp, x, [&]<class T>() {
     centre(backend.device(),
            CentreArguments<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(mu), output<T>(centred)});
     column_norms(backend.device(), ColumnNormArguments<T>{M, D, K, input<T>(weight), output<T>(norms)});
+    latent_constants(backend.device(), LatentConstants<T>{M, K, input<T>(norms), input<T>(log_d),
+                                                          output<double>(spread), output<double>(divergence)});
   });
   Tensor code = product(centred, transposed(encoder));
   Tensor errors = product(code, transposed(weight));
   Tensor elbo = empty({M, N}, x), distortion = empty({M, N}, x);
   dispatch_floating(kOp, x, [&]<class T>() {
     residual(backend.device(),
-             ResidualArguments<T>{M, N, D, K, input<T>(centred), input<T>(code), input<T>(norms), input<T>(log_d),
-                                  input<T>(log_sigma2), input<T>(beta), output<T>(errors), output<T>(distortion),
-                                  output<T>(elbo)});
+             ResidualArguments<T>{M, N, D, K, input<T>(centred), input<T>(code), input<double>(spread),
+                                  input<double>(divergence), input<T>(log_sigma2), input<T>(beta), output<T>(errors),
+                                  output<T>(distortion), output<T>(elbo)});
   });
   return {elbo, distortion, centred, code, errors, norms};
 }
@@ -79,9 +82,8 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   const Backend<Device> backend(weight);
   Tensor grad_code = product(residual, weight), scaled_code = empty({M, N, K}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
-    code_gradients(backend.device(),
-                   CodeGradients<T>{M, N, K, input<T>(grad), input<T>(log_sigma2), input<T>(beta), input<T>(code),
-                                    output<T>(grad_code), output<T>(scaled_code)});
+    code_gradients(backend.device(), CodeGradients<T>{M, N, K, input<T>(grad), input<T>(log_sigma2), input<T>(beta),
+                                                      input<T>(code), output<T>(grad_code), output<T>(scaled_code)});
   });
   Tensor grad_weight = product(transposed(residual), scaled_code);
   Tensor grad_encoder = product(transposed(grad_code), centred);
@@ -100,10 +102,10 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   const Tensor pulled = product_with_vector(transposed(encoder), encoder_pull);
   Tensor grad_mu = empty({M, D}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
-    decoder_gradients(backend.device(),
-                      DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<T>(weight_scale),
-                                          input<T>(residual_sum), input<T>(pulled), output<T>(grad_weight),
-                                          output<T>(grad_mu)});
+    decoder_gradients(
+        backend.device(),
+        DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<T>(weight_scale),
+                            input<T>(residual_sum), input<T>(pulled), output<T>(grad_weight), output<T>(grad_mu)});
   });
   return {grad_code, grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};
 }

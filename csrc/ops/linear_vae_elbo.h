@@ -26,31 +26,40 @@ namespace lineavae {
 template <class T>
 struct CentreArguments {
   int64_t models, samples, features;
-  bool shared;   // one x for all models
-  const T* x;    // (models or 1, N, D)
-  const T* mu;   // (models, D)
-  T* centred;    // (models, N, D): r
+  bool shared;  // one x for all models
+  const T* x;   // (models or 1, N, D)
+  const T* mu;  // (models, D)
+  T* centred;   // (models, N, D): r
 };
 
 template <class T>
 struct ColumnNormArguments {
   int64_t models, features, latents;
-  const T* weight;   // (models, D, K)
-  T* column_norms;   // (models, K): ‖w_k‖²
+  const T* weight;  // (models, D, K)
+  T* column_norms;  // (models, K): ‖w_k‖²
+};
+
+template <class T>
+struct LatentConstants {
+  int64_t models, latents;
+  const T* column_norms;  // (models, K)
+  const T* log_d;         // (models, K)
+  double* spread;         // (models): Σ_k d_k ‖w_k‖²
+  double* divergence;     // (models): Σ_k φ(log d_k)
 };
 
 template <class T>
 struct ResidualArguments {
   int64_t models, samples, features, latents;
-  const T* centred;       // (models, N, D): r
-  const T* code;          // (models, N, K): h
-  const T* column_norms;  // (models, K)
-  const T* log_d;         // (models, K)
-  const T* log_sigma2;    // (models)
-  const T* beta;          // (models)
-  T* residual;            // (models, N, D): W h in, e out
-  T* distortion;          // (models, N): T
-  T* elbo;                // (models, N)
+  const T* centred;          // (models, N, D): r
+  const T* code;             // (models, N, K): h
+  const double* spread;      // (models)
+  const double* divergence;  // (models)
+  const T* log_sigma2;       // (models)
+  const T* beta;             // (models)
+  T* residual;               // (models, N, D): W h in, e out
+  T* distortion;             // (models, N): T
+  T* elbo;                   // (models, N)
 };
 
 template <class T>
@@ -94,18 +103,20 @@ struct DecoderGradients {
   T* grad_mu;             // (models, D)
 };
 
-#define LINEAVAE_DECLARE(Device)                          \
-  template <class T>                                      \
-  void centre(Device, const CentreArguments<T>&);         \
-  template <class T>                                      \
+#define LINEAVAE_DECLARE(Device)                            \
+  template <class T>                                        \
+  void centre(Device, const CentreArguments<T>&);           \
+  template <class T>                                        \
   void column_norms(Device, const ColumnNormArguments<T>&); \
-  template <class T>                                      \
-  void residual(Device, const ResidualArguments<T>&);     \
-  template <class T>                                      \
-  void code_gradients(Device, const CodeGradients<T>&);   \
-  template <class T>                                      \
-  void sample_sums(Device, const SampleSums<T>&);         \
-  template <class T>                                      \
+  template <class T>                                        \
+  void latent_constants(Device, const LatentConstants<T>&); \
+  template <class T>                                        \
+  void residual(Device, const ResidualArguments<T>&);       \
+  template <class T>                                        \
+  void code_gradients(Device, const CodeGradients<T>&);     \
+  template <class T>                                        \
+  void sample_sums(Device, const SampleSums<T>&);           \
+  template <class T>                                        \
   void decoder_gradients(Device, const DecoderGradients<T>&);
 LINEAVAE_DECLARE(Cpu)
 LINEAVAE_DECLARE(Cuda)

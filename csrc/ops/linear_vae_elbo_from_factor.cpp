@@ -1,4 +1,5 @@
-// Schemas of linear_vae_elbo_from_factor: sample_mean (M or 1, D), factor (M or 1, D, r), or (M or 1, D) for a diagonal one.
+// Schemas of linear_vae_elbo_from_factor: sample_mean (M or 1, D), factor (M or 1, D, r), or (M or 1, D) for a diagonal
+// one.
 #include "ops/linear_vae_statistics_op.h"
 
 namespace lineavae {
@@ -19,8 +20,8 @@ template <class Device>
 ParameterGradients backward(const Tensor& grad, const Tensor& sample_mean, const Tensor& factor, const Tensor& weight,
                             const Tensor& encoder, const Tensor& mu, const Tensor& log_d, const Tensor& log_sigma2,
                             const Tensor& beta, const Tensor& distortion, const Tensor& offset,
-                            const Tensor& encoded_offset, const Tensor& covariance_encoder, const Tensor& gram, const Tensor& aggregate,
-                            int64_t num_features) {
+                            const Tensor& encoded_offset, const Tensor& covariance_encoder, const Tensor& gram,
+                            const Tensor& aggregate, int64_t num_features) {
   const Parameters parameters(kOp, weight, encoder, mu, log_d, log_sigma2, beta);
   const Statistics statistics = check_statistics(kOp, true, sample_mean, factor, parameters);
   return statistics_backward<Device>(grad, statistics, parameters, distortion, offset, encoded_offset,

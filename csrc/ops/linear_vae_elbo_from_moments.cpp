@@ -7,20 +7,20 @@ namespace {
 constexpr const char* kOp = "linear_vae_elbo_from_moments";
 
 template <class Device>
-StatisticsOutputs forward(const Tensor& sample_mean, const Tensor& covariance, const Tensor& weight, const Tensor& encoder,
-                          const Tensor& mu, const Tensor& log_d, const Tensor& log_sigma2, const Tensor& beta,
-                          int64_t num_features) {
+StatisticsOutputs forward(const Tensor& sample_mean, const Tensor& covariance, const Tensor& weight,
+                          const Tensor& encoder, const Tensor& mu, const Tensor& log_d, const Tensor& log_sigma2,
+                          const Tensor& beta, int64_t num_features) {
   const Parameters parameters(kOp, weight, encoder, mu, log_d, log_sigma2, beta);
   const Statistics statistics = check_statistics(kOp, false, sample_mean, covariance, parameters);
   return statistics_forward<Device>(statistics, parameters, num_features);
 }
 
 template <class Device>
-ParameterGradients backward(const Tensor& grad, const Tensor& sample_mean, const Tensor& covariance, const Tensor& weight,
-                            const Tensor& encoder, const Tensor& mu, const Tensor& log_d, const Tensor& log_sigma2,
-                            const Tensor& beta, const Tensor& distortion, const Tensor& offset,
-                            const Tensor& encoded_offset, const Tensor& covariance_encoder, const Tensor& gram, const Tensor& aggregate,
-                            int64_t num_features) {
+ParameterGradients backward(const Tensor& grad, const Tensor& sample_mean, const Tensor& covariance,
+                            const Tensor& weight, const Tensor& encoder, const Tensor& mu, const Tensor& log_d,
+                            const Tensor& log_sigma2, const Tensor& beta, const Tensor& distortion,
+                            const Tensor& offset, const Tensor& encoded_offset, const Tensor& covariance_encoder,
+                            const Tensor& gram, const Tensor& aggregate, int64_t num_features) {
   const Parameters parameters(kOp, weight, encoder, mu, log_d, log_sigma2, beta);
   const Statistics statistics = check_statistics(kOp, false, sample_mean, covariance, parameters);
   return statistics_backward<Device>(grad, statistics, parameters, distortion, offset, encoded_offset,

@@ -117,8 +117,8 @@ struct RemainingGradients {
   T* grad_log_sigma2;    // (models)
 };
 
-// out_ji = factor_i² in_ij, or with features_first = false out_ij = factor_i² in_ji: a product with a diagonal covariance,
-// transposed on the way.
+// out_ji = factor_i² in_ij, or with features_first = false out_ij = factor_i² in_ji: a product with a diagonal
+// covariance, transposed on the way.
 template <class T>
 struct DiagonalProduct {
   int64_t models, features, latents;
@@ -129,20 +129,20 @@ struct DiagonalProduct {
   T* out;
 };
 
-#define LINEAVAE_DECLARE(Device)                           \
-  template <class T>                                       \
-  void subtract_mean(Device, const OffsetArguments<T>&);   \
-  template <class T>                                       \
-  void distortion_parts(Device, const DistortionArguments<T>&); \
-  template <class T>                                       \
-  void elbo(Device, const ElboArguments<T>&);              \
-  template <class T>                                       \
-  void latent_gradients(Device, const LatentGradients<T>&); \
-  template <class T>                                       \
-  void weight_gradients(Device, const WeightGradients<T>&); \
-  template <class T>                                       \
+#define LINEAVAE_DECLARE(Device)                                  \
+  template <class T>                                              \
+  void subtract_mean(Device, const OffsetArguments<T>&);          \
+  template <class T>                                              \
+  void distortion_parts(Device, const DistortionArguments<T>&);   \
+  template <class T>                                              \
+  void elbo(Device, const ElboArguments<T>&);                     \
+  template <class T>                                              \
+  void latent_gradients(Device, const LatentGradients<T>&);       \
+  template <class T>                                              \
+  void weight_gradients(Device, const WeightGradients<T>&);       \
+  template <class T>                                              \
   void remaining_gradients(Device, const RemainingGradients<T>&); \
-  template <class T>                                       \
+  template <class T>                                              \
   void diagonal_product(Device, const DiagonalProduct<T>&);
 LINEAVAE_DECLARE(Cpu)
 LINEAVAE_DECLARE(Cuda)

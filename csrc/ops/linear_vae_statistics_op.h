@@ -42,7 +42,8 @@ struct Parameters {
     check_shape(op, "log_d", log_d, {models, latents});
     check_shape(op, "log_sigma2", log_sigma2, {models});
     check_shape(op, "beta", beta, {models});
-    for (const Tensor* tensor : {&encoder, &mu, &log_d, &log_sigma2, &beta}) check_like(op, "a parameter", *tensor, weight);
+    for (const Tensor* tensor : {&encoder, &mu, &log_d, &log_sigma2, &beta})
+      check_like(op, "a parameter", *tensor, weight);
   }
 };
 
@@ -125,12 +126,11 @@ StatisticsOutputs statistics_forward(const Statistics& s, const Parameters& p, i
   Tensor parts = empty({M, num_parts(D)}, p.weight, ScalarType::Double);
   Tensor elbo_value = empty({M}, p.weight), distortion = empty({M}, p.weight);
   dispatch_floating(s.op, p.weight, [&]<class T>() {
-    distortion_parts(
-        backend.device(),
-        DistortionArguments<T>{M, D, K, s.form, s.form == Covariance::kFactor ? s.covariance.size(2) : 0,
-                               s.shared(s.covariance, M), input<T>(s.covariance), input<T>(p.weight),
-                               input<T>(p.log_d), input<T>(offset), input<T>(encoded_offset), input<T>(c),
-                               input<T>(gram), input<T>(aggregate), output<double>(parts)});
+    distortion_parts(backend.device(),
+                     DistortionArguments<T>{M, D, K, s.form, s.form == Covariance::kFactor ? s.covariance.size(2) : 0,
+                                            s.shared(s.covariance, M), input<T>(s.covariance), input<T>(p.weight),
+                                            input<T>(p.log_d), input<T>(offset), input<T>(encoded_offset), input<T>(c),
+                                            input<T>(gram), input<T>(aggregate), output<double>(parts)});
     elbo(backend.device(),
          ElboArguments<T>{M, D, K, static_cast<double>(num_features), input<double>(parts), input<T>(p.log_d),
                           input<T>(p.log_sigma2), input<T>(p.beta), input<T>(encoded_offset), input<T>(aggregate),
@@ -145,7 +145,8 @@ using ParameterGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class Device>
 ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s, const Parameters& p,
                                        const Tensor& distortion, const Tensor& offset, const Tensor& encoded_offset,
-                                       const Tensor& c, const Tensor& gram, const Tensor& aggregate, int64_t num_features) {
+                                       const Tensor& c, const Tensor& gram, const Tensor& aggregate,
+                                       int64_t num_features) {
   const int64_t M = p.models, D = p.features, K = p.latents;
   check_shape(s.op, "grad", grad_, {M});
   check_shape(s.op, "distortion", distortion, {M});
@@ -165,9 +166,8 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
   dispatch_floating(s.op, p.weight, [&]<class T>() {
     latent_gradients(backend.device(),
                      LatentGradients<T>{M, K, input<T>(grad), input<T>(p.log_d), input<T>(p.log_sigma2),
-                                        input<T>(p.beta), input<T>(encoded_offset), input<T>(gram),
-                                        input<T>(aggregate), output<T>(decoder_pull), output<T>(encoder_pull),
-                                        output<T>(grad_log_d)});
+                                        input<T>(p.beta), input<T>(encoded_offset), input<T>(gram), input<T>(aggregate),
+                                        output<T>(decoder_pull), output<T>(encoder_pull), output<T>(grad_log_d)});
   });
   Tensor grad_weight = product(p.weight, decoder_pull);
   Tensor shortfall = product(transposed(p.encoder), encoder_pull);
@@ -175,8 +175,8 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
   dispatch_floating(s.op, p.weight, [&]<class T>() {
     weight_gradients(backend.device(),
                      WeightGradients<T>{M, D, K, input<T>(grad), input<T>(p.log_sigma2), input<T>(p.weight),
-                                        input<T>(offset), input<T>(encoded_offset), input<T>(c),
-                                        output<T>(grad_weight), output<T>(shortfall), output<T>(grad_mu)});
+                                        input<T>(offset), input<T>(encoded_offset), input<T>(c), output<T>(grad_weight),
+                                        output<T>(shortfall), output<T>(grad_mu)});
   });
   Tensor grad_encoder = shortfall_covariance(backend, s, shortfall);
   const Tensor offset_pull = product_with_vector(transposed(shortfall), offset);
@@ -185,9 +185,8 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
     remaining_gradients(
         backend.device(),
         RemainingGradients<T>{M, D, K, static_cast<double>(num_features), input<T>(grad), input<T>(p.log_sigma2),
-                              input<T>(distortion), input<T>(offset), input<T>(offset_pull),
-                              input<T>(pulled), output<T>(grad_encoder), output<T>(grad_mu),
-                              output<T>(grad_log_sigma2)});
+                              input<T>(distortion), input<T>(offset), input<T>(offset_pull), input<T>(pulled),
+                              output<T>(grad_encoder), output<T>(grad_mu), output<T>(grad_log_sigma2)});
   });
   return {grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};
 }

@@ -43,14 +43,14 @@ LINEAVAE_INLINE void gradients(const GaussianKLBackward<T>& a, int64_t begin, in
   }
 }
 
-#define LINEAVAE_GAUSSIAN_KL(R, T)                                                                        \
-  LINEAVAE_CLONES void clone(std::integral_constant<Reduction, R>, const GaussianKL<T>& a, int64_t begin, \
-                             int64_t end) {                                                               \
-    values<R>(a, begin, end);                                                                             \
-  }                                                                                                       \
-  LINEAVAE_CLONES void clone(std::integral_constant<Reduction, R>, const GaussianKLBackward<T>& a,        \
-                             int64_t begin, int64_t end) {                                                \
-    gradients<R>(a, begin, end);                                                                          \
+#define LINEAVAE_GAUSSIAN_KL(R, T)                                                                                \
+  LINEAVAE_CLONES void clone(std::integral_constant<Reduction, R>, const GaussianKL<T>& a, int64_t begin,         \
+                             int64_t end) {                                                                       \
+    values<R>(a, begin, end);                                                                                     \
+  }                                                                                                               \
+  LINEAVAE_CLONES void clone(std::integral_constant<Reduction, R>, const GaussianKLBackward<T>& a, int64_t begin, \
+                             int64_t end) {                                                                       \
+    gradients<R>(a, begin, end);                                                                                  \
   }
 #define LINEAVAE_GAUSSIAN_KL_DTYPES(R) \
   LINEAVAE_GAUSSIAN_KL(R, float)       \
@@ -62,9 +62,8 @@ LINEAVAE_GAUSSIAN_KL_DTYPES(Reduction::kNone)
 
 template <Reduction R, class Arguments>
 void over_rows(const Arguments& a) {
-  parallel_for(a.rows, a.latents, [&](int64_t begin, int64_t end) {
-    clone(std::integral_constant<Reduction, R>(), a, begin, end);
-  });
+  parallel_for(a.rows, a.latents,
+               [&](int64_t begin, int64_t end) { clone(std::integral_constant<Reduction, R>(), a, begin, end); });
 }
 
 }  // namespace
@@ -79,9 +78,9 @@ void gaussian_kl_backward(Cpu, const GaussianKLBackward<T>& a) {
   over_rows<R>(a);
 }
 
-#define LINEAVAE_INSTANTIATE(T)                                                          \
-  template void gaussian_kl<Reduction::kRow>(Cpu, const GaussianKL<T>&);                 \
-  template void gaussian_kl<Reduction::kNone>(Cpu, const GaussianKL<T>&);                \
+#define LINEAVAE_INSTANTIATE(T)                                                           \
+  template void gaussian_kl<Reduction::kRow>(Cpu, const GaussianKL<T>&);                  \
+  template void gaussian_kl<Reduction::kNone>(Cpu, const GaussianKL<T>&);                 \
   template void gaussian_kl_backward<Reduction::kRow>(Cpu, const GaussianKLBackward<T>&); \
   template void gaussian_kl_backward<Reduction::kNone>(Cpu, const GaussianKLBackward<T>&);
 LINEAVAE_INSTANTIATE(float)

@@ -36,20 +36,24 @@ LINEAVAE_INLINE void column_norms_body(const ColumnNormArguments<T>& a, int64_t 
 LINEAVAE_CPU_KERNEL(column_norms, ColumnNormArguments, a.models, a.features* a.latents)
 
 template <class T>
+LINEAVAE_INLINE void latent_constants_body(const LatentConstants<T>& a, int64_t begin, int64_t end) {
+  for (int64_t model = begin; model < end; ++model) {
+    double spread = 0, divergence = 0;
+    for (int64_t k = 0; k < a.latents; ++k) {
+      const double log_d = a.log_d[model * a.latents + k];
+      spread += std::exp(log_d) * a.column_norms[model * a.latents + k];
+      divergence += expm1_minus_x(log_d);
+    }
+    a.spread[model] = spread;
+    a.divergence[model] = divergence;
+  }
+}
+LINEAVAE_CPU_KERNEL(latent_constants, LatentConstants, a.models, a.latents)
+
+template <class T>
 LINEAVAE_INLINE void residual_body(const ResidualArguments<T>& a, int64_t begin, int64_t end) {
-  int64_t constants_of = -1;
-  double spread = 0, divergence = 0;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t model = row / a.samples;
-    if (model != constants_of) {
-      constants_of = model;
-      spread = divergence = 0;
-      for (int64_t k = 0; k < a.latents; ++k) {
-        const double log_d = a.log_d[model * a.latents + k];
-        spread += std::exp(log_d) * a.column_norms[model * a.latents + k];
-        divergence += expm1_minus_x(log_d);
-      }
-    }
     const T* centred = a.centred + row * a.features;
     T* residual = a.residual + row * a.features;
     T squared_residual = 0, squared_code = 0;
@@ -61,11 +65,11 @@ LINEAVAE_INLINE void residual_body(const ResidualArguments<T>& a, int64_t begin,
     const T* code = a.code + row * a.latents;
 #pragma omp simd reduction(+ : squared_code)
     for (int64_t k = 0; k < a.latents; ++k) squared_code += code[k] * code[k];
-    const double log_sigma2 = a.log_sigma2[model], distortion = squared_residual + spread;
+    const double log_sigma2 = a.log_sigma2[model], distortion = squared_residual + a.spread[model];
     a.distortion[row] = static_cast<T>(distortion);
-    a.elbo[row] = static_cast<T>(
-        -0.5 * (distortion * std::exp(-log_sigma2) + static_cast<double>(a.features) * (kLog2Pi + log_sigma2) +
-                a.beta[model] * (divergence + squared_code)));
+    a.elbo[row] = static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) +
+                                         static_cast<double>(a.features) * (kLog2Pi + log_sigma2) +
+                                         a.beta[model] * (a.divergence[model] + squared_code)));
   }
 }
 LINEAVAE_CPU_KERNEL(residual, ResidualArguments, a.models* a.samples, a.features + a.latents)

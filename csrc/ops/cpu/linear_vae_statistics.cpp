@@ -75,13 +75,13 @@ LINEAVAE_INLINE void elbo_body(const ElboArguments<T>& a, int64_t begin, int64_t
     for (int64_t part = 0; part < parts; ++part) distortion += a.parts[model * parts + part];
     for (int64_t k = 0; k < K; ++k) {
       const double encoded = a.encoded_offset[model * K + k];
-      divergence += expm1_minus_x(static_cast<double>(a.log_d[model * K + k])) +
-                    a.aggregate[(model * K + k) * K + k] + encoded * encoded;
+      divergence += expm1_minus_x(static_cast<double>(a.log_d[model * K + k])) + a.aggregate[(model * K + k) * K + k] +
+                    encoded * encoded;
     }
     const double log_sigma2 = a.log_sigma2[model];
     a.distortion[model] = static_cast<T>(distortion);
-    a.elbo[model] = static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) + a.num_features * (kLog2Pi + log_sigma2) +
-                                           a.beta[model] * divergence));
+    a.elbo[model] = static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) +
+                                           a.num_features * (kLog2Pi + log_sigma2) + a.beta[model] * divergence));
   }
 }
 LINEAVAE_CPU_KERNEL(elbo, ElboArguments, a.models, a.latents)

@@ -1,0 +1,94 @@
+// What every CUDA kernel needs. A kernel file includes no other CUDA header, launches only by `launch`, declares shared
+// memory only by LINEAVAE_SHARED and reads or writes 16 bytes at a time only by load_vector and store_vector: then the
+// same file can be compiled for, and run on, the CPU in tests.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "common/device.h"
+#include "common/portable.h"
+
+namespace lineavae::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+template <class T>
+using identity_t = T;
+
+// One instance for the whole block.
+#define LINEAVAE_SHARED(name, ...) __shared__::lineavae::cuda::identity_t<__VA_ARGS__> name
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Cuda device, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(device.stream)>>>(static_cast<Parameters>(arguments)...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("lineavae: CUDA kernel: ") + cudaGetErrorString(error));
+}
+
+// kWidth elements read or written at once; the address is a multiple of their size, up to 16 bytes.
+template <class T, int kWidth>
+struct alignas(kWidth * sizeof(T) > 16 ? 16 : kWidth * sizeof(T)) Vector {
+  T at[kWidth];
+};
+
+template <int kWidth, class T>
+__device__ __forceinline__ Vector<T, kWidth> load_vector(const T* p) {
+  return *reinterpret_cast<const Vector<T, kWidth>*>(p);
+}
+
+template <class T, int kWidth>
+__device__ __forceinline__ void store_vector(T* p, const Vector<T, kWidth>& v) {
+  *reinterpret_cast<Vector<T, kWidth>*>(p) = v;
+}
+
+// Whether arrays that start at these addresses can be read and written kWidth elements at a time.
+template <int kWidth, class... T>
+bool are_aligned(const T*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % alignof(Vector<T, kWidth>) == 0) && ...);
+}
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+// For kernels that give a warp to each row: the row of this thread's warp, and blocks enough for all rows.
+__device__ __forceinline__ int64_t warp_row() { return blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp; }
+__device__ __forceinline__ int lane() { return threadIdx.x % kWarp; }
+inline dim3 blocks_of_rows(int64_t rows) { return dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)); }
+
+// For kernels that give a thread to each index.
+__device__ __forceinline__ int64_t thread_index() { return blockIdx.x * int64_t{kThreads} + threadIdx.x; }
+inline dim3 blocks_of_threads(int64_t count) { return dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)); }
+
+// The sum over a warp, in every lane; the order is fixed.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
+  return value;
+}
+
+// The sum over a block of kThreads, in every thread, through one value per warp in shared memory. Ends with a barrier,
+// so that `partial` can be used again at once.
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T (&partial)[kWarps]) {
+  value = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = 0;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) value += partial[warp];
+  __syncthreads();
+  return value;
+}
+
+}  // namespace lineavae::cuda
