@@ -23,7 +23,9 @@ def compile_verbosely(source: Path, out: Path) -> str:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_no_kernel_spills(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
-        logs = list(pool.map(lambda source: compile_verbosely(source, tmp_path / f"{source.stem}.o"), SOURCES))
+        logs = list(
+            pool.map(lambda source: compile_verbosely(source, tmp_path / f"{source.stem}.o"), SOURCES)
+        )
     for source, log in zip(SOURCES, logs, strict=True):
         usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
         assert usage, f"ptxas reported nothing for {source.name}"

@@ -13,8 +13,8 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; on a clean exit it replaces ``path`` in one step.
 
-    A process killed at any moment leaves either the old file or the new one. On an exception the temporary file is
-    removed and ``path`` stays as it was.
+    A process killed at any moment leaves either the old file or the new one. On an exception the temporary
+    file is removed and ``path`` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The operators: loss terms as differentiable functions with native CPU and CUDA kernels.
 
-Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.func.vmap`` and autocast, and is
-twice differentiable. Half-precision inputs give float32 results and half-precision gradients.
+Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.func.vmap`` and autocast, and
+is twice differentiable. Half-precision inputs give float32 results and half-precision gradients.
 """
 
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension

@@ -82,7 +82,7 @@ def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
 def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
     """Broadcast the leading dimensions, over models, of all arguments."""
     try:
-        return torch.broadcast_shapes(*shapes.values())
+        return torch.Size(torch.broadcast_shapes(*shapes.values()))
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{op}: the leading dimensions over models must broadcast, got {got}") from None

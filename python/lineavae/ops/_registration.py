@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def keep_signature(forward: _F) -> _F:
+    """Keep the signature of a Function's forward, which torch otherwise works out again at every call."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
     """Register vmap and autocast for ``torch.ops.lineavae.<op>``.
 
-    Raw operators act independently along the first dimension of their tensors, and vmap folds its own dimension
-    into that one. The arguments at the positions ``shared`` may have size 1 there; one that vmap does not batch
-    then stays as it is instead of being repeated.
+    Raw operators act independently along the first dimension of their tensors, and vmap folds its own
+    dimension into that one. The arguments at the positions ``shared`` may have size 1 there; one that vmap
+    does not batch then stays as it is instead of being repeated.
     """
     overload = getattr(torch.ops.lineavae, op).default
 
@@ -46,7 +56,7 @@ def _fold(tensor: Tensor, dim: int | None, batch: int, keep_one: bool) -> Tensor
 
 
 def _unfold(tensor: Tensor, batch: int) -> Tensor:
-    return tensor.unflatten(0, (batch, tensor.shape[0] // batch))
+    return tensor.reshape((batch, tensor.shape[0] // batch, *tensor.shape[1:]))
 
 
 def second_order(
@@ -54,15 +64,17 @@ def second_order(
 ) -> tuple[Tensor, ...]:
     """Pull ``upstream`` back through the gradient of ``function``, by differentiating its reference twice.
 
-    The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too. Returns
-    the gradients with respect to ``grad_output`` and each input.
+    The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too.
+    Returns the gradients with respect to ``grad_output`` and each input.
     """
 
     def gradient(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(function, *inputs)[1](grad_output)
+        gradients: tuple[Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
+        return gradients
 
     cotangents = tuple(
         torch.zeros_like(tensor) if grad is None else grad
         for tensor, grad in zip(inputs, upstream, strict=True)
     )
-    return torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
+    second: tuple[Tensor, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
+    return second

@@ -20,7 +20,7 @@ from lineavae.ops._arguments import (
     has_native,
     widen,
 )
-from lineavae.ops._registration import register_rules, second_order
+from lineavae.ops._registration import keep_signature, register_rules, second_order
 
 _ext.load()
 
@@ -41,7 +41,7 @@ def statistics_elbo(
     num_features: int | None,
     check_finite: bool,
 ) -> Tensor:
-    """Check the arguments of ``op``, whose covariance argument has the given name and any rank, and run it."""
+    """Check the arguments of ``op``, whose covariance argument has the given name, and run it."""
     named = {"sample_mean": sample_mean, covariance_name: covariance}
     named |= {"weight": weight, "encoder": encoder, "mu": mu, "log_d": log_d, "log_sigma2": log_sigma2}
     checked = check_tensors(op, check_finite, **named)
@@ -119,6 +119,7 @@ def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
         generate_vmap_rule = True
 
         @staticmethod
+        @keep_signature
         def forward(num_features: int, grad: Tensor, *saved: Tensor) -> Any:
             return backward_op(grad, *saved, num_features)
 
@@ -144,6 +145,7 @@ def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
         generate_vmap_rule = True
 
         @staticmethod
+        @keep_signature
         def forward(num_features: int, *inputs: Tensor) -> Any:
             return forward_op(*inputs, num_features)
 

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import check_tensors, has_native, widen
-from lineavae.ops._registration import register_rules, second_order
+from lineavae.ops._registration import keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -65,8 +65,8 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> 
 def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
     """KL(N(mean_j, exp(logvar_j)) || N(0, 1)) of each latent of each posterior, in nats.
 
-    ½ (m² + v - log v - 1), free of cancellation: exactly 0 at the prior, and accurate to rounding however close
-    to it.
+    ½ (m² + v - log v - 1), free of cancellation: exactly 0 at the prior, and accurate to rounding however
+    close to it.
 
     Parameters
     ----------
@@ -89,10 +89,8 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
-    Notes
-    -----
-    The quantity that the (ε, δ)-collapse of section 6.2 of Lucas et al. (2019) is defined on. One kernel forward,
-    one backward.
+    Notes ----- The quantity that the (ε, δ)-collapse of section 6.2 of Lucas et al. (2019) is defined on. One
+    kernel forward, one backward.
 
     Examples
     --------
@@ -136,6 +134,7 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
         generate_vmap_rule = True
 
         @staticmethod
+        @keep_signature
         def forward(grad: Tensor, mean: Tensor, logvar: Tensor) -> Any:
             return backward_op(grad, mean, logvar)
 
@@ -152,6 +151,7 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
         generate_vmap_rule = True
 
         @staticmethod
+        @keep_signature
         def forward(mean: Tensor, logvar: Tensor) -> Any:
             return forward_op(mean, logvar)
 

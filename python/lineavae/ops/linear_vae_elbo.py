@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lineavae.ops._arguments import (
     has_native,
     widen,
 )
-from lineavae.ops._registration import register_rules, second_order
+from lineavae.ops._registration import keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -38,8 +39,8 @@ def linear_vae_elbo(
 ) -> Tensor:
     """Analytic ELBO of the linear VAE, per sample, in nats.
 
-    The model is p(x|z) = N(W z + μ, σ² I) with prior N(0, I); the posterior is q(z|x) = N(V (x - μ), diag d). No
-    sampling: with r = x - μ, h = V r and e = r - W h,
+    The model is p(x|z) = N(W z + μ, σ² I) with prior N(0, I); the posterior is q(z|x) = N(V (x - μ), diag d).
+    No sampling: with r = x - μ, h = V r and e = r - W h,
 
         ELBO(x) = -(‖e‖² + Σ_j d_j ‖w_j‖²) / (2σ²) - (D/2) log(2πσ²) - (β/2) (Σ_j (d_j - log d_j - 1) + ‖h‖²)
 
@@ -145,6 +146,7 @@ class _LinearVAEELBO(Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @keep_signature
     def forward(*inputs: Tensor) -> Any:
         return _raw.linear_vae_elbo(*inputs)
 
@@ -162,15 +164,16 @@ class _LinearVAEELBO(Function):
 
 
 class _LinearVAEELBOBackward(Function):
-    """Gradients with respect to x, weight, encoder, mu, log_d and log_sigma2; that of x only where asked for."""
+    """Gradients for x (only where asked for), weight, encoder, mu, log_d and log_sigma2."""
 
     generate_vmap_rule = True
 
     @staticmethod
+    @keep_signature
     def forward(
         grad: Tensor, x_requires_grad: bool, x: Tensor, weight: Tensor, encoder: Tensor, *rest: Tensor
     ) -> Any:
-        mu, log_d, log_sigma2, beta, distortion, centred, code, residual, column_norms = rest
+        _mu, log_d, log_sigma2, beta, distortion, centred, code, residual, column_norms = rest
         grad_code, *gradients = _raw.linear_vae_elbo_backward(
             grad,
             weight,
@@ -202,10 +205,7 @@ class _LinearVAEELBOBackward(Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
         grad, *inputs, beta = ctx.saved_tensors
-
-        def formula(*inputs: Tensor) -> Tensor:
-            return reference.linear_vae_elbo(*inputs, beta)
-
+        formula = partial(reference.linear_vae_elbo, beta=beta)
         grad_grad, *grad_inputs = second_order(formula, grad, tuple(inputs), upstream)
         return grad_grad, None, *grad_inputs, *(None,) * 6
 

@@ -51,31 +51,30 @@ def linear_vae_elbo_from_moments(
     beta
         Weight of the KL term: a number or a tensor broadcastable over models; not differentiable.
     num_features
-        The D of the constant (D/2) log(2πσ²). Larger than the D of the tensors where coordinates without variance
-        were dropped in which W, V and x̄ - μ are zero; the ELBO is then that of the full model.
+        The D of the constant (D/2) log(2πσ²). Larger than the D of the tensors where coordinates without
+        variance were dropped in which W, V and x̄ - μ are zero; the ELBO is then that of the full model.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
     Returns
     -------
     Tensor
-        (*models,), the mean over samples; the leading dimensions broadcast, and statistics that all models share
-        are not copied. float64 for float64 inputs and float32 for all others.
+        (*models,), the mean over samples; the leading dimensions broadcast, and statistics that all models
+        share are not copied. float64 for float64 inputs and float32 for all others.
 
     Raises
     ------
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        A shape or device does not fit; beta is negative, not finite, or requires grad; a statistic requires grad.
+        A shape or device does not fit; beta is negative, not finite, or requires grad; a statistic requires
+        grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
-    Notes
-    -----
-    Lucas et al. (2019), equations 15-20, averaged over samples, with every constant. The distortion T is a
-    difference of terms as large as tr S, so float32 loses about tr S / (D σ²) times its precision: use float64 for
-    noise far below the data's variance.
+    Notes ----- Lucas et al. (2019), equations 15-20, averaged over samples, with every constant. The
+    distortion T is a difference of terms as large as tr S, so float32 loses about tr S / (D σ²) times its
+    precision: use float64 for noise far below the data's variance.
 
     Examples
     --------

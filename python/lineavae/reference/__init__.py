@@ -1,4 +1,4 @@
-"""The formula of every operator in plain PyTorch: the oracle of the tests, the documentation and the fallback.
+"""The formula of every operator in plain PyTorch: oracle of the tests, documentation and fallback.
 
 Any dtype, any device, any number of leading model dimensions; differentiable any number of times by autograd.
 """

@@ -1,6 +1,6 @@
 """KL divergence of diagonal Gaussians to the standard normal.
 
-    KL(N(m, v) || N(0, 1)) = ½ (m² + v - log v - 1) = ½ (m² + φ(log v)),    φ(t) = eᵗ - 1 - t >= 0
+KL(N(m, v) || N(0, 1)) = ½ (m² + v - log v - 1) = ½ (m² + φ(log v)),    φ(t) = eᵗ - 1 - t >= 0
 """
 
 import torch

@@ -1,0 +1,44 @@
+"""Every example in a docstring runs and prints what it says; so does the README's."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import lineavae
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(lineavae.__path__, "lineavae.")
+    if not module.name.endswith(("__main__", "._C"))
+)
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    results = doctest.testmod(
+        importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    assert results.failed == 0
+
+
+def test_public_functions_have_examples() -> None:
+    for package in ("lineavae.ops", "lineavae.linear", "lineavae.data"):
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            docstring = getattr(module, name).__doc__ or ""
+            assert ">>> " in docstring, f"{package}.{name} has no example"
+
+
+@pytest.mark.slow
+def test_readme_example(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    elbo, likelihood = (
+        float(re.search(r"-?\d+\.\d+", line)[0]) for line in capsys.readouterr().out.split("\n")[:2]
+    )
+    assert likelihood - 1.0 < elbo <= likelihood + 1e-9
