@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lineavae import _ext
+
+_T = TypeVar("_T")
 
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATING = (torch.float64, torch.float32, *_HALF)
@@ -100,6 +103,12 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+
+
+def without_autocast(function: Callable[..., _T], *args: Any) -> _T:
+    """Call ``function`` of a tensor and more where autocast is off: the operators run in float32 there."""
+    with torch.autocast(args[0].device.type, enabled=False):
+        return function(*args)
 
 
 def has_native(op: str, device: torch.device) -> bool:

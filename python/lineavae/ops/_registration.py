@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lineavae.ops._arguments import without_autocast
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -23,18 +25,20 @@ def keep_signature(forward: _F) -> _F:
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
     """Register vmap and autocast for ``torch.ops.lineavae.<op>``.
 
-    Raw operators act independently along the first dimension of their tensors, and vmap folds its own
-    dimension into that one. The arguments at the positions ``shared`` may have size 1 there; one that vmap
-    does not batch then stays as it is instead of being repeated.
+    Raw operators act independently along the first dimension of their tensors, over models, and vmap folds
+    its own dimension into that one. The arguments at the positions ``shared`` may have size 1 there; such a
+    one that vmap does not batch stays as it is instead of being repeated.
     """
     overload = getattr(torch.ops.lineavae, op).default
 
     def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
-        folded = [
-            _fold(arg, dim, batch, keep_one=i in shared) if isinstance(arg, Tensor) else arg
-            for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True))
-        ]
+        tensors = {i: _batch_first(arg, in_dims[i]) for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+        models = next(tensor.shape[1] for i, tensor in tensors.items() if i not in shared)
+        folded = list(args)
+        for i, tensor in tensors.items():
+            if not (i in shared and tensor.shape[:2] == (1, 1)):
+                folded[i] = tensor.expand(batch, models, *tensor.shape[2:]).flatten(0, 1)
         outputs = overload(*folded)
         if isinstance(outputs, Tensor):
             return _unfold(outputs, batch), 0
@@ -45,14 +49,9 @@ def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
         torch.library.register_autocast(f"lineavae::{op}", device, torch.float32)
 
 
-def _fold(tensor: Tensor, dim: int | None, batch: int, keep_one: bool) -> Tensor:
-    if dim is not None:
-        tensor = tensor.movedim(dim, 0)
-    elif keep_one and tensor.shape[0] == 1:
-        return tensor
-    else:
-        tensor = tensor.expand(batch, *tensor.shape)
-    return tensor.flatten(0, 1)
+def _batch_first(tensor: Tensor, dim: int | None) -> Tensor:
+    """Put vmap's dimension first; size 1 where there is none."""
+    return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
 
 
 def _unfold(tensor: Tensor, batch: int) -> Tensor:
@@ -76,5 +75,9 @@ def second_order(
         torch.zeros_like(tensor) if grad is None else grad
         for tensor, grad in zip(inputs, upstream, strict=True)
     )
-    second: tuple[Tensor, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
-    return second
+
+    def second(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
+        return gradients
+
+    return without_autocast(second, grad_output, *inputs)

@@ -19,6 +19,7 @@ from lineavae.ops._arguments import (
     flatten_shared,
     has_native,
     widen,
+    without_autocast,
 )
 from lineavae.ops._registration import keep_signature, register_rules, second_order
 
@@ -78,7 +79,9 @@ def statistics_elbo(
         },
     )
     if not has_native(op, weight.device):
-        return formula(sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features)
+        return without_autocast(
+            formula, sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features
+        )
     elbo: Tensor = function.apply(
         num_features,
         flatten_shared(sample_mean, models, 1),

@@ -19,6 +19,7 @@ from lineavae.ops._arguments import (
     flatten_shared,
     has_native,
     widen,
+    without_autocast,
 )
 from lineavae.ops._registration import keep_signature, register_rules, second_order
 
@@ -129,7 +130,7 @@ def linear_vae_elbo(
         },
     )
     if not has_native(op, x.device):
-        return reference.linear_vae_elbo(x, weight, encoder, mu, log_d, log_sigma2, beta)
+        return without_autocast(reference.linear_vae_elbo, x, weight, encoder, mu, log_d, log_sigma2, beta)
     elbo: Tensor = _LinearVAEELBO.apply(
         flatten_shared(x, models, 2),
         flatten_models(weight, models, 2),
@@ -189,8 +190,7 @@ class _LinearVAEELBOBackward(Function):
         )
         grad_x = None
         if x_requires_grad:
-            precision = (-log_sigma2).exp()
-            grad_x = torch.baddbmm(residual * (-precision[:, None] * grad).unsqueeze(-1), grad_code, encoder)
+            grad_x = without_autocast(_grad_x, grad, log_sigma2, residual, grad_code, encoder)
             if x.shape[0] != grad_x.shape[0]:
                 grad_x = grad_x.sum(0, keepdim=True)
         return grad_x, *gradients
@@ -208,6 +208,11 @@ class _LinearVAEELBOBackward(Function):
         formula = partial(reference.linear_vae_elbo, beta=beta)
         grad_grad, *grad_inputs = second_order(formula, grad, tuple(inputs), upstream)
         return grad_grad, None, *grad_inputs, *(None,) * 6
+
+
+def _grad_x(grad: Tensor, log_sigma2: Tensor, residual: Tensor, grad_code: Tensor, encoder: Tensor) -> Tensor:
+    scale = -grad * (-log_sigma2).exp().unsqueeze(-1)
+    return torch.baddbmm(residual * scale.unsqueeze(-1), grad_code, encoder)
 
 
 @torch.library.register_fake("lineavae::linear_vae_elbo")
