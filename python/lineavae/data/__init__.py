@@ -1,0 +1,5 @@
+"""Data sets: MNIST, and the 5000 of its images that need no download."""
+
+from lineavae.data.mnist import DataError, Images, load_mnist, load_mnist5k
+
+__all__ = ["DataError", "Images", "load_mnist", "load_mnist5k"]
