@@ -1,0 +1,361 @@
+"""Probabilistic PCA by maximum likelihood in closed form (Lucas et al. 2019, section 4.1).
+
+    p(x) = N(μ, C),  C = W Wᵀ + σ² I
+
+with the sample mean μ, W = U (Λ - σ² I)^½ from the K largest eigenvalues of the biased covariance and σ² the
+mean of the other D - K. Every density goes through the K x K matrix M = WᵀW + σ² I and the mean of the
+posterior over the latents, m = M⁻¹ Wᵀ (x - μ):
+
+    log det C = (D - K) log σ² + log det M
+    (x - μ)ᵀ C⁻¹ (x - μ) = ‖x - μ - W m‖² / σ² + ‖m‖²
+
+This form of the distance has none of the cancellation of Woodbury's.
+"""
+
+# ruff: noqa: N803 (X is scikit-learn's name)
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from lineavae.linear.moments import Moments
+
+# What the methods take, and give back in kind.
+Array = NDArray[np.float64] | Tensor
+
+
+class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Probabilistic PCA: a Gaussian of low rank plus isotropic noise, fitted by maximum likelihood.
+
+    A scikit-learn estimator whose methods also take tensors on any device that has float64. For a tensor they
+    return a tensor on its device, for everything else a NumPy array; in float64, in which they compute. What
+    does not depend on an argument, the fitted attributes included, is of the kind of the data of the fit.
+
+    Parameters
+    ----------
+    n_components : int, optional
+        Latent dimensions K, 1 <= K < rank of the covariance; with a fixed noise, 1 <= K <= min(D, N - 1). By
+        default as many as the likelihood can use: the rank less one, or the number of eigenvalues above a
+        fixed noise, at least one.
+    noise_variance : float, optional
+        Noise σ² > 0 to hold fixed. W then has zero columns, collapsed for good, for the eigenvalues <= σ². By
+        default the noise of maximum likelihood.
+
+    Attributes
+    ----------
+    mean_ : (D,)
+        Mean of the data.
+    weight_ : (D, K)
+        W = U (Λ - σ² I)^½, columns in descending order of eigenvalue.
+    components_ : (K, D)
+        Unit principal directions, also where W has zero columns. The entry of largest magnitude of each is
+        positive.
+    explained_variance_ : (K,)
+        The K largest eigenvalues of the biased covariance.
+    noise_variance_ : float
+        Noise σ².
+    n_components_ : int
+        Latent dimensions K, zero columns included.
+    n_samples_ : int or float
+        Number of samples, or the total weight of weighted moments.
+    n_features_in_ : int
+        Number of features D.
+    feature_names_in_ : (D,)
+        Names of the features, if the data had any.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : Its ``score`` uses the covariance over N - 1, and so misses the maximum.
+
+    References
+    ----------
+    Tipping and Bishop (1999). Probabilistic principal component analysis. JRSS B 61.
+    Lucas, Tucker, Grosse and Norouzi (2019). Don't blame the ELBO! Section 4.1 and appendix A.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lineavae.linear.ppca import PPCA
+    >>> data = np.array([[8.0, 6.0], [-8.0, -6.0], [-3.0, 4.0], [3.0, -4.0]])
+    >>> ppca = PPCA(n_components=1).fit(data)
+    >>> ppca.components_.round(6), ppca.explained_variance_.round(6), round(ppca.noise_variance_, 6)
+    (array([[0.8, 0.6]]), array([50.]), 12.5)
+    >>> round(ppca.score(data), 4)
+    -6.0568
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "noise_variance": [Interval(Real, 0, np.inf, closed="neither"), None],
+    }
+
+    def __init__(self, n_components: int | None = None, noise_variance: float | None = None) -> None:
+        self.n_components = n_components
+        self.noise_variance = noise_variance
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(self, X: ArrayLike | Tensor | Moments, y: None = None) -> PPCA:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X
+            Samples (N, D), or their moments.
+        y
+            Ignored.
+
+        Returns
+        -------
+        PPCA
+            This estimator.
+
+        Raises
+        ------
+        TypeError
+            X is on a device without float64, sparse or complex.
+        ValueError
+            X has a NaN or an infinity, or too few samples; a parameter is out of its range; the rank of the
+            covariance is too small for the components and a positive noise.
+        """
+        moments = self._validate_moments(X)
+        eigenvalues, eigenvectors = moments.eigh()
+        latent_dim, noise_variance = self._choose_dimensions(eigenvalues, moments)
+        kept, directions = eigenvalues[:latent_dim], eigenvectors[:, :latent_dim]
+        weight = directions * (kept - noise_variance).clamp_min(0).sqrt()
+        self.mean_ = _in_kind_of(X, moments.sample_mean)
+        self.weight_ = _in_kind_of(X, weight)
+        self.components_ = _in_kind_of(X, directions.mT.contiguous())
+        self.explained_variance_ = _in_kind_of(X, kept)
+        self.noise_variance_ = noise_variance
+        self.n_components_ = latent_dim
+        self.n_samples_ = moments.num_samples
+        return self
+
+    def transform(self, X: ArrayLike | Tensor) -> Array:
+        """Mean of the posterior over the latents, M⁻¹ Wᵀ (x - μ): (N, D) -> (N, K)."""
+        return self.posterior(X)[0]
+
+    @torch.no_grad()
+    def posterior(self, X: ArrayLike | Tensor) -> tuple[Array, Array]:
+        """Posterior over the latents, N(M⁻¹ Wᵀ (x - μ), σ² M⁻¹).
+
+        Parameters
+        ----------
+        X
+            Samples, (N, D).
+
+        Returns
+        -------
+        mean
+            (N, K).
+        covariance
+            (K, K), the same for all samples.
+        """
+        samples, model = self._validate_samples(X)
+        mean = model.posterior_mean(samples - model.mean)
+        return _in_kind_of(X, mean), _in_kind_of(X, model.posterior_covariance())
+
+    @torch.no_grad()
+    def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
+        """Mean of the samples given their latents, W z + μ: (N, K) -> (N, D)."""
+        check_is_fitted(self)
+        latents = _tensor(X if isinstance(X, Tensor) else check_array(X, input_name="X"))
+        if latents.ndim != 2 or latents.shape[1] != self.n_components_:
+            raise ValueError(
+                f"PPCA.inverse_transform: X must have shape (N, K) with K={self.n_components_}, "
+                f"got {tuple(latents.shape)}"
+            )
+        model = self._model(latents.device)
+        return _in_kind_of(X, latents @ model.weight.mT + model.mean)
+
+    @torch.no_grad()
+    def score_samples(self, X: ArrayLike | Tensor) -> Array:
+        """Log-density log p(x) of each sample in nats: (N, D) -> (N,)."""
+        samples, model = self._validate_samples(X)
+        return _in_kind_of(X, -0.5 * (model.log_normaliser() + model.squared_distance(samples - model.mean)))
+
+    @torch.no_grad()
+    def score(self, X: ArrayLike | Tensor | Moments, y: None = None) -> float:
+        """Average log-density in nats per sample, of samples (N, D) or of the data that moments summarise.
+
+        -½ (D log 2π + log det C + tr(C⁻¹ S)),  S = S_x̄ + (x̄ - μ)(x̄ - μ)ᵀ
+        """
+        if not isinstance(X, Moments):
+            return float(self.score_samples(X).mean())
+        check_is_fitted(self)
+        self._validate_moments(X, reset=False)
+        model = self._model(X.device)
+        return -0.5 * (model.log_normaliser() + model.mean_squared_distance(X)).item()
+
+    @torch.no_grad()
+    def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> Array:
+        """Draw samples from the model: (n_samples, D).
+
+        Parameters
+        ----------
+        n_samples
+            Number of samples, >= 1.
+        random_state
+            Seed or generator, as everywhere in scikit-learn.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"PPCA.sample: n_samples must be at least 1, got {n_samples}")
+        random = check_random_state(random_state)
+        model = self._model()
+        latents = _tensor(random.standard_normal((n_samples, self.n_components_)), model.mean.device)
+        noise = _tensor(random.standard_normal((n_samples, self.n_features_in_)), model.mean.device)
+        samples = latents @ model.weight.mT + model.mean + math.sqrt(model.noise_variance) * noise
+        return _in_kind_of(self.mean_, samples)
+
+    @torch.no_grad()
+    def get_covariance(self) -> Array:
+        """Covariance of the model, C = W Wᵀ + σ² I: (D, D)."""
+        check_is_fitted(self)
+        return _in_kind_of(self.mean_, self._model().covariance())
+
+    @torch.no_grad()
+    def get_precision(self) -> Array:
+        """Inverse of the covariance of the model, (I - W M⁻¹ Wᵀ) / σ²: (D, D)."""
+        check_is_fitted(self)
+        return _in_kind_of(self.mean_, self._model().precision())
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def _choose_dimensions(self, eigenvalues: Tensor, moments: Moments) -> tuple[int, float]:
+        """Choose K and σ² from the eigenvalues of the covariance, or say why there is no such model."""
+        if self.noise_variance is None:
+            # an eigenvalue that is zero comes out of rounding as up to this
+            rounding = moments.num_features * torch.finfo(torch.float64).eps * eigenvalues[:1]
+            largest = usable = max(int((eigenvalues > rounding).sum()) - 1, 0)
+            rule = (
+                "the rank of the covariance less one: the rest is the noise, unless noise_variance is given"
+            )
+        else:
+            largest = len(eigenvalues)
+            usable = int((eigenvalues > self.noise_variance).sum())
+            rule = "min(n_features, n_samples - 1)"
+        latent_dim = max(usable, 1) if self.n_components is None else int(self.n_components)
+        if latent_dim > largest:
+            raise ValueError(
+                f"PPCA: n_components must be at most {largest} ({rule}), got {latent_dim} "
+                f"with n_samples = {moments.num_samples}, n_features = {moments.num_features}"
+            )
+        if self.noise_variance is not None:
+            return latent_dim, float(self.noise_variance)
+        return latent_dim, eigenvalues[latent_dim:].sum().item() / (moments.num_features - latent_dim)
+
+    def _model(self, device: torch.device | None = None) -> _Gaussian:
+        return _Gaussian(_tensor(self.mean_, device), _tensor(self.weight_, device), self.noise_variance_)
+
+    def _validate_moments(self, X: ArrayLike | Tensor | Moments, *, reset: bool = True) -> Moments:
+        """Give the moments of X, whose features become, or must be, those of the estimator."""
+        if isinstance(X, Moments):
+            validate_data(self, X.sample_mean.unsqueeze(0), reset=reset, skip_check_array=True)
+            return X
+        return Moments.from_data(self._validate(X, reset=reset))
+
+    def _validate_samples(self, X: ArrayLike | Tensor) -> tuple[Tensor, _Gaussian]:
+        """Give the samples in float64, and the model on their device."""
+        check_is_fitted(self)
+        samples = _tensor(self._validate(X, reset=False))
+        if not samples.isfinite().all():
+            raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
+        return samples, self._model(samples.device)
+
+    def _validate(self, X: ArrayLike | Tensor, *, reset: bool) -> Array:
+        """Check samples as scikit-learn does, but leave a tensor the tensor it is."""
+        if isinstance(X, Tensor) and X.ndim != 2:
+            raise ValueError(f"PPCA: X must have shape (N, D), got {tuple(X.shape)}")
+        samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
+        return samples
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    """N(mean, W Wᵀ + σ² I): all of the algebra, in float64."""
+
+    mean: Tensor
+    weight: Tensor
+    noise_variance: float
+
+    @cached_property
+    def cholesky(self) -> Tensor:
+        """Cholesky factor of M = WᵀW + σ² I, (K, K)."""
+        gram = self.weight.mT @ self.weight
+        gram.diagonal().add_(self.noise_variance)
+        factor: Tensor = torch.linalg.cholesky(gram)
+        return factor
+
+    @cached_property
+    def encoder(self) -> Tensor:
+        """M⁻¹ Wᵀ, (K, D)."""
+        return torch.cholesky_solve(self.weight.mT, self.cholesky)
+
+    def posterior_mean(self, centred: Tensor) -> Tensor:
+        return centred @ self.encoder.mT
+
+    def posterior_covariance(self) -> Tensor:
+        return torch.cholesky_inverse(self.cholesky) * self.noise_variance
+
+    def log_normaliser(self) -> Tensor:
+        """Return D log 2π + log det C."""
+        features, latents = self.weight.shape
+        log_det_m = 2 * self.cholesky.diagonal().log().sum()
+        return (
+            features * math.log(2 * math.pi)
+            + (features - latents) * math.log(self.noise_variance)
+            + log_det_m
+        )
+
+    def squared_distance(self, centred: Tensor) -> Tensor:
+        """Return rᵀ C⁻¹ r of each row r: (N, D) -> (N,)."""
+        mean = self.posterior_mean(centred)
+        residual = centred - mean @ self.weight.mT
+        return residual.square().sum(1) / self.noise_variance + mean.square().sum(1)
+
+    def mean_squared_distance(self, moments: Moments) -> Tensor:
+        """Return tr(C⁻¹ S) with S about the mean of the model, ()."""
+        offset = self.squared_distance((moments.sample_mean - self.mean).unsqueeze(0)).sum()
+        factor = moments.factor
+        if factor is not None:
+            return offset + self.squared_distance(factor.mT).sum()
+        explained = (self.encoder @ moments.covariance * self.weight.mT).sum()
+        return offset + (moments.total_variance - explained) / self.noise_variance
+
+    def covariance(self) -> Tensor:
+        covariance = self.weight @ self.weight.mT
+        covariance.diagonal().add_(self.noise_variance)
+        return covariance
+
+    def precision(self) -> Tensor:
+        half = torch.linalg.solve_triangular(self.cholesky, self.weight.mT, upper=False)
+        precision: Tensor = half.mT @ half / -self.noise_variance
+        precision.diagonal().add_(1 / self.noise_variance)
+        return precision
+
+
+def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(device, torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def _in_kind_of(example: object, result: Tensor) -> Array:
+    """Give a result as a tensor where ``example`` is of torch, else as a NumPy array."""
+    return result if isinstance(example, Tensor | Moments) else result.numpy()

@@ -1,0 +1,471 @@
+"""The linear VAE: its ELBO without and with sampling, its exact likelihood, and its closed-form optima."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from lineavae.linear import training
+from lineavae.linear._tensor_file import read_tensors, write_tensors
+from lineavae.linear.moments import Moments
+from lineavae.linear.ppca import PPCA
+from lineavae.linear.training import mean_elbo
+from lineavae.ops import gaussian_kl, linear_vae_elbo
+from lineavae.reference.linear_vae_elbo import gaussian_term
+
+
+class LinearVAE(nn.Module):
+    """Linear VAE of Lucas et al. (2019), equations 6 and 7.
+
+    The model is p(x|z) = N(W z + μ, σ² I) with prior p(z) = N(0, I), the posterior is
+    q(z|x) = N(V (x - μ), diag d) with one d for all x. The decoder is that of probabilistic PCA, so the
+    likelihood, its maximum and its gap to the ELBO are closed forms.
+
+    Parameters
+    ----------
+    num_features
+        Observed dimensions D.
+    latent_dim
+        Latent dimensions K.
+    generator
+        Source of the initial parameters, on their device; torch's global one if None.
+    dtype, device
+        Of the parameters; torch's defaults if None.
+
+    Attributes
+    ----------
+    weight : nn.Parameter
+        Decoder W, (D, K).
+    encoder : nn.Parameter
+        Encoder V, (K, D).
+    mu : nn.Parameter
+        Model mean μ, (D,).
+    log_d : nn.Parameter
+        Log of the posterior variances d, (K,).
+    log_sigma2 : nn.Parameter
+        Log of the observation noise σ², ().
+
+    Notes
+    -----
+    The initialisation is that of the paper's released code: Glorot-uniform W, V, μ and log d, and σ² = 1.
+
+    Calling the module is calling :meth:`elbo`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import LinearVAE
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(100, 3, generator=generator) * torch.tensor([3.0, 1.0, 1.0])
+    >>> vae = LinearVAE(num_features=3, latent_dim=1, generator=generator)
+    >>> history = vae.fit(x, steps=1000, lr=0.01, progress=False)
+    >>> gap = vae.log_marginal_likelihood(x).mean() - vae.elbo(x).mean()
+    >>> bool(abs(gap) < 0.01)
+    True
+    """
+
+    weight: nn.Parameter
+    encoder: nn.Parameter
+    mu: nn.Parameter
+    log_d: nn.Parameter
+    log_sigma2: nn.Parameter
+
+    fit = training.fit
+
+    def __init__(
+        self,
+        num_features: int,
+        latent_dim: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"num_features": num_features, "latent_dim": latent_dim}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"LinearVAE: {name} must be an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"LinearVAE: {name} must be at least 1, got {value}")
+        self.weight = nn.Parameter(torch.empty(num_features, latent_dim, dtype=dtype, device=device))
+        self.encoder = nn.Parameter(torch.empty(latent_dim, num_features, dtype=dtype, device=device))
+        self.mu = nn.Parameter(torch.empty(num_features, dtype=dtype, device=device))
+        self.log_d = nn.Parameter(torch.empty(latent_dim, dtype=dtype, device=device))
+        self.log_sigma2 = nn.Parameter(torch.empty((), dtype=dtype, device=device))
+        self.reset_parameters(generator)
+
+    @property
+    def num_features(self) -> int:
+        """Observed dimensions D."""
+        return self.weight.shape[0]
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent dimensions K."""
+        return self.weight.shape[1]
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``repr``."""
+        return f"num_features={self.num_features}, latent_dim={self.latent_dim}"
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the initial parameters anew: Glorot-uniform W, V, μ and log d, and σ² = 1."""
+        for parameter in (self.weight, self.encoder, self.mu, self.log_d):
+            # a vector's fans are both its length, as in the released code
+            fans = sum(parameter.shape) if parameter.ndim == 2 else 2 * parameter.numel()
+            limit = math.sqrt(6 / fans)
+            parameter.uniform_(-limit, limit, generator=generator)
+        self.log_sigma2.zero_()
+
+    def forward(self, data: Tensor | Moments, beta: Tensor | float = 1.0) -> Tensor:
+        """Return ``elbo(data, beta)``."""
+        return self.elbo(data, beta)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior means V (x - μ) and log-variances log d of q(z|x): (N, D) -> (N, K), (N, K).
+
+        The log-variances are the same in every row, and share its memory.
+        """
+        _check_samples("encode", x, self.num_features)
+        mean = (x - self.mu) @ self.encoder.mT
+        return mean, self.log_d.expand_as(mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Means W z + μ of p(x|z): (..., K) -> (..., D)."""
+        return z @ self.weight.mT + self.mu
+
+    def elbo(self, data: Tensor | Moments, beta: Tensor | float = 1.0) -> Tensor:
+        """Analytic ELBO, in nats: of each sample, or its mean over the data that the moments summarise.
+
+        Parameters
+        ----------
+        data
+            Samples (N, D) of the module's dtype and device, or their moments, which are cast to them.
+        beta
+            Weight of the KL term.
+
+        Returns
+        -------
+        Tensor
+            (N,) for samples, () for moments; differentiable.
+
+        Notes
+        -----
+        Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
+        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`.
+        """
+        return _elbo(data, self.weight, self.encoder, self.mu, self.log_d, self.log_sigma2, beta)
+
+    def stochastic_elbo(
+        self,
+        x: Tensor,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+        beta: Tensor | float = 1.0,
+    ) -> Tensor:
+        """Unbiased estimate of the ELBO of each sample, in nats: (N, D) -> (N,).
+
+        The reconstruction term is sampled by reparameterisation, the KL term is analytic.
+
+        Parameters
+        ----------
+        x
+            Samples (N, D) of the module's dtype and device.
+        num_samples
+            Draws of z per sample, averaged over.
+        generator
+            Source of the draws, on the module's device; torch's global one if None.
+        beta
+            Weight of the KL term.
+
+        Notes
+        -----
+        The estimator of Kingma and Welling (2014) that Lucas et al. (2019) compare with in their figure 3.
+        """
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(
+                f"LinearVAE.stochastic_elbo: num_samples must be an int of at least 1, got {num_samples!r}"
+            )
+        _check_samples("stochastic_elbo", x, self.num_features)
+        mean, logvar = self.encode(x)
+        noise = torch.randn(
+            num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
+        )
+        residual = x - self.decode(mean + (0.5 * logvar).exp() * noise)
+        distortion = residual.square().sum(-1).mean(0)
+        return gaussian_term(distortion, self.log_sigma2, self.num_features) - beta * gaussian_kl(
+            mean, logvar
+        )
+
+    def log_marginal_likelihood(self, data: Tensor | Moments) -> Tensor:
+        """Exact log p(x) of the decoder, which is that of probabilistic PCA, in nats.
+
+        Parameters
+        ----------
+        data
+            Samples (N, D) of any floating dtype on the module's device, or their moments.
+
+        Returns
+        -------
+        Tensor
+            (N,) for samples, the mean () for moments; float64, differentiable. The encoder does not enter.
+
+        Notes
+        -----
+        With M̃ = WᵀW + σ² I, log p(x) is the ELBO at the best encoder of this decoder plus its gap there,
+        ½ (Σ_j log M̃_jj - log det M̃). That is Woodbury's identity with the matrix determinant lemma, in K x K
+        algebra, without the cancellation that they suffer at small σ².
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lineavae.linear import LinearVAE
+        >>> vae = LinearVAE(2, 1)
+        >>> _ = torch.nn.init.zeros_(vae.weight), torch.nn.init.zeros_(vae.mu)
+        >>> vae.log_marginal_likelihood(torch.zeros(1, 2)).detach()
+        tensor([-1.8379], dtype=torch.float64)
+        """
+        weight, mu, log_sigma2 = self.weight.double(), self.mu.double(), self.log_sigma2.double()
+        encoder, log_d, gap = _optimal_encoder(weight, log_sigma2.exp())
+        if not isinstance(data, Moments):
+            data = data.double()
+        return _elbo(data, weight, encoder, mu, log_d, log_sigma2) + gap
+
+    @torch.no_grad()
+    def optimal_encoder_(self, beta: float = 1.0) -> LinearVAE:
+        """Set V and d to the maximisers of the ELBO given W and σ², whatever the data.
+
+        V* = (WᵀW + βσ² I)⁻¹ Wᵀ and d* = βσ² / (diag(WᵀW) + βσ²): Lucas et al. (2019), appendix C.2, with
+        the weight β of the KL term, which must be positive.
+        """
+        if not (math.isfinite(beta) and beta > 0):
+            raise ValueError(f"LinearVAE.optimal_encoder_: beta must be finite and > 0, got {beta}")
+        encoder, log_d, _ = _optimal_encoder(self.weight.double(), beta * self.log_sigma2.double().exp())
+        self.encoder.copy_(encoder)
+        self.log_d.copy_(log_d)
+        return self
+
+    @torch.no_grad()
+    def optimal_noise_(self, data: Tensor | Moments) -> LinearVAE:
+        """Set σ² to the maximiser of the ELBO of ``data`` given all other parameters: T / D.
+
+        T is the mean expected squared error E‖x - W z - μ‖², the same for every β.
+        """
+        moments = data if isinstance(data, Moments) else Moments.from_data(data)
+        _check_features("optimal_noise_", moments, self.num_features)
+        weight, encoder, mu, log_d = (
+            parameter.double() for parameter in (self.weight, self.encoder, self.mu, self.log_d)
+        )
+        offset = moments.sample_mean.to(mu) - mu
+        second_moment = moments.covariance.to(mu) + offset.outer(offset)
+        residual = second_moment - weight @ (encoder @ second_moment)
+        distortion = (
+            residual.trace()
+            - (residual @ encoder.mT * weight).sum()
+            + (log_d.exp() * weight.square().sum(0)).sum()
+        )
+        if not distortion > 0:
+            raise ValueError(
+                "LinearVAE.optimal_noise_: the model must leave some squared error, "
+                f"else no finite σ² is best; got {distortion.item()}"
+            )
+        self.log_sigma2.copy_((distortion / self.num_features).log())
+        return self
+
+    @torch.no_grad()
+    def canonicalize_(self) -> LinearVAE:
+        """Rotate the latent space so that the columns of W are orthogonal, longest first, and set V* and d*.
+
+        W becomes U L of its singular value decomposition W = U L Rᵀ. The likelihood stays as it is, and the
+        ELBO of any data rises to it: this is the proof of theorem 1 of Lucas et al. (2019) as a method. The
+        largest entry of each column is positive.
+        """
+        directions, lengths = _principal_axes(self.weight.double())
+        self.weight.zero_()  # columns beyond the number of features stay zero
+        self.weight[:, : len(lengths)] = (directions * lengths).to(self.weight)
+        return self.optimal_encoder_()
+
+    @torch.no_grad()
+    def principal_components(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Principal components of the data within the span of the decoder's columns (Rayleigh-Ritz).
+
+        Training finds the principal subspace long before it finds the axes in it, since the ELBO is nearly
+        flat along rotations. With Q an orthonormal basis of the span of W, the axes are Q times the
+        eigenvectors of QᵀSQ.
+
+        Parameters
+        ----------
+        moments
+            Moments of the data.
+
+        Returns
+        -------
+        eigenvalues : Tensor
+            (r,), descending, float64: the variance of the data along each direction. r is the rank of W: K
+            unless columns are zero or linearly dependent.
+        directions : Tensor
+            (D, r), float64, orthonormal columns; the largest entry of each is positive.
+        """
+        _check_features("principal_components", moments, self.num_features)
+        directions, lengths = _principal_axes(self.weight.double())
+        rounding = max(self.weight.shape) * torch.finfo(self.weight.dtype).eps
+        basis = directions[:, lengths > rounding * lengths[0]]
+        eigenvalues, rotation = torch.linalg.eigh(basis.mT @ moments.covariance.to(basis) @ basis)
+        return eigenvalues.flip(0), _with_fixed_signs(basis @ rotation.flip(1))
+
+    @classmethod
+    def from_ppca(
+        cls, ppca: PPCA, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> LinearVAE:
+        """Make the linear VAE with the decoder of a fitted :class:`PPCA` and the best encoder for it.
+
+        Its ELBO is the likelihood of the PPCA, which is the global maximum of both where the PPCA was fitted
+        by maximum likelihood: theorem 1 of Lucas et al. (2019).
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The PPCA is not fitted.
+        ValueError
+            Its noise variance is 0: log σ² is then not a number.
+        """
+        check_is_fitted(ppca)
+        if not ppca.noise_variance_ > 0:
+            raise ValueError(
+                f"LinearVAE.from_ppca: noise_variance_ must be positive, got {ppca.noise_variance_}"
+            )
+        model = _without_initialisation(*ppca.weight_.shape, dtype=dtype, device=device)
+        with torch.no_grad():
+            model.weight.copy_(torch.as_tensor(ppca.weight_))
+            model.mu.copy_(torch.as_tensor(ppca.mean_))
+            model.log_sigma2.fill_(math.log(ppca.noise_variance_))
+        return model.optimal_encoder_()
+
+    @torch.no_grad()
+    def to_ppca(self) -> PPCA:
+        """Give the decoder as a fitted :class:`PPCA`, with the same density.
+
+        Its ``weight_`` is that of :meth:`canonicalize_`, at most D columns of it, and its
+        ``explained_variance_`` the variance of the model along them. It has no ``n_samples_``: a model does
+        not know its data.
+        """
+        directions, lengths = _principal_axes(self.weight.double())
+        noise_variance = self.log_sigma2.double().exp()
+        ppca = PPCA(n_components=len(lengths))
+        ppca.mean_ = self.mu.detach().to("cpu", torch.float64, copy=True).numpy()
+        ppca.weight_ = (directions * lengths).cpu().numpy()
+        ppca.components_ = directions.mT.contiguous().cpu().numpy()
+        ppca.explained_variance_ = (lengths.square() + noise_variance).cpu().numpy()
+        ppca.noise_variance_ = noise_variance.item()
+        ppca.n_components_ = len(lengths)
+        ppca.n_features_in_ = self.num_features
+        return ppca
+
+    def save(self, path: str | Path) -> None:
+        """Write the parameters to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
+        write_tensors(Path(path), "LinearVAE", dict(self.named_parameters()))
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> LinearVAE:
+        """Read a module that :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ValueError
+            The file is not such a file, or its tensors are not the parameters of a linear VAE, finite and of
+            one dtype.
+        """
+        tensors, _ = read_tensors("LinearVAE.load", Path(path), "LinearVAE")
+        weight = tensors.get("weight", torch.empty(0))
+        num_features, latent_dim = weight.shape if weight.ndim == 2 else (0, 0)
+        expected = {
+            "weight": (num_features, latent_dim),
+            "encoder": (latent_dim, num_features),
+            "mu": (num_features,),
+            "log_d": (latent_dim,),
+            "log_sigma2": (),
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != expected or weight.numel() == 0:
+            raise ValueError(f"LinearVAE.load: {path} must hold the parameters of a linear VAE, got {found}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != weight.dtype or not tensor.is_floating_point():
+                raise ValueError(
+                    f"LinearVAE.load: {path}: the parameters must have one floating dtype, "
+                    f"got {tensor.dtype} for {name}"
+                )
+            if not tensor.isfinite().all():
+                raise ValueError(f"LinearVAE.load: {path}: {name} must be finite, got a NaN or an infinity")
+        model = _without_initialisation(num_features, latent_dim, dtype=weight.dtype, device=device)
+        model.load_state_dict(tensors)
+        return model
+
+
+def _without_initialisation(
+    num_features: int, latent_dim: int, *, dtype: torch.dtype, device: torch.device | str | None
+) -> LinearVAE:
+    """Make a module whose parameters are yet to be set, without drawing random numbers."""
+    model = LinearVAE(num_features, latent_dim, dtype=dtype, device="meta")
+    return model.to_empty(device=device or torch.get_default_device())
+
+
+def _elbo(
+    data: Tensor | Moments,
+    weight: Tensor,
+    encoder: Tensor,
+    mu: Tensor,
+    log_d: Tensor,
+    log_sigma2: Tensor,
+    beta: Tensor | float = 1.0,
+) -> Tensor:
+    if isinstance(data, Moments):
+        return mean_elbo(data, weight)(weight, encoder, mu, log_d, log_sigma2, beta)
+    return linear_vae_elbo(data, weight, encoder, mu, log_d, log_sigma2, beta)
+
+
+def _optimal_encoder(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V*, log d* and the gap between the likelihood and the ELBO there; ``noise`` is βσ².
+
+    With M̃ = WᵀW + βσ² I: V* = M̃⁻¹ Wᵀ, d*_j = βσ² / M̃_jj; the gap, ½ (Σ_j log M̃_jj - log det M̃), is for β = 1.
+    """
+    gram = weight.mT @ weight
+    precision = gram + noise * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    cholesky = torch.linalg.cholesky(precision)
+    log_diagonal = precision.diagonal().log()
+    gap = 0.5 * log_diagonal.sum() - cholesky.diagonal().log().sum()
+    return torch.cholesky_solve(weight.mT, cholesky), noise.log() - log_diagonal, gap
+
+
+def _principal_axes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """U, with fixed signs, and the diagonal of L, descending, of W = U L Rᵀ."""
+    left, singular_values, _ = torch.linalg.svd(weight, full_matrices=False)
+    return _with_fixed_signs(left), singular_values
+
+
+def _with_fixed_signs(columns: Tensor) -> Tensor:
+    """Flip columns so that the entry of largest magnitude of each is positive."""
+    largest = columns.abs().argmax(0, keepdim=True)
+    return columns * columns.gather(0, largest).sign()
+
+
+def _check_samples(method: str, x: Tensor, num_features: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"LinearVAE.{method}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != 2 or x.shape[1] != num_features:
+        raise ValueError(
+            f"LinearVAE.{method}: x must have shape (N, D) with D={num_features}, got {tuple(x.shape)}"
+        )
+
+
+def _check_features(method: str, moments: Moments, num_features: int) -> None:
+    if moments.num_features != num_features:
+        raise ValueError(
+            f"LinearVAE.{method}: the data must have {num_features} features, got {moments.num_features}"
+        )
