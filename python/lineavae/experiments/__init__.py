@@ -1,0 +1,37 @@
+"""The paper's figures, one module each, and the directories that their runs leave.
+
+Examples
+--------
+>>> from lineavae.experiments import EXPERIMENTS
+>>> list(EXPERIMENTS)
+['latent-dimensions', 'analytic-vs-stochastic']
+"""
+
+from lineavae.experiments import analytic_vs_stochastic, latent_dimensions
+from lineavae.experiments.runs import (
+    Config,
+    Experiment,
+    Quantity,
+    Results,
+    Run,
+    RunDirectoryError,
+    execute,
+    load_results,
+)
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "latent-dimensions": latent_dimensions.EXPERIMENT,
+    "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
+}
+
+__all__ = [
+    "EXPERIMENTS",
+    "Config",
+    "Experiment",
+    "Quantity",
+    "Results",
+    "Run",
+    "RunDirectoryError",
+    "execute",
+    "load_results",
+]

@@ -1,0 +1,197 @@
+"""Figure 3: a linear VAE trained by its analytic ELBO against one trained by the sampled ELBO.
+
+Both see all images at every step and differ in nothing but the noise of the gradient. Every ELBO reported is
+the analytic one, in float64, of the images trained on; their optimum is that of probabilistic PCA.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
+from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.training import train
+from lineavae.linear import PPCA, LinearVAE, Moments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NATS = "nats per image"
+
+Objective = Literal["analytic", "stochastic"]
+_COLOURS: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}
+
+# The paper's ELBO at its K, and three standard deviations of the optimum over subsets of 1000 images.
+_PUBLISHED = {("analytic", 200): (950.7, 12.0), ("stochastic", 200): (939.3, 12.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyticVsStochasticConfig(Config):
+    """The models and their training; both objectives get the same.
+
+    Attributes
+    ----------
+    latent_dim
+        Latent dimensions K.
+    steps
+        Full-batch steps of Adam.
+    learning_rates
+        Grid, from which each objective takes what ends with the best ELBO.
+    """
+
+    latent_dim: int
+    steps: int
+    learning_rates: tuple[float, ...]
+
+
+def run(config: AnalyticVsStochasticConfig, run_dir: Path) -> Results:
+    """Train with every objective and learning rate; compare the best of each objective with the optimum."""
+    x = config.images.to_tensor(torch.float64)
+    moments = Moments.from_data(x)
+    optimum = LinearVAE.from_ppca(PPCA(config.latent_dim).fit(moments))
+    quantities = {"pPCA optimum": quantity(optimum.elbo(moments).item(), _NATS)}
+    curves: dict[str, NDArray[Any]] = {}
+    for objective in _COLOURS:
+        trained = [
+            train(
+                config,
+                x,
+                config.latent_dim,
+                objective=objective,
+                lr=lr,
+                steps=config.steps,
+                checkpoint=run_dir / f"{objective}-{lr:g}.safetensors",
+            )
+            for lr in config.learning_rates
+        ]
+        elbos = np.stack([history.elbo for _, history in trained])
+        best = elbos[:, -1].argmax()
+        quantities[f"{objective}: learning rate"] = quantity(config.learning_rates[best], "per step")
+        quantities |= _judge(objective, trained[best][0], optimum, moments)
+        curves["steps"] = trained[best][1].steps
+        curves[objective] = elbos
+    return {"data": config.images.name, "config": asdict(config), "quantities": quantities, "curves": curves}
+
+
+def plot(results: Results) -> Figure:
+    """Draw ELBO against steps: the whole course, and the last nats below the optimum."""
+    config, curves, quantities = results["config"], results["curves"], results["quantities"]
+    optimum = quantities["pPCA optimum"]["measured"]
+    best = {objective: curves[objective][curves[objective][:, -1].argmax()] for objective in _COLOURS}
+    figure, (course, end) = make_panels(
+        f"Linear VAE, K={config['latent_dim']}, on {results['data']}, N={config['num_images']}", 2
+    )
+    for axes in (course, end):
+        axes.axhline(optimum, color=BLACK, linestyle="--", linewidth=1, label="pPCA optimum")
+        for objective, colour in _COLOURS.items():
+            axes.plot(curves["steps"], best[objective], color=colour, linewidth=1.8, label=objective)
+        axes.set_xlabel("step of Adam, full batch")
+        axes.set_xlim(0, config["steps"])
+    course.set_title("whole course", loc="left", fontsize=10)
+    course.set_ylabel(f"ELBO, {_NATS}")
+    course.legend(loc="lower right", frameon=False)
+    end.set_title("last nats below the optimum", loc="left", fontsize=10)
+    worst_gap = optimum - min(curve[-1] for curve in best.values())
+    end.set_ylim(optimum - 3 * worst_gap, optimum + 0.4 * worst_gap)
+    for objective, colour in _COLOURS.items():
+        elbo = quantities[f"{objective}: ELBO"]
+        text = f"{objective} ends {optimum - elbo['measured']:.2g} below"
+        if elbo["published"] is not None:
+            text += f",\nat {elbo['measured']:.1f} (paper: {elbo['published']})"
+        end.annotate(
+            text,
+            (0.02 * config["steps"], elbo["measured"]),
+            xytext=(0, -5),
+            textcoords="offset points",
+            color=colour,
+            va="top",
+            fontsize=9,
+        )
+    return figure
+
+
+def share_of_matched_directions(directions: Tensor, targets: Tensor, threshold: float) -> float:
+    """Share of ``targets`` with a direction of their own at ``abs(cosine) > threshold``.
+
+    Parameters
+    ----------
+    directions
+        Columns of any length, (D, r).
+    targets
+        Orthonormal columns, (D, m).
+    threshold
+        Least absolute cosine of a match.
+
+    Returns
+    -------
+    float
+        Between 0 and 1, under the assignment of one direction to each target with the largest sum of absolute
+        cosines.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.experiments.analytic_vs_stochastic import share_of_matched_directions
+    >>> rotated = torch.tensor([[0.0, -2.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    >>> round(share_of_matched_directions(rotated, torch.eye(3), threshold=0.99), 3)
+    0.667
+    """
+    cosines = (torch.nn.functional.normalize(directions.detach(), dim=0).mT @ targets).abs().numpy()
+    chosen = linear_sum_assignment(cosines, maximize=True)
+    return float((cosines[chosen] > threshold).sum() / targets.shape[1])
+
+
+def _judge(
+    objective: Objective, model: LinearVAE, optimum: LinearVAE, moments: Moments
+) -> dict[str, Quantity]:
+    """Compare a trained model with the optimum: its ELBO, its noise, its directions."""
+    maximum, elbo = optimum.elbo(moments).item(), model.elbo(moments).item()
+    rotated = copy.deepcopy(model).canonicalize_()
+    quantities = {
+        f"{objective}: ELBO": quantity(elbo, _NATS, *_PUBLISHED.get((objective, model.latent_dim), ())),
+        f"{objective}: gap to the optimum": quantity(maximum - elbo, _NATS),
+        f"{objective}: gap after SVD rotation": quantity(maximum - rotated.elbo(moments).item(), _NATS),
+        f"{objective}: σ² / σ²_MLE": quantity((model.log_sigma2 - optimum.log_sigma2).exp().item(), "ratio"),
+    }
+    targets = _separated_directions(moments, model.latent_dim)
+    for source, columns, threshold in (
+        ("raw W", model.weight, 0.99),
+        ("SVD rotation", rotated.weight, 0.99),
+        ("Rayleigh-Ritz", model.principal_components(moments)[1], 0.999),
+    ):
+        share = share_of_matched_directions(columns, targets, threshold)
+        quantities[f"{objective}: axes found, {source}"] = quantity(100 * share, "%")
+    return quantities
+
+
+def _separated_directions(moments: Moments, latent_dim: int) -> Tensor:
+    """Leading eigenvectors whose eigenvalues keep more than 2 % of themselves from both neighbours."""
+    eigenvalues, eigenvectors = moments.eigh()
+    padded = torch.nn.functional.pad(eigenvalues, (1, 1))
+    padded[0] = torch.inf
+    gaps = torch.minimum(padded[:-2] - eigenvalues, eigenvalues - padded[2:])
+    separated = (gaps > 0.02 * eigenvalues)[:latent_dim]
+    return eigenvectors[:, :latent_dim][:, separated]
+
+
+EXPERIMENT = Experiment(
+    name="analytic-vs-stochastic",
+    figure="Figure 3: analytic against stochastic training",
+    presets={
+        "quick": AnalyticVsStochasticConfig(latent_dim=50, steps=3000, learning_rates=(3e-3,)),
+        "full": AnalyticVsStochasticConfig(
+            latent_dim=200, steps=12_000, learning_rates=(1e-4, 3e-4, 1e-3, 3e-3)
+        ),
+    },
+    run=run,
+    plot=plot,
+)

@@ -1,0 +1,32 @@
+"""What all figures share: size, colours, axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lineavae._optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
+BLUE, VERMILION, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
+
+
+def make_panels(title: str, num_panels: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels side by side.
+
+    It has no window and no global state: pyplot is not involved.
+    """
+    figure = require("matplotlib.figure", "experiments").Figure(
+        figsize=(1 + 4.4 * num_panels, 3.9), layout="constrained"
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+    return figure, panels

@@ -1,0 +1,188 @@
+"""Figure 2: likelihood and optimal ELBO of probabilistic PCA over the number of latent dimensions.
+
+With the best noise for each K both rise together, as theorem 1 has it. With the noise frozen at the best
+for one small K, more latent dimensions end by lowering the likelihood: a collapsed one is then better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, make_panels
+from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.training import train
+from lineavae.linear import PPCA, LinearVAE, Moments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NATS = "nats per image"
+_REPORTED = (50, 100, 200, 500)
+
+# Read from the paper's text for the noise of K=50: the likelihood falls "after 200"; the curve is flat there.
+_PUBLISHED_PEAK = (200.0, 50.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDimensionsConfig(Config):
+    """The numbers of latent dimensions.
+
+    Attributes
+    ----------
+    latent_dims
+        Values of K, ascending, at which the closed forms are drawn.
+    frozen_latent_dim
+        The K, one of them, from whose maximum the frozen noise is taken.
+    trained_latent_dims
+        Values of K, all among ``latent_dims``, at which a linear VAE is trained by its analytic ELBO.
+    steps, learning_rate
+        Of that training: full-batch steps of Adam.
+    """
+
+    latent_dims: tuple[int, ...]
+    frozen_latent_dim: int = 50
+    trained_latent_dims: tuple[int, ...] = ()
+    steps: int = 12_000
+    learning_rate: float = 1e-3
+
+
+def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
+    """Evaluate the closed forms at each K, and train at some."""
+    x = config.images.to_tensor(torch.float64)
+    moments = Moments.from_data(x)
+    frozen_noise = PPCA(config.frozen_latent_dim).fit(moments).noise_variance_
+    likelihood, optimal_elbo, frozen = (np.empty(len(config.latent_dims)) for _ in range(3))
+    progress = track(config.latent_dims, "closed forms", console=Console(stderr=True), transient=True)
+    for index, latent_dim in enumerate(progress):
+        ppca = PPCA(latent_dim).fit(moments)
+        model = LinearVAE.from_ppca(ppca)
+        likelihood[index] = ppca.score(moments)
+        optimal_elbo[index] = model.elbo(moments).item()
+        # W keeps the noise it was made with; only the model's noise is another
+        model.log_sigma2.data.fill_(math.log(frozen_noise))
+        frozen[index] = model.log_marginal_likelihood(moments).item()
+    trained = np.empty(len(config.trained_latent_dims))
+    for index, latent_dim in enumerate(config.trained_latent_dims):
+        checkpoint = run_dir / f"analytic-K{latent_dim}.safetensors"
+        model, _ = train(
+            config, x, latent_dim, lr=config.learning_rate, steps=config.steps, checkpoint=checkpoint
+        )
+        trained[index] = model.elbo(moments).item()
+    curves = {
+        "latent_dims": np.array(config.latent_dims),
+        "likelihood": likelihood,
+        "optimal_elbo": optimal_elbo,
+        "frozen_likelihood": frozen,
+        "trained_latent_dims": np.array(config.trained_latent_dims, dtype=np.int64),
+        "trained_elbo": trained,
+    }
+    return {
+        "data": config.images.name,
+        "config": asdict(config),
+        "quantities": _judge(curves, config.frozen_latent_dim),
+        "curves": curves,
+    }
+
+
+def plot(results: Results) -> Figure:
+    """Draw likelihoods and ELBOs against K, and the likelihood under the frozen noise enlarged."""
+    config, curves = results["config"], results["curves"]
+    latent_dims, frozen_latent_dim = curves["latent_dims"], config["frozen_latent_dim"]
+    figure, (everything, enlarged) = make_panels(
+        f"Probabilistic PCA of {results['data']}, N={config['num_images']}", 2
+    )
+    everything.plot(
+        latent_dims, curves["likelihood"], color=GREEN, linewidth=4, alpha=0.5, label="likelihood, best noise"
+    )
+    everything.plot(
+        latent_dims, curves["optimal_elbo"], color=BLACK, linestyle="--", linewidth=1.2, label="optimal ELBO"
+    )
+    if config["trained_latent_dims"]:
+        everything.plot(
+            curves["trained_latent_dims"],
+            curves["trained_elbo"],
+            color=BLACK,
+            linestyle="none",
+            marker="o",
+            markerfacecolor="white",
+            label="ELBO of trained linear VAEs",
+        )
+    everything.plot(
+        latent_dims,
+        curves["frozen_likelihood"],
+        color=BLUE,
+        linewidth=1.8,
+        label=f"likelihood, noise of K={frozen_latent_dim}",
+    )
+    everything.set_title("noise at its best for each K, and frozen", loc="left", fontsize=10)
+    everything.set_xlim(0, latent_dims[-1])
+    everything.legend(loc="lower right", frameon=False, fontsize=9)
+
+    beyond = latent_dims >= frozen_latent_dim
+    latent_dims, frozen = latent_dims[beyond], curves["frozen_likelihood"][beyond]
+    peak = frozen.argmax()
+    enlarged.plot(latent_dims, frozen, color=BLUE, linewidth=1.8, marker=".")
+    enlarged.annotate(
+        f"highest at K={latent_dims[peak]}",
+        (latent_dims[peak], frozen[peak]),
+        xytext=(0, 8),
+        textcoords="offset points",
+        color=BLUE,
+        ha="center",
+        fontsize=9,
+    )
+    enlarged.set_title(f"noise of K={frozen_latent_dim} alone", loc="left", fontsize=10)
+    enlarged.set_xlim(frozen_latent_dim, latent_dims[-1])
+    enlarged.margins(y=0.12)
+    for axes in (everything, enlarged):
+        axes.set_xlabel("latent dimensions K")
+        axes.set_ylabel(_NATS)
+    return figure
+
+
+def _judge(curves: dict[str, NDArray[Any]], frozen_latent_dim: int) -> dict[str, Quantity]:
+    latent_dims, likelihood, frozen = curves["latent_dims"], curves["likelihood"], curves["frozen_likelihood"]
+    quantities = {
+        f"likelihood, K={latent_dim}": quantity(likelihood[index], _NATS)
+        for index, latent_dim in enumerate(latent_dims)
+        if latent_dim in _REPORTED
+    }
+    quantities["optimal ELBO: largest deviation"] = quantity(
+        np.abs(likelihood - curves["optimal_elbo"]).max(), _NATS
+    )
+    frozen_name = f"noise of K={frozen_latent_dim}"
+    quantities[f"{frozen_name}: best K"] = quantity(
+        latent_dims[frozen.argmax()], "latent dimensions", *_PUBLISHED_PEAK
+    )
+    quantities[f"{frozen_name}: lost from there to K={latent_dims[-1]}"] = quantity(
+        frozen.max() - frozen[-1], _NATS
+    )
+    for latent_dim, elbo in zip(curves["trained_latent_dims"], curves["trained_elbo"], strict=True):
+        optimum = curves["optimal_elbo"][latent_dims == latent_dim].item()
+        quantities[f"trained VAE, K={latent_dim}: gap to the optimum"] = quantity(optimum - elbo, _NATS)
+    return quantities
+
+
+EXPERIMENT = Experiment(
+    name="latent-dimensions",
+    figure="Figure 2: likelihood and optimal ELBO over latent dimensions",
+    presets={
+        "quick": LatentDimensionsConfig(
+            latent_dims=(1, 5, 10, 25, *range(50, 250, 25), *range(250, 501, 50))
+        ),
+        "full": LatentDimensionsConfig(
+            latent_dims=(1, *range(5, 501, 5)), trained_latent_dims=(10, 50, 100, 200)
+        ),
+    },
+    run=run,
+    plot=plot,
+)

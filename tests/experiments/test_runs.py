@@ -1,0 +1,177 @@
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lineavae.data import DataError, load_mnist5k
+from lineavae.experiments import Config, Experiment, RunDirectoryError, execute, load_results
+from lineavae.experiments.runs import quantity
+
+FILES = {"config.json", "environment.json", "curves.npz", "figure.png", "results.json"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaresConfig(Config):
+    numbers: tuple[int, ...] = (1, 2, 3)
+
+
+def squares(config, run_dir):
+    """An experiment that leaves a checkpoint per number and continues from those it finds."""
+    values = []
+    for number in config.numbers:
+        checkpoint = run_dir / f"{number}.txt"
+        if not checkpoint.exists():
+            checkpoint.write_text(str(number**2))
+        values.append(float(checkpoint.read_text()))
+    return {
+        "data": config.images.name,
+        "config": {"numbers": list(config.numbers)},
+        "quantities": {"sum": quantity(sum(values), "1", published=14.0, tolerance=0.5)},
+        "curves": {"squares": np.array(values)},
+    }
+
+
+def make(run=squares, plot=lambda results: Figure()):
+    return Experiment("squares", "Figure 0", {"quick": SquaresConfig(num_images=10)}, run, plot)
+
+
+def never(config, run_dir):
+    raise AssertionError("this run was to be skipped")
+
+
+CONFIG = SquaresConfig(num_images=10)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    run = execute(make(), CONFIG, tmp_path / "run")
+    assert {path.name for path in run.directory.iterdir()} == FILES | {"1.txt", "2.txt", "3.txt"}
+    assert json.loads((run.directory / "config.json").read_text()) == {
+        "num_images": 10,
+        "data_dir": None,
+        "seed": 0,
+        "device": "cpu",
+        "numbers": [1, 2, 3],
+    }
+    results = json.loads((run.directory / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["experiment"] == "squares"
+    assert results["quantities"] == {
+        "sum": {"measured": 14.0, "published": 14.0, "unit": "1", "tolerance": 0.5}
+    }
+    environment = json.loads((run.directory / "environment.json").read_text())
+    assert environment["data"]["name"] == "MNIST-5k"
+    assert environment["threads"] >= 1
+    assert run.figure.read_bytes().startswith(b"\x89PNG")
+    assert not run.skipped
+
+
+def test_results_come_back_from_the_files(tmp_path):
+    run = execute(make(), CONFIG, tmp_path)
+    loaded = load_results(tmp_path)
+    assert loaded["data"] == "MNIST-5k"
+    assert loaded["config"] == {"numbers": [1, 2, 3]}
+    assert loaded["quantities"] == run.results["quantities"]
+    assert loaded["curves"].keys() == {"squares"}
+    assert np.array_equal(loaded["curves"]["squares"], [1.0, 4.0, 9.0])
+
+
+def test_a_finished_run_is_skipped(tmp_path):
+    first = execute(make(), CONFIG, tmp_path)
+    second = execute(make(run=never), CONFIG, tmp_path)
+    assert second.skipped
+    assert second.results["quantities"] == first.results["quantities"]
+
+
+def test_another_configuration_is_refused(tmp_path):
+    execute(make(), CONFIG, tmp_path)
+    other = replace(CONFIG, numbers=(4,), seed=7)
+    for resume in (False, True):
+        with pytest.raises(RunDirectoryError, match=r"seed 0 instead of 7") as error:
+            execute(make(run=never), other, tmp_path, resume=resume)
+        assert "numbers [1, 2, 3] instead of [4]" in str(error.value)
+        assert "another --out" in str(error.value)
+
+
+def fail_after_two(config, run_dir):
+    squares(replace(config, numbers=config.numbers[:2]), run_dir)
+    raise KeyboardInterrupt
+
+
+def test_an_unfinished_run_is_refused_without_resume(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        execute(make(run=fail_after_two), CONFIG, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "environment.json", "1.txt", "2.txt"}
+    with pytest.raises(RunDirectoryError, match="unfinished run: pass --resume, or choose another --out"):
+        execute(make(run=never), CONFIG, tmp_path)
+
+
+def test_an_unfinished_run_is_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        execute(make(run=fail_after_two), CONFIG, tmp_path)
+    (tmp_path / "2.txt").write_text("40")  # shows that the checkpoint was used
+    run = execute(make(), CONFIG, tmp_path, resume=True)
+    assert np.array_equal(run.results["curves"]["squares"], [1.0, 40.0, 9.0])
+
+
+def test_resume_without_a_run_begins_one(tmp_path):
+    assert not execute(make(), CONFIG, tmp_path / "run", resume=True).skipped
+
+
+def test_results_are_written_last(tmp_path):
+    def plot(results):
+        assert (tmp_path / "curves.npz").exists()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        execute(make(plot=plot), CONFIG, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(RunDirectoryError, match="holds files but no run"):
+        execute(make(run=never), CONFIG, tmp_path)
+
+
+def test_a_temporary_file_left_by_a_kill_is_no_obstacle(tmp_path):
+    (tmp_path / ".config-x7.json").touch()
+    assert not execute(make(), CONFIG, tmp_path).skipped
+
+
+def test_a_wrong_data_folder_leaves_nothing_behind(tmp_path):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        execute(make(run=never), replace(CONFIG, data_dir=str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_quantity_that_is_no_number_is_no_result(tmp_path):
+    def run(config, run_dir):
+        results = squares(config, run_dir)
+        results["quantities"]["sum"]["measured"] = float("nan")
+        return results
+
+    with pytest.raises(ValueError, match="Out of range float values"):
+        execute(make(run=run), CONFIG, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    execute(make(), CONFIG, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({**results, "schema": 2}))
+    with pytest.raises(RunDirectoryError, match="schema 2 where this lineavae reads 1"):
+        load_results(tmp_path)
+
+
+def test_curves_are_never_unpickled(tmp_path):
+    execute(make(), CONFIG, tmp_path)
+    np.savez(tmp_path / "curves.npz", squares=np.array([print], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load_results(tmp_path)
+
+
+def test_the_images_are_the_seeded_subset():
+    images = replace(CONFIG, num_images=20, seed=3).images
+    assert np.array_equal(images.images, load_mnist5k().subset(20, seed=3).images)

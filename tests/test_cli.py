@@ -1,0 +1,276 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+import lineavae
+from lineavae import _ext
+from lineavae.cli import app
+from lineavae.experiments import EXPERIMENTS, Config, Experiment
+from lineavae.experiments.runs import quantity
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig(Config):
+    num_images: int = 10
+    limit: int = 3
+
+
+def count(config, run_dir):
+    return {
+        "data": config.images.name,
+        "config": {"num_images": config.num_images},
+        "quantities": {
+            "limit": quantity(config.limit, "images", published=3.5, tolerance=1.0),
+            "seed": quantity(config.seed, "1"),
+        },
+        "curves": {"numbers": np.arange(config.limit)},
+    }
+
+
+def make(run=count):
+    presets = {"quick": CountConfig(), "full": CountConfig(limit=30)}
+    return Experiment("count", "Figure 0: counting", presets, run, lambda results: Figure())
+
+
+@pytest.fixture(autouse=True)
+def counting(monkeypatch):
+    """An experiment that takes no time."""
+    monkeypatch.setitem(EXPERIMENTS, "count", make())
+    monkeypatch.delenv("LINEAVAE_DATA", raising=False)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_process(*arguments, **keywords):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **keywords
+    )
+
+
+def test_version():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"lineavae {lineavae.__version__}\n"
+
+
+def test_help_names_the_commands_and_an_example():
+    assert "diagnose" in invoke("--help").stdout
+    text = " ".join(invoke("reproduce", "--help").stdout.split())
+    assert "Example: lineavae reproduce analytic-vs-stochastic --preset quick" in text
+    assert "LINEAVAE_DATA" in text
+
+
+def test_module_is_the_command():
+    process = run_process("-m", "lineavae", "--version")
+    assert process.returncode == 0
+    assert process.stdout == f"lineavae {lineavae.__version__}\n"
+
+
+def test_diagnose():
+    result = invoke("diagnose")
+    assert result.exit_code == 0
+    assert result.stdout == f"{lineavae.diagnose()}\n"
+
+
+def test_diagnose_json():
+    result = invoke("diagnose", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == lineavae.diagnose().to_dict()
+
+
+def test_diagnose_with_a_broken_native_module(monkeypatch):
+    def load():
+        raise ImportError("no _C")
+
+    monkeypatch.setattr(_ext, "load", load)
+    result = invoke("diagnose")
+    assert result.exit_code == 1
+    assert "native module could not be loaded: no _C" in result.stdout
+    assert json.loads(invoke("diagnose", "--json").stdout)["native_error"] == "no _C"
+
+
+BREAK_NATIVE = "import sys; sys.modules['lineavae._C'] = None; from lineavae.cli import main; main()"
+
+
+def test_only_reproduce_needs_the_native_module():
+    process = run_process("-c", BREAK_NATIVE, "diagnose")
+    assert process.returncode == 1
+    assert "native module could not be loaded" in process.stdout
+    process = run_process("-c", BREAK_NATIVE, "reproduce", "--list")
+    assert process.returncode == 1
+    assert process.stderr.startswith("lineavae: lineavae's native module could not be loaded")
+    assert "Traceback" not in process.stderr
+
+
+def test_the_command_line_imports_no_operators():
+    code = "import sys, lineavae.cli; print([name for name in sys.modules if name.startswith('lineavae.')])"
+    loaded = run_process("-c", code).stdout
+    assert "lineavae.cli" in loaded
+    for package in ("ops", "linear", "experiments"):
+        assert f"lineavae.{package}" not in loaded
+
+
+def test_list():
+    result = invoke("reproduce", "--list")
+    assert result.exit_code == 0
+    for name in ("latent-dimensions", "analytic-vs-stochastic", "count"):
+        assert name in result.stdout
+    listed = json.loads(invoke("reproduce", "--list", "--json").stdout)["experiments"]
+    assert listed[-1] == {"name": "count", "figure": "Figure 0: counting", "presets": ["quick", "full"]}
+
+
+def test_reproduce_reports_and_leaves_its_files(tmp_path):
+    result = invoke("reproduce", "count", "--out", tmp_path, "--seed", 7)
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["limit", "3", "3.5", "images"] in rows
+    assert ["seed", "7", "1"] in rows
+    figure = tmp_path / "count-quick" / "figure.png"
+    assert rows[-1] == [str(figure)]
+    assert figure.exists()
+    config = json.loads((tmp_path / "count-quick" / "config.json").read_text())
+    assert config == {"num_images": 10, "data_dir": None, "seed": 7, "device": "cpu", "limit": 3}
+
+
+def test_reproduce_full(tmp_path):
+    assert invoke("reproduce", "count", "--preset", "full", "--out", tmp_path).exit_code == 0
+    assert json.loads((tmp_path / "count-full" / "config.json").read_text())["limit"] == 30
+
+
+def test_reproduce_json_alone_on_stdout(tmp_path):
+    result = invoke("reproduce", "count", "--out", tmp_path, "--json")
+    assert result.exit_code == 0
+    (run,) = json.loads(result.stdout)["runs"]
+    assert run["name"] == "count"
+    assert run["preset"] == "quick"
+    assert run["skipped"] is False
+    assert run["quantities"]["limit"] == {
+        "measured": 3.0,
+        "published": 3.5,
+        "unit": "images",
+        "tolerance": 1.0,
+    }
+    assert run["figure"] == str(tmp_path / "count-quick" / "figure.png")
+    assert "Figure 0" in result.stderr
+
+
+def test_reproduce_several_in_order(tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "again", make())
+    result = invoke("reproduce", "again", "count", "--out", tmp_path, "--json")
+    assert [run["name"] for run in json.loads(result.stdout)["runs"]] == ["again", "count"]
+    assert (tmp_path / "again-quick" / "results.json").exists()
+    assert (tmp_path / "count-quick" / "results.json").exists()
+
+
+def test_a_finished_run_is_skipped_and_said(tmp_path):
+    assert "not run again" not in invoke("reproduce", "count", "--out", tmp_path).output
+    result = invoke("reproduce", "count", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "finished earlier, not run again" in result.stdout
+    (run,) = json.loads(invoke("reproduce", "count", "--out", tmp_path, "--json").stdout)["runs"]
+    assert run["skipped"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name an experiment"),
+        (["nothing"], "no experiment 'nothing', only latent-dimensions"),
+        (["count", "--device", "tpu9"], "--device tpu9"),
+        (["count", "--data-dir", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
+    result = invoke("reproduce", "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "slow"], ["--seed", "-1"], ["--colour"]])
+def test_wrong_usage_exits_with_2(arguments):
+    assert invoke("reproduce", "count", *arguments).exit_code == 2
+
+
+def test_data_folder_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINEAVAE_DATA", str(tmp_path / "nowhere"))
+    result = invoke("reproduce", "count", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'nowhere'} is not a folder" in result.stderr
+
+
+def test_another_configuration_exits_with_2(tmp_path):
+    invoke("reproduce", "count", "--out", tmp_path)
+    result = invoke("reproduce", "count", "--out", tmp_path, "--seed", 1)
+    assert result.exit_code == 2
+    assert "seed 0 instead of 1" in result.stderr
+
+
+def test_interrupted_then_resumed(tmp_path, monkeypatch):
+    def interrupted(config, run_dir):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(EXPERIMENTS, "count", make(run=interrupted))
+        result = invoke("reproduce", "count", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert "--resume continues" in result.stderr
+    result = invoke("reproduce", "count", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "pass --resume" in result.stderr
+    assert invoke("reproduce", "count", "--out", tmp_path, "--resume").exit_code == 0
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke("reproduce", "count", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "lineavae[experiments]" in result.stderr
+    assert not (tmp_path / "count-quick").exists()
+
+
+FAIL = """
+from lineavae import cli
+from lineavae.experiments import EXPERIMENTS, Config, Experiment
+
+def run(config, run_dir):
+    return 1 / 0
+
+EXPERIMENTS["fails"] = Experiment("fails", "Figure 0", {"quick": Config(num_images=10)}, run, None)
+cli.main()
+"""
+
+
+def test_a_failed_run_shows_its_traceback_and_exits_with_1(tmp_path):
+    process = run_process("-c", FAIL, "reproduce", "fails", "--out", tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "ZeroDivisionError" in process.stderr
+
+
+def test_ctrl_c_exits_with_130(tmp_path):
+    arguments = ["-m", "lineavae", "reproduce", "analytic-vs-stochastic", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert "analytic training" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "the same command with --resume continues" in stderr
+    assert "Traceback" not in stderr
