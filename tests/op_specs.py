@@ -1,0 +1,211 @@
+"""One specification per operator: what the contract tests, and nothing else about it, need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lineavae import ops, reference
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of one call: the tensors by name, in the order of the signature, and the other options."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Tensor | float | int]
+
+    def call(self, function: Callable[..., Tensor]) -> Tensor:
+        return function(**self.tensors, **self.options)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
+        return replace(self, tensors={name: function(tensor) for name, tensor in self.tensors.items()})
+
+    def to(self, dtype: torch.dtype) -> Sample:
+        options = {name: o.to(dtype) if isinstance(o, Tensor) else o for name, o in self.options.items()}
+        return Sample({name: tensor.to(dtype) for name, tensor in self.tensors.items()}, options)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operator, its reference, and how to call both.
+
+    ``tolerance`` is that of float32, relative to the largest entry of a result. ``any_threads``: whether the
+    number of threads changes no bit, which holds for what is fused but not for MKL's products. ``cases``
+    makes, for a label, the arguments in float64 on the CPU.
+    """
+
+    name: str
+    op: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    differentiable: tuple[str, ...]
+    tolerance: float
+    any_threads: bool
+    cases: dict[str, Callable[[], Sample]]
+
+    @property
+    def raw(self) -> set[str]:
+        """The raw operators of a call and its backward, named as the op is everywhere."""
+        return {self.op.__name__, f"{self.op.__name__}_backward"}
+
+    def sample(
+        self, case: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> Sample:
+        sample = self.cases[case]()
+        options = {name: o.to(device) if isinstance(o, Tensor) else o for name, o in sample.options.items()}
+        return replace(sample.map(lambda tensor: tensor.to(device)), options=options).to(dtype)
+
+
+GAUSSIAN_KL_SHAPES = {
+    "plain": (5, 3),
+    "one_row": (3,),
+    "one_sample": (1, 3),
+    "no_samples": (0, 3),
+    "one_latent": (5, 1),
+    "no_latents": (5, 0),
+    "models": (3, 5, 2),
+    "large": (300, 133),
+}
+
+
+def gaussian_kl_cases() -> dict[str, Callable[[], Sample]]:
+    def make(shape: tuple[int, ...]) -> Sample:
+        generator = torch.Generator().manual_seed(sum(shape))
+        mean = torch.randn(shape, generator=generator, dtype=torch.float64)
+        logvar = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return Sample({"mean": mean, "logvar": logvar}, {})
+
+    return {label: lambda shape=shape: make(shape) for label, shape in GAUSSIAN_KL_SHAPES.items()}
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """Sizes and options of one call of a linear VAE's ELBO; a tensor in ``shared`` has only one model."""
+
+    num_samples: int = 5
+    num_features: int = 4
+    latent_dim: int = 3
+    models: tuple[int, ...] = ()
+    shared: tuple[str, ...] = ()
+    offset: float = 0.5
+    beta: float | tuple[float, ...] = 1.0
+    extra_features: int = 0
+
+
+PARAMETERS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
+STATISTICS = ("x", "sample_mean", "covariance", "factor")
+
+LINEAR_CASES = {
+    "plain": LinearCase(),
+    "one_sample": LinearCase(num_samples=1),
+    "no_samples": LinearCase(num_samples=0),
+    "one_feature": LinearCase(num_features=1),
+    "one_latent": LinearCase(latent_dim=1),
+    "large": LinearCase(num_samples=150, num_features=133, latent_dim=35),
+    "mu_far_from_mean": LinearCase(offset=10.0),
+    "beta_number": LinearCase(beta=0.3),
+    "beta_zero": LinearCase(beta=0.0),
+    "models": LinearCase(models=(3,), beta=(0.5, 1.0, 2.0)),
+    "models_share_statistics": LinearCase(models=(3,), shared=STATISTICS),
+    "models_share_decoder": LinearCase(models=(3,), shared=("weight", "log_sigma2")),
+    "two_model_dimensions": LinearCase(models=(2, 2), beta=(0.5, 2.0)),
+}
+DROPPED_FEATURES = {"dropped_features": LinearCase(extra_features=3)}
+
+
+def linear_cases(data: str, cases: dict[str, LinearCase]) -> dict[str, Callable[[], Sample]]:
+    """Make the arguments of ``cases``; ``data`` says in which form the op takes its data."""
+
+    def make(case: LinearCase) -> Sample:
+        N, D, K = case.num_samples, case.num_features, case.latent_dim  # noqa: N806
+        generator = torch.Generator().manual_seed(N + 10 * D + 100 * K)
+
+        def random(name: str, *shape: int, scale: float = 1.0) -> Tensor:
+            models = () if name in case.shared else case.models
+            return scale * torch.randn((*models, *shape), generator=generator, dtype=torch.float64)
+
+        tensors = {}
+        if data == "batch":
+            tensors["x"] = random("x", N, D)
+        else:
+            tensors["sample_mean"] = random("sample_mean", D)
+            if data == "diagonal":
+                tensors["factor"] = random("factor", D)
+            else:
+                factor = random("factor", D, N)
+                tensors |= {"factor": factor} if data == "factor" else {"covariance": factor @ factor.mT}
+        tensors |= {
+            "weight": random("weight", D, K, scale=K**-0.5),
+            "encoder": random("encoder", K, D, scale=D**-0.5),
+            "mu": random("mu", D) + case.offset,
+            "log_d": random("log_d", K) - 1,
+            "log_sigma2": random("log_sigma2") - 0.3,
+        }
+        beta = case.beta if isinstance(case.beta, float) else torch.tensor(case.beta, dtype=torch.float64)
+        options: dict[str, Tensor | float | int] = {"beta": beta}
+        if case.extra_features:
+            options["num_features"] = D + case.extra_features
+        return Sample(tensors, options)
+
+    return {label: lambda case=case: make(case) for label, case in cases.items()}
+
+
+SPECS = [
+    OpSpec(
+        name="gaussian_kl",
+        op=ops.gaussian_kl,
+        reference=reference.gaussian_kl,
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=gaussian_kl_cases(),
+    ),
+    OpSpec(
+        name="gaussian_kl_per_dimension",
+        op=ops.gaussian_kl_per_dimension,
+        reference=reference.gaussian_kl_per_dimension,
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=gaussian_kl_cases(),
+    ),
+    OpSpec(
+        name="linear_vae_elbo",
+        op=ops.linear_vae_elbo,
+        reference=reference.linear_vae_elbo,
+        differentiable=("x", *PARAMETERS),
+        tolerance=2e-6,
+        any_threads=False,
+        cases=linear_cases("batch", LINEAR_CASES),
+    ),
+    OpSpec(
+        name="linear_vae_elbo_from_moments",
+        op=ops.linear_vae_elbo_from_moments,
+        reference=reference.linear_vae_elbo_from_moments,
+        differentiable=PARAMETERS,
+        tolerance=2e-6,
+        any_threads=False,
+        cases=linear_cases("moments", LINEAR_CASES | DROPPED_FEATURES),
+    ),
+    OpSpec(
+        name="linear_vae_elbo_from_factor",
+        op=ops.linear_vae_elbo_from_factor,
+        reference=reference.linear_vae_elbo_from_factor,
+        differentiable=PARAMETERS,
+        tolerance=2e-6,
+        any_threads=False,
+        cases=linear_cases("factor", LINEAR_CASES | DROPPED_FEATURES),
+    ),
+    OpSpec(
+        name="linear_vae_elbo_from_diagonal_factor",
+        op=ops.linear_vae_elbo_from_factor,
+        reference=reference.linear_vae_elbo_from_factor,
+        differentiable=PARAMETERS,
+        tolerance=2e-6,
+        any_threads=False,
+        cases=linear_cases("diagonal", LINEAR_CASES | DROPPED_FEATURES),
+    ),
+]
