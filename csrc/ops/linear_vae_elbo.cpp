@@ -90,13 +90,13 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   const Tensor residual_sum = product_with_vector(transposed(residual), grad);
   const Tensor residual_pull = product_with_vector(transposed(weight), residual_sum);
   const Tensor code_sum = product_with_vector(transposed(code), grad);
-  Tensor weight_scale = empty({M, K}, weight), encoder_pull = empty({M, K}, weight);
+  Tensor weight_scale = empty({M, K}, weight, ScalarType::Double), encoder_pull = empty({M, K}, weight);
   Tensor grad_log_d = empty({M, K}, weight), grad_log_sigma2 = empty({M}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
     sample_sums(backend.device(),
                 SampleSums<T>{M, N, K, static_cast<double>(D), input<T>(grad), input<T>(distortion), input<T>(log_d),
                               input<T>(log_sigma2), input<T>(beta), input<T>(norms), input<T>(residual_pull),
-                              input<T>(code_sum), output<T>(weight_scale), output<T>(encoder_pull),
+                              input<T>(code_sum), output<double>(weight_scale), output<T>(encoder_pull),
                               output<T>(grad_log_d), output<T>(grad_log_sigma2)});
   });
   const Tensor pulled = product_with_vector(transposed(encoder), encoder_pull);
@@ -104,7 +104,7 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   dispatch_floating(kOp, weight, [&]<class T>() {
     decoder_gradients(
         backend.device(),
-        DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<T>(weight_scale),
+        DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<double>(weight_scale),
                             input<T>(residual_sum), input<T>(pulled), output<T>(grad_weight), output<T>(grad_mu)});
   });
   return {grad_code, grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};

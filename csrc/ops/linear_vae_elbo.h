@@ -85,22 +85,22 @@ struct SampleSums {
   const T* column_norms;   // (models, K)
   const T* residual_pull;  // (models, K): Wᵀ Σ g e
   const T* code_sum;       // (models, K): Σ g h
-  T* weight_scale;         // (models, K): G d / σ²
-  T* encoder_pull;         // (models, K): u
-  T* grad_log_d;           // (models, K)
-  T* grad_log_sigma2;      // (models)
+  double* weight_scale;  // (models, K): G d / σ², in double: it may overflow a float where its product with w does not
+  T* encoder_pull;       // (models, K): u
+  T* grad_log_d;         // (models, K)
+  T* grad_log_sigma2;    // (models)
 };
 
 template <class T>
 struct DecoderGradients {
   int64_t models, features, latents;
-  const T* log_sigma2;    // (models)
-  const T* weight;        // (models, D, K)
-  const T* weight_scale;  // (models, K): G d / σ²
-  const T* residual_sum;  // (models, D): Σ g e
-  const T* pulled;        // (models, D): Vᵀu
-  T* grad_weight;         // (models, D, K): Σ e (g h)ᵀ / σ² in, dW out
-  T* grad_mu;             // (models, D)
+  const T* log_sigma2;         // (models)
+  const T* weight;             // (models, D, K)
+  const double* weight_scale;  // (models, K): G d / σ²
+  const T* residual_sum;       // (models, D): Σ g e
+  const T* pulled;             // (models, D): Vᵀu
+  T* grad_weight;              // (models, D, K): Σ e (g h)ᵀ / σ² in, dW out
+  T* grad_mu;                  // (models, D)
 };
 
 #define LINEAVAE_DECLARE(Device)                            \

@@ -7,13 +7,14 @@
 //
 // Gradients, g the one that comes in and c = g / σ²:
 //
-//   Q      = c (diag d + P + a aᵀ)             R = M + βσ² I
-//   dW     = c (C + δ aᵀ) - W Q                G = c (W - Vᵀ R),  u = Gᵀδ
+//   Q      = c (P + a aᵀ)                      R = M + βσ² I
+//   dW     = c (C + δ aᵀ - W diag d) - W Q     G = c (W - Vᵀ R),  u = Gᵀδ
 //   dV     = Gᵀ S + u δᵀ                       dμ = c (δ - W a) - Vᵀ u
 //   dlog d = ½ g (β - β d - d diag(M) / σ²)    dlog σ² = g (T / (2σ²) - D/2)
 //
-// Subtracting before multiplying by S, as G does, keeps dV accurate near the optimum, where W - VᵀR vanishes.
-// All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
+// c d is kept in double: it may overflow a float where c d w does not. Subtracting before multiplying by S, as G does,
+// keeps dV accurate near the optimum, where W - VᵀR vanishes. All arrays are contiguous, the first dimension is over
+// models, and every reduction has a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -85,6 +86,7 @@ struct LatentGradients {
   const T* aggregate;       // (models, K, K): P
   T* decoder_pull;          // (models, K, K): Q
   T* encoder_pull;          // (models, K, K): R
+  double* weight_scale;     // (models, K): c d
   T* grad_log_d;            // (models, K)
 };
 
@@ -97,6 +99,7 @@ struct WeightGradients {
   const T* offset;              // (models, D): δ
   const T* encoded_offset;      // (models, K): a
   const T* covariance_encoder;  // (models, D, K): C
+  const double* weight_scale;   // (models, K): c d
   T* grad_weight;               // (models, D, K): W Q in, dW out
   T* shortfall;                 // (models, D, K): VᵀR in, G out
   T* grad_mu;                   // (models, D): the part c (δ - W a)

@@ -162,21 +162,23 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
   const Backend<Device> backend(p.weight);
   const Tensor grad = torch::stable::contiguous(grad_);
   Tensor decoder_pull = empty({M, K, K}, p.weight), encoder_pull = empty({M, K, K}, p.weight);
-  Tensor grad_log_d = empty({M, K}, p.weight);
+  Tensor grad_log_d = empty({M, K}, p.weight), weight_scale = empty({M, K}, p.weight, ScalarType::Double);
   dispatch_floating(s.op, p.weight, [&]<class T>() {
-    latent_gradients(backend.device(),
-                     LatentGradients<T>{M, K, input<T>(grad), input<T>(p.log_d), input<T>(p.log_sigma2),
-                                        input<T>(p.beta), input<T>(encoded_offset), input<T>(gram), input<T>(aggregate),
-                                        output<T>(decoder_pull), output<T>(encoder_pull), output<T>(grad_log_d)});
+    latent_gradients(
+        backend.device(),
+        LatentGradients<T>{M, K, input<T>(grad), input<T>(p.log_d), input<T>(p.log_sigma2), input<T>(p.beta),
+                           input<T>(encoded_offset), input<T>(gram), input<T>(aggregate), output<T>(decoder_pull),
+                           output<T>(encoder_pull), output<double>(weight_scale), output<T>(grad_log_d)});
   });
   Tensor grad_weight = product(p.weight, decoder_pull);
   Tensor shortfall = product(transposed(p.encoder), encoder_pull);
   Tensor grad_mu = empty({M, D}, p.weight), grad_log_sigma2 = empty({M}, p.weight);
   dispatch_floating(s.op, p.weight, [&]<class T>() {
-    weight_gradients(backend.device(),
-                     WeightGradients<T>{M, D, K, input<T>(grad), input<T>(p.log_sigma2), input<T>(p.weight),
-                                        input<T>(offset), input<T>(encoded_offset), input<T>(c), output<T>(grad_weight),
-                                        output<T>(shortfall), output<T>(grad_mu)});
+    weight_gradients(
+        backend.device(),
+        WeightGradients<T>{M, D, K, input<T>(grad), input<T>(p.log_sigma2), input<T>(p.weight), input<T>(offset),
+                           input<T>(encoded_offset), input<T>(c), input<double>(weight_scale), output<T>(grad_weight),
+                           output<T>(shortfall), output<T>(grad_mu)});
   });
   Tensor grad_encoder = shortfall_covariance(backend, s, shortfall);
   const Tensor offset_pull = product_with_vector(transposed(shortfall), offset);

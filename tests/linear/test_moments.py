@@ -538,13 +538,12 @@ class TestFile:
 
 def reduce_in_process(rank: int, folder: str, splits: list[list[NDArray[Any]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    for number, split in enumerate(splits):
-        own = Moments.from_data(split[rank])
-        if rank == 1:  # a machine that rounds otherwise
-            moments_module._gram = lambda rows: rows.mT @ rows * (1 + 1e-15)
-        reduced = own.all_reduce()
-        reduced.save(Path(folder) / f"{number}-{rank}.safetensors")
-        assert own.num_samples == len(split[rank])
+    parts = [Moments.from_data(split[rank]) for split in splits]
+    if rank == 1:  # a machine that rounds otherwise
+        moments_module._gram = lambda rows: rows.mT @ rows * (1 + 1e-15)
+    for number, part in enumerate(parts):
+        part.all_reduce().save(Path(folder) / f"{number}-{rank}.safetensors")
+        assert part.num_samples == len(splits[number][rank])
     dist.destroy_process_group()
 
 

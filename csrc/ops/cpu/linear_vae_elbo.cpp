@@ -104,7 +104,7 @@ LINEAVAE_INLINE void sample_sums_body(const SampleSums<T>& a, int64_t begin, int
     for (int64_t k = 0; k < a.latents; ++k) {
       const int64_t index = model * a.latents + k;
       const double log_d = a.log_d[index], d = std::exp(log_d);
-      a.weight_scale[index] = static_cast<T>(grad_sum * d * precision);
+      a.weight_scale[index] = grad_sum * d * precision;
       a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - beta * a.code_sum[index]);
       a.grad_log_d[index] =
           static_cast<T>(-0.5 * grad_sum * (beta * expm1(log_d) + d * a.column_norms[index] * precision));
@@ -118,10 +118,11 @@ template <class T>
 LINEAVAE_INLINE void decoder_gradients_body(const DecoderGradients<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t model = row / a.features;
-    const T *weight = a.weight + row * a.latents, *scale = a.weight_scale + model * a.latents;
+    const T* weight = a.weight + row * a.latents;
+    const double* scale = a.weight_scale + model * a.latents;
     T* grad_weight = a.grad_weight + row * a.latents;
 #pragma omp simd
-    for (int64_t k = 0; k < a.latents; ++k) grad_weight[k] -= scale[k] * weight[k];
+    for (int64_t k = 0; k < a.latents; ++k) grad_weight[k] -= static_cast<T>(scale[k] * weight[k]);
     const double precision = std::exp(-static_cast<double>(a.log_sigma2[model]));
     a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
   }

@@ -102,7 +102,7 @@ LINEAVAE_INLINE void latent_gradients_body(const LatentGradients<T>& a, int64_t 
       decoder_pull[l] = scale * (aggregate[l] + encoded_k * encoded[l]);
       encoder_pull[l] = gram[l];
     }
-    decoder_pull[k] = static_cast<T>(c * (d + aggregate[k] + static_cast<double>(encoded_k) * encoded_k));
+    a.weight_scale[row] = c * d;
     encoder_pull[k] = static_cast<T>(gram[k] + a.beta[model] * sigma2);
     a.grad_log_d[row] = static_cast<T>(
         -0.5 * a.grad[model] * (a.beta[model] * expm1(static_cast<double>(a.log_d[row])) + d * gram[k] / sigma2));
@@ -119,12 +119,14 @@ LINEAVAE_INLINE void weight_gradients_body(const WeightGradients<T>& a, int64_t 
     const T offset = a.offset[row];
     const T* encoded = a.encoded_offset + model * K;
     const T *weight = a.weight + row * K, *covariance_encoder = a.covariance_encoder + row * K;
+    const double* weight_scale = a.weight_scale + model * K;
     T *grad_weight = a.grad_weight + row * K, *shortfall = a.shortfall + row * K;
     T decoded = 0;
 #pragma omp simd reduction(+ : decoded)
     for (int64_t k = 0; k < K; ++k) {
       decoded += weight[k] * encoded[k];
-      grad_weight[k] = c * (covariance_encoder[k] + offset * encoded[k]) - grad_weight[k];
+      grad_weight[k] = c * (covariance_encoder[k] + offset * encoded[k]) - grad_weight[k] -
+                       static_cast<T>(weight_scale[k] * weight[k]);
       shortfall[k] = c * (weight[k] - shortfall[k]);
     }
     a.grad_mu[row] = c * (offset - decoded);

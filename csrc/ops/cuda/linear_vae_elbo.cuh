@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) sample_sums_kernel(const SampleSums<
   for (int64_t k = threadIdx.x; k < a.latents; k += kThreads) {
     const int64_t index = model * a.latents + k;
     const double log_d = a.log_d[index], d = exp(log_d);
-    a.weight_scale[index] = static_cast<T>(grad_sum * d * precision);
+    a.weight_scale[index] = grad_sum * d * precision;
     a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - beta * a.code_sum[index]);
     a.grad_log_d[index] =
         static_cast<T>(-0.5 * grad_sum * (beta * expm1(log_d) + d * a.column_norms[index] * precision));
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) decoder_gradients_kernel(const Decod
   const int64_t model = row / a.features;
   for (int64_t k = lane(); k < a.latents; k += kWarp) {
     const int64_t index = row * a.latents + k;
-    a.grad_weight[index] -= a.weight_scale[model * a.latents + k] * a.weight[index];
+    a.grad_weight[index] -= static_cast<T>(a.weight_scale[model * a.latents + k] * a.weight[index]);
   }
   if (lane() == 0) {
     const double precision = exp(-static_cast<double>(a.log_sigma2[model]));

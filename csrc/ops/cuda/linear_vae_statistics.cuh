@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(kThreads) latent_gradients_kernel(const Latent
   for (int64_t l = lane(); l < K; l += kWarp) {
     const T gram = a.gram[row * K + l];
     const T aggregate = a.aggregate[row * K + l] + encoded[k] * encoded[l];
+    a.decoder_pull[row * K + l] = static_cast<T>(c) * aggregate;
     if (l == k) {
-      a.decoder_pull[row * K + l] = static_cast<T>(c * (d + aggregate));
+      a.weight_scale[row] = c * d;
       a.encoder_pull[row * K + l] = static_cast<T>(gram + beta * sigma2);
       a.grad_log_d[row] = static_cast<T>(-0.5 * a.grad[model] * (beta * expm1(log_d) + d * gram / sigma2));
     } else {
-      a.decoder_pull[row * K + l] = static_cast<T>(c) * aggregate;
       a.encoder_pull[row * K + l] = gram;
     }
   }
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kThreads) weight_gradients_kernel(const Weight
     const int64_t index = row * K + k;
     const T weight = a.weight[index], encoded = a.encoded_offset[model * K + k];
     decoded += weight * encoded;
-    a.grad_weight[index] = c * (a.covariance_encoder[index] + offset * encoded) - a.grad_weight[index];
+    a.grad_weight[index] = c * (a.covariance_encoder[index] + offset * encoded) - a.grad_weight[index] -
+                           static_cast<T>(a.weight_scale[model * K + k] * weight);
     a.shortfall[index] = c * (weight - a.shortfall[index]);
   }
   decoded = warp_sum(decoded);

@@ -423,7 +423,10 @@ def _to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
     """Copy rows to a float64 tensor on their device."""
     if isinstance(rows, Tensor):
         return rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    return torch.from_numpy(np.array(rows, dtype=np.float64, order="C"))
+    # memory of torch is aligned, on which the last bit of a matrix product may depend
+    copy = torch.empty(np.shape(rows), dtype=torch.float64)
+    np.copyto(copy.numpy(), rows, casting="unsafe")
+    return copy
 
 
 def _check_data(data: NDArray[Any] | Tensor) -> None:

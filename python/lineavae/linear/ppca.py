@@ -99,7 +99,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "noise_variance": [Interval(Real, 0, np.inf, closed="neither"), None],
+        "noise_variance": [Interval(Real, 0, None, closed="neither"), None],
     }
 
     def __init__(self, n_components: int | None = None, noise_variance: float | None = None) -> None:
@@ -148,7 +148,6 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         """Mean of the posterior over the latents, M⁻¹ Wᵀ (x - μ): (N, D) -> (N, K)."""
         return self.posterior(X)[0]
 
-    @torch.no_grad()
     def posterior(self, X: ArrayLike | Tensor) -> tuple[Array, Array]:
         """Posterior over the latents, N(M⁻¹ Wᵀ (x - μ), σ² M⁻¹).
 
@@ -168,7 +167,6 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         mean = model.posterior_mean(samples - model.mean)
         return _in_kind_of(X, mean), _in_kind_of(X, model.posterior_covariance())
 
-    @torch.no_grad()
     def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
         """Mean of the samples given their latents, W z + μ: (N, K) -> (N, D)."""
         check_is_fitted(self)
@@ -181,13 +179,11 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         model = self._model(latents.device)
         return _in_kind_of(X, latents @ model.weight.mT + model.mean)
 
-    @torch.no_grad()
     def score_samples(self, X: ArrayLike | Tensor) -> Array:
         """Log-density log p(x) of each sample in nats: (N, D) -> (N,)."""
         samples, model = self._validate_samples(X)
         return _in_kind_of(X, -0.5 * (model.log_normaliser() + model.squared_distance(samples - model.mean)))
 
-    @torch.no_grad()
     def score(self, X: ArrayLike | Tensor | Moments, y: None = None) -> float:
         """Average log-density in nats per sample, of samples (N, D) or of the data that moments summarise.
 
@@ -200,7 +196,6 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         model = self._model(X.device)
         return -0.5 * (model.log_normaliser() + model.mean_squared_distance(X)).item()
 
-    @torch.no_grad()
     def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> Array:
         """Draw samples from the model: (n_samples, D).
 
@@ -221,13 +216,11 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         samples = latents @ model.weight.mT + model.mean + math.sqrt(model.noise_variance) * noise
         return _in_kind_of(self.mean_, samples)
 
-    @torch.no_grad()
     def get_covariance(self) -> Array:
         """Covariance of the model, C = W Wᵀ + σ² I: (D, D)."""
         check_is_fitted(self)
         return _in_kind_of(self.mean_, self._model().covariance())
 
-    @torch.no_grad()
     def get_precision(self) -> Array:
         """Inverse of the covariance of the model, (I - W M⁻¹ Wᵀ) / σ²: (D, D)."""
         check_is_fitted(self)
@@ -243,9 +236,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             # an eigenvalue that is zero comes out of rounding as up to this
             rounding = moments.num_features * torch.finfo(torch.float64).eps * eigenvalues[:1]
             largest = usable = max(int((eigenvalues > rounding).sum()) - 1, 0)
-            rule = (
-                "the rank of the covariance less one: the rest is the noise, unless noise_variance is given"
-            )
+            rule = "the rank of the covariance less one, for the noise, unless noise_variance is given"
         else:
             largest = len(eigenvalues)
             usable = int((eigenvalues > self.noise_variance).sum())
@@ -317,11 +308,8 @@ class _Gaussian:
         """Return D log 2π + log det C."""
         features, latents = self.weight.shape
         log_det_m = 2 * self.cholesky.diagonal().log().sum()
-        return (
-            features * math.log(2 * math.pi)
-            + (features - latents) * math.log(self.noise_variance)
-            + log_det_m
-        )
+        log_det = (features - latents) * math.log(self.noise_variance) + log_det_m
+        return features * math.log(2 * math.pi) + log_det
 
     def squared_distance(self, centred: Tensor) -> Tensor:
         """Return rᵀ C⁻¹ r of each row r: (N, D) -> (N,)."""
@@ -351,6 +339,7 @@ class _Gaussian:
 
 
 def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> Tensor:
+    """Give values as a float64 tensor without gradient, on their own device by default."""
     if isinstance(values, Tensor):
         return values.detach().to(device, torch.float64)
     return torch.tensor(values, dtype=torch.float64, device=device)

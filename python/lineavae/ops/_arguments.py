@@ -111,6 +111,7 @@ def without_autocast(function: Callable[..., _T], *args: Any) -> _T:
         return function(*args)
 
 
+@torch.compiler.assume_constant_result
 def has_native(op: str, device: torch.device) -> bool:
     """Whether the op has a native kernel on this device; where not, say once that the reference runs."""
     if _ext.has_kernel(op, device.type):

@@ -144,6 +144,7 @@ def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
             grad_grad, *grad_parameters = second_order(elbo, grad, tuple(parameters), upstream)
             return None, grad_grad, None, None, *grad_parameters, *(None,) * (ctx.num_saved - 7)
 
+    @torch.compiler.allow_in_graph
     class Forward(Function):
         generate_vmap_rule = True
 

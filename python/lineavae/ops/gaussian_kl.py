@@ -89,7 +89,9 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
-    Notes ----- The quantity that the (ε, δ)-collapse of section 6.2 of Lucas et al. (2019) is defined on. One
+    Notes
+    -----
+    The quantity that the (ε, δ)-collapse of section 6.2 of Lucas et al. (2019) is defined on. One
     kernel forward, one backward.
 
     Examples
@@ -147,6 +149,7 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
             grad, mean, logvar = ctx.saved_tensors
             return second_order(_widened(formula), grad, (mean, logvar), upstream)
 
+    @torch.compiler.allow_in_graph
     class Forward(Function):
         generate_vmap_rule = True
 

@@ -143,6 +143,7 @@ def linear_vae_elbo(
     return elbo.reshape((*models, x.shape[-2]))
 
 
+@torch.compiler.allow_in_graph
 class _LinearVAEELBO(Function):
     generate_vmap_rule = True
 

@@ -71,7 +71,9 @@ def linear_vae_elbo_from_factor(
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
-    Notes ----- Lucas et al. (2019), equations 15-20, averaged over samples, with every constant. The
+    Notes
+    -----
+    Lucas et al. (2019), equations 15-20, averaged over samples, with every constant. The
     distortion T is a difference of terms as large as tr S, so float32 loses about tr S / (D σ²) times its
     precision: use float64 for noise far below the data's variance.
 
