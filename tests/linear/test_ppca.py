@@ -370,6 +370,8 @@ class TestTensors:
             ppca.transform(torch.zeros(2, 7, 3))
         with pytest.raises(ValueError, match=r"shape \(N, K\) with K=3, got \(4, 7\)"):
             ppca.inverse_transform(torch.zeros(4, 7))
+        with pytest.raises(ValueError, match=r"shape \(N, K\) with K=3, got \(2, 3, 3\)"):
+            ppca.inverse_transform(torch.zeros(2, 3, 3))
         with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
             ppca.sample(0)
 
