@@ -245,8 +245,7 @@ class Moments:
         else:
             ascending, columns = torch.linalg.eigh(self.covariance)
             eigenvalues, eigenvectors = ascending.flip(0).clamp_min(0), columns.flip(1)
-        largest = eigenvectors.abs().argmax(0, keepdim=True)
-        return eigenvalues, eigenvectors * eigenvectors.gather(0, largest).sign()
+        return eigenvalues, with_fixed_signs(eigenvectors)
 
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
@@ -355,6 +354,12 @@ class Moments:
         for tensor in state.values():
             dist.broadcast(tensor, group=group, group_src=source)
         return Moments._from_state(state)
+
+
+def with_fixed_signs(columns: Tensor) -> Tensor:
+    """Flip columns so that the entry of largest magnitude of each is positive."""
+    largest = columns.abs().argmax(0, keepdim=True)
+    return columns * columns.gather(0, largest).sign()
 
 
 def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | None, first_row: int) -> Moments:

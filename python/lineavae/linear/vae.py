@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lineavae.linear import training
 from lineavae.linear._tensor_file import read_tensors, write_tensors
-from lineavae.linear.moments import Moments
+from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import mean_elbo
 from lineavae.ops import gaussian_kl, linear_vae_elbo
@@ -316,7 +316,7 @@ class LinearVAE(nn.Module):
         rounding = max(self.weight.shape) * torch.finfo(self.weight.dtype).eps
         basis = directions[:, lengths > rounding * lengths[0]]
         eigenvalues, rotation = torch.linalg.eigh(basis.mT @ moments.covariance.to(basis) @ basis)
-        return eigenvalues.flip(0), _with_fixed_signs(basis @ rotation.flip(1))
+        return eigenvalues.flip(0), with_fixed_signs(basis @ rotation.flip(1))
 
     @classmethod
     def from_ppca(
@@ -446,13 +446,7 @@ def _optimal_encoder(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Ten
 def _principal_axes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """U, with fixed signs, and the diagonal of L, descending, of W = U L Rᵀ."""
     left, singular_values, _ = torch.linalg.svd(weight, full_matrices=False)
-    return _with_fixed_signs(left), singular_values
-
-
-def _with_fixed_signs(columns: Tensor) -> Tensor:
-    """Flip columns so that the entry of largest magnitude of each is positive."""
-    largest = columns.abs().argmax(0, keepdim=True)
-    return columns * columns.gather(0, largest).sign()
+    return with_fixed_signs(left), singular_values
 
 
 def _check_samples(method: str, x: Tensor, num_features: int) -> None:
