@@ -59,6 +59,14 @@ class History:
         Log of the observation noise at those points, (P,), float64.
     dropped_features
         Indices of the features that were left out as constant, int64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import LinearVAE
+    >>> history = LinearVAE(2, 1).fit(torch.eye(2), steps=150, progress=False)
+    >>> history.steps
+    array([  0, 100, 150])
     """
 
     steps: NDArray[np.int64]
