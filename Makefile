@@ -37,4 +37,4 @@ lint: install
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 bench: install
-	$(BIN)/pytest bench --benchmark-enable
+	$(BIN)/pytest -c bench/pytest.ini bench

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-import lineavae
+# read when OpenMP starts: threads that spin at a barrier slow each other down tenfold where cores are shared
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+
+import lineavae  # noqa: E402
 
 WARM_UP = 3
 RESULTS: list[dict[str, object]] = []
