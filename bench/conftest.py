@@ -21,9 +21,9 @@ import pytest
 # read when OpenMP starts: threads that spin at a barrier slow each other down tenfold where cores are shared
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
+import torch
 
-import lineavae  # noqa: E402
+import lineavae
 
 WARM_UP = 3
 RESULTS: list[dict[str, object]] = []
