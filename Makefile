@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt cmake/torch_probe.py csrc/build
 	touch $@
 
 demo: install
-	$(BIN)/lineavae reproduce latent-dimensions analytic-vs-stochastic --preset quick
+	$(BIN)/lineavae reproduce latent-dimensions analytic-vs-stochastic --preset quick --resume
 
 test: install
 	$(BIN)/pytest $(if $(SLOW),,-m "not slow")
