@@ -13,15 +13,20 @@ BIN := $(VENV)/bin
 # OpenMP threads that spin at a barrier slow each other down tenfold where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# what the installation was made with: it is made again when one of these changes
+SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
+$(shell mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $(VENV)/settings || echo '$(SETTINGS)' > $(VENV)/settings)
+
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint bench install
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt cmake/torch_probe.py csrc/build_config.h.in $(CPP)
+# Without build isolation, so that CMake finds its build folder again and compiles only what changed.
+$(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt cmake/torch_probe.py csrc/build_config.h.in $(CPP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet "$(TORCH)" scikit-build-core pybind11 cmake ninja
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 demo: install

@@ -1,4 +1,4 @@
-"""Print ``version;cuda;directory`` of the torch to build against, without importing it.
+"""Print ``version;directory`` of the torch to build against, without importing it.
 
 An isolated pip build hides the target environment from ``sys.path`` but keeps its ``sys.prefix``, so the
 environment's own site-packages are looked into next; uv and ``python -m build`` make an environment of their
@@ -27,16 +27,12 @@ def candidates() -> Iterator[Path]:
             yield Path(prefix) / "lib" / python / "site-packages" / "torch"
 
 
-def field(text: str, name: str) -> str:
-    match = re.search(rf"^{name}\b[^=\n]*= *'([^']*)'", text, re.MULTILINE)
-    return match.group(1) if match else "none"
-
-
 for root in candidates():
     version_file = root / "version.py"
     if version_file.is_file():
         text = version_file.read_text(encoding="utf-8")
-        print(field(text, "__version__"), field(text, "cuda"), root, sep=";", end="")
+        version = re.search(r"^__version__ *= *'([^']*)'", text, re.MULTILINE)
+        print(version.group(1) if version else "0", root, sep=";", end="")
         break
 else:
     sys.exit(1)

@@ -213,6 +213,17 @@ def test_vmap(spec, case, device):
 
 
 @vmap_cases
+def test_vmap_over_one_entry(spec, case, device):
+    sample = spec.sample(case, device=device)
+    for batched in batchings(sample):
+        tensors, in_dims = batch(sample, batched)
+        one = [t if dim is None else t.narrow(dim, 0, 1) for t, dim in zip(tensors, in_dims, strict=True)]
+        actual = torch.func.vmap(positional(spec.op, sample), in_dims)(*one)
+        expected = positional(spec.reference, sample)(*entries(tensors, in_dims)[0])
+        assert_near(actual, expected.unsqueeze(0), FLOAT64_TOLERANCE)
+
+
+@vmap_cases
 def test_vmap_of_grad(spec, case, device):
     sample = spec.sample(case, device=device)
     positions = differentiable_positions(spec, sample)

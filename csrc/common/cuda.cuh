@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -57,17 +58,23 @@ bool are_aligned(const T*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % alignof(Vector<T, kWidth>) == 0) && ...);
 }
 
+// A grid of `count` blocks, or an error where no grid is that long.
+inline dim3 blocks(int64_t count) {
+  if (count > std::numeric_limits<int32_t>::max()) throw std::runtime_error("lineavae: too large for one CUDA grid");
+  return dim3(static_cast<unsigned>(count));
+}
+
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
 // For kernels that give a warp to each row: the row of this thread's warp, and blocks enough for all rows.
 __device__ __forceinline__ int64_t warp_row() { return blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp; }
 __device__ __forceinline__ int lane() { return threadIdx.x % kWarp; }
-inline dim3 blocks_of_rows(int64_t rows) { return dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)); }
+inline dim3 blocks_of_rows(int64_t rows) { return blocks((rows + kWarps - 1) / kWarps); }
 
 // For kernels that give a thread to each index.
 __device__ __forceinline__ int64_t thread_index() { return blockIdx.x * int64_t{kThreads} + threadIdx.x; }
-inline dim3 blocks_of_threads(int64_t count) { return dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)); }
+inline dim3 blocks_of_threads(int64_t count) { return blocks((count + kThreads - 1) / kThreads); }
 
 // The sum over a warp, in every lane; the order is fixed.
 template <class T>

@@ -8,8 +8,20 @@
 All log-densities are in nats, per sample, with every constant. An ELBO is a quantity to maximise.
 """
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from lineavae.diagnostics import diagnose
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "diagnose"]
+__all__ = ["__version__", "data", "diagnose", "experiments", "linear", "ops"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # imported when first asked for, so that `diagnose` works where the native module does not load
+    if name in ("data", "experiments", "linear", "ops"):
+        return importlib.import_module(f"lineavae.{name}")
+    raise AttributeError(f"module 'lineavae' has no attribute {name!r}")

@@ -17,7 +17,7 @@ def load() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"lineavae's native module could not be loaded into torch {torch.__version__}: {error}. "
-            "Reinstall with `pip install --force-reinstall --no-deps lineavae`; "
+            "Install it again from its source folder, `pip install --force-reinstall --no-deps .`; "
             "`python -m lineavae diagnose` prints what is installed."
         ) from error
 

@@ -154,7 +154,7 @@ def _run(
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         _fail(f"--device {device}: {str(error).splitlines()[0]}")
 
@@ -179,10 +179,13 @@ def _report(console: Console, experiment: Experiment, run: Run) -> None:
     for column in ("measured", "published"):
         table.add_column(column, justify="right")
     table.add_column("unit")
-    for name, value in run.results["quantities"].items():
+    quantities = run.results["quantities"]
+    for name in experiment.headline or quantities:
+        value = quantities[name]
         published = "" if value["published"] is None else f"{value['published']:.5g}"
         table.add_row(name, f"{value['measured']:.5g}", published, value["unit"])
     console.print(table)
+    console.print(experiment.paper, soft_wrap=True)
     if run.skipped:
         console.print(f"{experiment.name}: finished earlier, not run again")
     console.print(str(run.figure), soft_wrap=True)

@@ -98,14 +98,14 @@ def test_axes_that_each_method_finds(turned, found):
         model.weight[:3] = lengths @ rotation if turned == "latents" else rotation @ lengths
     quantities = analytic_vs_stochastic._judge("analytic", model, model, moments)
     shares = [
-        quantities[f"analytic: axes found, {source}"]["measured"]
+        quantities[f"analytic: axes by {source}"]["measured"]
         for source in ("raw W", "SVD rotation", "Rayleigh-Ritz")
     ]
     assert shares == found
 
 
 def test_training_finds_every_axis(measured):
-    assert measured["analytic: axes found, Rayleigh-Ritz"] == 100
+    assert measured["analytic: axes by Rayleigh-Ritz"] == 100
 
 
 def test_the_better_learning_rate_is_chosen(grid_run):

@@ -175,3 +175,15 @@ def test_curves_are_never_unpickled(tmp_path):
 def test_the_images_are_the_seeded_subset():
     images = replace(CONFIG, num_images=20, seed=3).images
     assert np.array_equal(images.images, load_mnist5k().subset(20, seed=3).images)
+
+
+def test_too_few_images_are_an_input_error(tmp_path):
+    with pytest.raises(DataError, match="5000 images, 6000 are needed"):
+        execute(make(), replace(CONFIG, num_images=6000), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"config\.json is damaged"):
+        execute(make(), CONFIG, tmp_path)

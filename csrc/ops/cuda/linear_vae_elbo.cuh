@@ -154,19 +154,19 @@ void centre(Cuda device, const CentreArguments<T>& a) {
 template <class T>
 void column_norms(Cuda device, const ColumnNormArguments<T>& a) {
   using namespace cuda;
-  launch(&column_norms_kernel<T>, dim3(a.models * ((a.latents + kWarp - 1) / kWarp)), kThreads, device, a);
+  launch(&column_norms_kernel<T>, blocks(a.models * ((a.latents + kWarp - 1) / kWarp)), kThreads, device, a);
 }
 
 template <class T>
 void latent_constants(Cuda device, const LatentConstants<T>& a) {
   using namespace cuda;
-  launch(&latent_constants_kernel<T>, dim3(a.models), kThreads, device, a);
+  launch(&latent_constants_kernel<T>, blocks(a.models), kThreads, device, a);
 }
 
 template <class T>
 void residual(Cuda device, const ResidualArguments<T>& a) {
   using namespace cuda;
-  launch(&residual_kernel<T>, dim3(a.models * a.samples), kThreads, device, a);
+  launch(&residual_kernel<T>, blocks(a.models * a.samples), kThreads, device, a);
 }
 
 template <class T>
@@ -178,7 +178,7 @@ void code_gradients(Cuda device, const CodeGradients<T>& a) {
 template <class T>
 void sample_sums(Cuda device, const SampleSums<T>& a) {
   using namespace cuda;
-  launch(&sample_sums_kernel<T>, dim3(a.models), kThreads, device, a);
+  launch(&sample_sums_kernel<T>, blocks(a.models), kThreads, device, a);
 }
 
 template <class T>

@@ -184,13 +184,13 @@ void subtract_mean(Cuda device, const OffsetArguments<T>& a) {
 template <class T>
 void distortion_parts(Cuda device, const DistortionArguments<T>& a) {
   using namespace cuda;
-  launch(&distortion_parts_kernel<T>, dim3(a.models * num_parts(a.features)), kThreads, device, a);
+  launch(&distortion_parts_kernel<T>, blocks(a.models * num_parts(a.features)), kThreads, device, a);
 }
 
 template <class T>
 void elbo(Cuda device, const ElboArguments<T>& a) {
   using namespace cuda;
-  launch(&elbo_kernel<T>, dim3(a.models), kThreads, device, a);
+  launch(&elbo_kernel<T>, blocks(a.models), kThreads, device, a);
 }
 
 template <class T>
@@ -215,7 +215,7 @@ template <class T>
 void diagonal_product(Cuda device, const DiagonalProduct<T>& a) {
   using namespace cuda;
   const int64_t tiles = ((a.features + kTile - 1) / kTile) * ((a.latents + kTile - 1) / kTile);
-  launch(&diagonal_product_kernel<T>, dim3(a.models * tiles), kThreads, device, a);
+  launch(&diagonal_product_kernel<T>, blocks(a.models * tiles), kThreads, device, a);
 }
 
 }  // namespace lineavae

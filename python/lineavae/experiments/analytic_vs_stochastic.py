@@ -169,7 +169,7 @@ def _judge(
         ("Rayleigh-Ritz", model.principal_components(moments)[1], 0.999),
     ):
         share = share_of_matched_directions(columns, targets, threshold)
-        quantities[f"{objective}: axes found, {source}"] = quantity(100 * share, "%")
+        quantities[f"{objective}: axes by {source}"] = quantity(100 * share, "%")
     return quantities
 
 
@@ -194,4 +194,13 @@ EXPERIMENT = Experiment(
     },
     run=run,
     plot=plot,
+    paper="In the paper, with K=200: analytic 950.7, stochastic 939.3 nats per image.",
+    headline=(
+        "pPCA optimum",
+        "analytic: ELBO",
+        "analytic: gap to the optimum",
+        "analytic: gap after SVD rotation",
+        "stochastic: ELBO",
+        "stochastic: gap to the optimum",
+    ),
 )

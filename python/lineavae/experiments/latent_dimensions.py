@@ -185,4 +185,5 @@ EXPERIMENT = Experiment(
     },
     run=run,
     plot=plot,
+    paper="In the paper: with the noise of K=50 the likelihood rises to about K=200, then falls.",
 )

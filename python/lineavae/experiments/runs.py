@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lineavae._io import atomic_path, write_text
 from lineavae._optional import require
-from lineavae.data import Images, load_mnist, load_mnist5k
+from lineavae.data import DataError, Images, load_mnist, load_mnist5k
 from lineavae.diagnostics import diagnose
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Config:
     def images(self) -> Images:
         """The training images: ``num_images`` drawn by ``seed``."""
         everything = load_mnist5k() if self.data_dir is None else load_mnist(self.data_dir)
+        if len(everything) < self.num_images:
+            source = self.data_dir or everything.name
+            raise DataError(f"{source} has {len(everything)} images, {self.num_images} are needed")
         return everything.subset(self.num_images, self.seed)
 
 
@@ -95,6 +98,10 @@ class Experiment:
         Runs a configuration; checkpoints go into the run directory, from where a second call continues.
     plot
         Draws the figure from the results alone.
+    paper
+        What the paper reports, in one line.
+    headline
+        The quantities that the command line shows, of all in ``results.json``; all where empty.
     """
 
     name: str
@@ -102,6 +109,8 @@ class Experiment:
     presets: Mapping[str, Config]
     run: Callable[[Any, Path], Results]
     plot: Callable[[Results], Figure]
+    paper: str = ""
+    headline: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,10 @@ def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
         if directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise RunDirectoryError(f"{directory} holds files but no run: choose another --out")
         return False
-    found = json.loads(config_path.read_text(encoding="utf-8"))
+    try:
+        found = dict(json.loads(config_path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RunDirectoryError(f"{config_path} is damaged ({error}): delete that folder") from error
     if found != asked:
         differences = ", ".join(
             f"{key} {found.get(key)!r} instead of {asked.get(key)!r}"

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor
                 f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}"
             )
     values = list(tensors.values())
-    if torch.is_autocast_enabled(first.device.type):
+    if torch.amp.is_autocast_available(first.device.type) and torch.is_autocast_enabled(first.device.type):
         values = [widen(tensor) for tensor in values]
     for name, tensor in zip(tensors, values, strict=True):
         if tensor.dtype != values[0].dtype:
@@ -68,18 +69,21 @@ def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> Non
 
 
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
-    """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0 or a tensor without gradient."""
+    """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient.
+
+    The values of a tensor are not looked at: that would wait for the device.
+    """
     if isinstance(beta, Tensor):
         if beta.requires_grad:
             raise ValueError(f"{op}: beta must not require grad: it is a weight, not a parameter")
         if beta.device != like.device and beta.ndim > 0:
             raise ValueError(f"{op}: beta must be on device {like.device}, got {beta.device}")
         return beta.to(like)
-    if isinstance(beta, bool) or not isinstance(beta, int | float):
+    if isinstance(beta, bool) or not isinstance(beta, Real):
         raise TypeError(f"{op}: beta must be a number or a tensor, got {type(beta).__name__}")
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}")
-    return like.new_full((), beta)
+    return like.new_full((), float(beta))
 
 
 def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
@@ -105,8 +109,21 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
 
 
+def check_num_features(op: str, num_features: int | None, features: int) -> int:
+    """Check the D of the normaliser: that of the tensors by default, or a larger one."""
+    if num_features is None:
+        return features
+    if isinstance(num_features, bool) or not isinstance(num_features, Integral):
+        raise TypeError(f"{op}: num_features must be an int, got {type(num_features).__name__}")
+    if num_features < features:
+        raise ValueError(f"{op}: num_features must be at least the D={features} given, got {num_features}")
+    return int(num_features)
+
+
 def without_autocast(function: Callable[..., _T], *args: Any) -> _T:
     """Call ``function`` of a tensor and more where autocast is off: the operators run in float32 there."""
+    if not torch.amp.is_autocast_available(args[0].device.type):
+        return function(*args)
     with torch.autocast(args[0].device.type, enabled=False):
         return function(*args)
 

@@ -37,7 +37,8 @@ def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
         models = next(tensor.shape[1] for i, tensor in tensors.items() if i not in shared)
         folded = list(args)
         for i, tensor in tensors.items():
-            if not (i in shared and tensor.shape[:2] == (1, 1)):
+            stays_shared = i in shared and in_dims[i] is None and tensor.shape[1] == 1
+            if not stays_shared:
                 folded[i] = tensor.expand(batch, models, *tensor.shape[2:]).flatten(0, 1)
         outputs = overload(*folded)
         if isinstance(outputs, Tensor):

@@ -13,6 +13,7 @@ from lineavae import _ext
 from lineavae.ops._arguments import (
     broadcast_models,
     check_beta,
+    check_num_features,
     check_shape,
     check_tensors,
     flatten_models,
@@ -61,10 +62,7 @@ def statistics_elbo(
     check_shape(op, "mu", mu, {"D": features})
     check_shape(op, "log_d", log_d, {"K": latent_dim})
     beta = check_beta(op, beta, like=weight)
-    if num_features is None:
-        num_features = features
-    elif num_features < features:
-        raise ValueError(f"{op}: num_features must be at least the D={features} given, got {num_features}")
+    num_features = check_num_features(op, num_features, features)
     models = broadcast_models(
         op,
         {

@@ -67,8 +67,8 @@ def linear_vae_elbo_from_moments(
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        A shape or device does not fit; beta is negative, not finite, or requires grad; a statistic requires
-        grad.
+        A shape or device does not fit; beta is a number that is negative or not
+        finite, or a tensor that requires grad; a statistic requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
