@@ -219,6 +219,7 @@ class TestLowRank:
         moments = Moments.from_batches([data[:4], data[4:5], data[5:]])
         assert moments.factor is not None
         assert moments.factor.shape == (30, 8)
+        moments.factor.zero_()  # a copy
         assert relative_error(moments.factor @ moments.factor.mT, two_pass(data)[1]) < 1e-14
         torch.testing.assert_close(moments.variances, moments.covariance.diagonal(), rtol=1e-14, atol=0)
         assert repr(moments) == "Moments(num_samples=9, num_features=30, rank=8)"
@@ -479,7 +480,9 @@ class TestValue:
         kept = moments.select(mask).merge(Moments.from_data(data[:, mask.numpy()]))
         assert relative_error(kept.covariance, two_pass(data[:, mask.numpy()])[1]) < 1e-14
 
-    @pytest.mark.parametrize("features", [[], [[0]], [0.5], [True, False], [False, False, False]])
+    @pytest.mark.parametrize(
+        "features", [[], [[0]], [0.5], [True, False], [False, False, False], [0, 3], [-4, 0]]
+    )
     def test_select_wrong_features(self, features: list[Any]) -> None:
         with pytest.raises(ValueError, match=r"Moments.select: "):
             Moments.from_data(np.eye(3)).select(features)
@@ -532,6 +535,8 @@ class TestFile:
             Moments.load(path)
         with pytest.raises(FileNotFoundError):
             Moments.load(tmp_path / "absent")
+        with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+            Moments.load(tmp_path)
         with pytest.raises(ValueError, match="no statistics"):
             Moments().save(path)
 

@@ -251,8 +251,8 @@ class TestDimensions:
                 (5, 20),
                 r"at most 4 \(min\(n_features, n_samples - 1\)\)",
             ),
-            ({}, (200, 1), r"at most 0 .*, got 1"),
-            ({}, (1, 7), r"at most 0 .*, got 1 with n_samples = 1"),
+            ({}, (200, 1), r"variance left for the noise .* rank 1 with n_samples = 200, n_features = 1"),
+            ({"n_components": 1}, (1, 7), "variance left for the noise .* rank 0 with n_samples = 1"),
             ({"n_components": 0}, (200, 7), "'n_components' parameter of PPCA must be an int in the range"),
             ({"n_components": 1.5}, (200, 7), "'n_components' parameter of PPCA must be an int in the range"),
             (
@@ -276,7 +276,7 @@ class TestDimensions:
             PPCA(3).fit(low_rank)
 
     def test_constant_data(self) -> None:
-        with pytest.raises(ValueError, match="the rank of the covariance less one"):
+        with pytest.raises(ValueError, match=r"PPCA: X must have variance left for the noise .* rank 0"):
             PPCA().fit(np.full((10, 3), 0.1))
         ppca = PPCA(noise_variance=0.5).fit(np.full((10, 3), 0.1))
         assert ppca.score(np.full((1, 3), 0.1)) == pytest.approx(

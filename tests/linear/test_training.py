@@ -146,6 +146,64 @@ def test_frozen_parameters_stay(x):
     assert model.weight.grad is None
 
 
+@pytest.mark.parametrize("name", ["weight", "encoder", "mu"])
+def test_dropping_features_does_not_touch_frozen_parameters(x, name):
+    model = make()
+    model.get_parameter(name).requires_grad_(False)
+    model.fit(x, steps=1, drop_constant_features=True, progress=False)  # there are none
+    x[:, 2] = 1
+    with pytest.raises(ValueError, match=f"drop_constant_features must be False .* got frozen {name}"):
+        model.fit(x, steps=1, drop_constant_features=True, progress=False)
+
+
+@pytest.mark.parametrize("options", [{"learn_sigma2": False}, {"learn_sigma2": False, "optimizer": lbfgs}])
+def test_nothing_to_train_is_named(x, options):
+    model = make()
+    for name in PARAMETERS[:-1]:
+        model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"LinearVAE\.fit: some parameter must require grad, got all frozen"):
+        model.fit(x, progress=False, **options)
+
+
+def test_inference_mode_is_named(x):
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match="gradients must be enabled, got a call in"),
+    ):
+        make().fit(x, progress=False)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array[::-1].copy()[::-1],
+        lambda array: np.flip(array, 1).copy()[:, ::-1],
+        lambda array: array.astype(">f8"),
+        lambda array: array.astype(np.longdouble),
+    ],
+)
+def test_arrays_of_any_layout_and_real_dtype(x, tmp_path, view):
+    options = {"objective": "stochastic", "batch_size": 20, "steps": 3, "progress": False}
+    options["checkpoint"] = tmp_path / "c"
+    twin = make()
+    expected = twin.fit(x, **options)
+    for resume in (True, False):
+        model = make()
+        assert_same((model, model.fit(view(x.numpy()), resume=resume, **options)), (twin, expected))
+
+
+def test_numbers_of_numpy(x, tmp_path):
+    options = {"objective": "stochastic", "checkpoint": tmp_path / "c", "progress": False}
+    python = {"steps": 4, "batch_size": 20, "seed": 2, "history_every": 2, "checkpoint_every": 2}
+    numpy = {name: np.int64(value) for name, value in python.items()}
+    model, twin = make(), make()
+    expected = twin.fit(x, lr=0.5, beta=0.25, **python, **options)
+    assert_same(
+        (model, model.fit(x, lr=np.float32(0.5), beta=np.float32(0.25), **numpy, **options)), (twin, expected)
+    )
+    make().fit(x, lr=0.5, beta=0.25, resume=True, **python, **options)
+
+
 def test_history_of_the_stochastic_objective_is_exact(x):
     model = make()
     start = reference.linear_vae_elbo(x, *model.parameters()).mean().item()
@@ -330,6 +388,10 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(x, tmp_path):
         make(torch.float32).fit(x, resume=True, **options)
     with pytest.raises(ValueError, match="latent_dim 2 instead of 3"):
         LinearVAE(NUM_FEATURES, 3, dtype=torch.float64).fit(x, resume=True, **options)
+    frozen = make()
+    frozen.mu.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"trained .*'mu', .* instead of .*'encoder', 'log_d'"):
+        frozen.fit(x, resume=True, **options)
     (tmp_path / "c").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"LinearVAE\.fit: .*c is not a safetensors file"):
         make().fit(x, resume=True, **options)
@@ -423,11 +485,15 @@ def test_progress_is_for_terminals(x, monkeypatch, capsys):
     [
         ({"objective": "exact"}, ValueError, "objective must be 'analytic' or 'stochastic', got 'exact'"),
         ({"optimizer": "rmsprop"}, ValueError, r"optimizer must be one of \['adam', 'sgd'\] or a function"),
+        ({"optimizer": ["adam"]}, ValueError, r"optimizer must be .* or a function, got \['adam'\]"),
         ({"optimizer": lambda parameters: None}, TypeError, "optimizer must return a torch.optim.Optimizer"),
         ({"lr": 0.0}, ValueError, r"lr must be finite and > 0, got 0\.0"),
         ({"lr": "fast"}, TypeError, "lr must be a number, got str"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"steps": 10.0}, TypeError, "steps must be an int, got float"),
+        ({"steps": True}, TypeError, "steps must be an int, got bool"),
+        ({"steps": np.float64(10)}, TypeError, "steps must be an int, got float64"),
+        ({"lr": np.True_}, TypeError, "lr must be a number, got bool"),
         ({"beta": -1.0}, ValueError, r"beta must be finite and >= 0, got -1\.0"),
         ({"beta": float("nan")}, ValueError, "beta must be finite"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),

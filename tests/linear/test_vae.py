@@ -116,6 +116,12 @@ def test_stochastic_elbo_is_unbiased(vae, x, generator, beta):
     assert (deviation < 5 * error).all()
 
 
+def test_sizes_may_be_numbers_of_numpy(vae, x):
+    draws = [vae.stochastic_elbo(x, number, torch.Generator().manual_seed(3)) for number in (2, np.int64(2))]
+    assert torch.equal(*draws)
+    assert LinearVAE(np.int64(7), np.int32(3)).weight.shape == vae.weight.shape
+
+
 def test_stochastic_elbo_of_one_draw_by_hand(vae, x):
     estimate = vae.stochastic_elbo(x, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(1, NUM_SAMPLES, LATENT_DIM, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
@@ -360,6 +366,8 @@ def test_load_refuses_what_is_no_linear_vae(tmp_path, change, message):
 def test_load_refuses_other_files(tmp_path, x):
     with pytest.raises(FileNotFoundError):
         LinearVAE.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        LinearVAE.load(tmp_path)
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(ValueError, match="not a safetensors file"):
         LinearVAE.load(tmp_path / "text")
@@ -372,6 +380,7 @@ def test_load_refuses_other_files(tmp_path, x):
     ("call", "error", "message"),
     [
         (lambda vae: LinearVAE(0, 1), ValueError, "num_features must be at least 1, got 0"),
+        (lambda vae: LinearVAE(True, 1), TypeError, "num_features must be an int, got bool"),
         (lambda vae: LinearVAE(2, 1.0), TypeError, "latent_dim must be an int, got float"),
         (
             lambda vae: vae.encode(torch.zeros(3, 6)),
@@ -385,6 +394,14 @@ def test_load_refuses_other_files(tmp_path, x):
             r"stochastic_elbo: x must .* got \(7,\)",
         ),
         (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 0), ValueError, "num_samples must be .* got 0"),
+        (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 1.5), TypeError, "num_samples must be an int"),
+        *(
+            (call, TypeError, rf"LinearVAE\.{name}: data must be a torch\.Tensor or Moments, got ndarray")
+            for name, call in {
+                "elbo": lambda vae: vae.elbo(np.zeros((3, 7))),
+                "log_marginal_likelihood": lambda vae: vae.log_marginal_likelihood(np.zeros((3, 7))),
+            }.items()
+        ),
         (lambda vae: vae.optimal_encoder_(0.0), ValueError, "beta must be finite and > 0, got 0.0"),
         (lambda vae: vae.optimal_noise_(torch.randn(4, 6)), ValueError, "must have 7 features, got 6"),
         (

@@ -22,6 +22,7 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], **metada
 
 def read_tensors(caller: str, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the header of a file of the given kind; ``caller`` is named in errors."""
+    path.open("rb").close()  # of what cannot be read, Python's error gives the path, safetensors' may not
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

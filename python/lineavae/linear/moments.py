@@ -174,6 +174,12 @@ class Moments:
             raise ValueError(
                 "Moments.select: features must be a mask or a sequence of indices of at least one feature"
             )
+        outside = index[(index < -self.num_features) | (index >= self.num_features)]
+        if outside.numel():
+            raise ValueError(
+                f"Moments.select: features must be indices of the {self.num_features} features, "
+                f"got {outside[0].item()}"
+            )
         selected = Moments()
         selected._num_samples, selected._num_rows = self._num_samples, self._num_rows
         selected._reference, selected._offset = self._reference[index], self._offset[index]
@@ -210,8 +216,8 @@ class Moments:
     @property
     def factor(self) -> Tensor | None:
         """Factor F, (D, r) with r < D and covariance = F Fᵀ, of at most D samples; ``None`` of more."""
-        matrix = self._seen()._matrix
-        return matrix.mT if self._is_low_rank else None
+        factor = self._factor
+        return None if factor is None else factor.clone()
 
     @property
     def variances(self) -> Tensor:
@@ -257,8 +263,8 @@ class Moments:
 
         Raises
         ------
-        FileNotFoundError
-            There is no such file.
+        OSError
+            The file cannot be read: there is none, or it is a folder.
         ValueError
             The file is not such a file, or its content is not the moments of any data.
         """
@@ -272,6 +278,12 @@ class Moments:
         rank = f", rank={len(self._matrix)}" if self._is_low_rank else ""
         device = "" if self.device.type == "cpu" else f", device='{self.device}'"
         return f"Moments(num_samples={self.num_samples}, num_features={self.num_features}{rank}{device})"
+
+    @property
+    def _factor(self) -> Tensor | None:
+        """The factor itself, not a copy, for those who only read it."""
+        matrix = self._seen()._matrix
+        return matrix.mT if self._is_low_rank else None
 
     @property
     def _is_low_rank(self) -> bool:

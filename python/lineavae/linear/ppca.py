@@ -232,10 +232,17 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     def _choose_dimensions(self, eigenvalues: Tensor, moments: Moments) -> tuple[int, float]:
         """Choose K and σ² from the eigenvalues of the covariance, or say why there is no such model."""
+        shape = f"n_samples = {moments.num_samples}, n_features = {moments.num_features}"
         if self.noise_variance is None:
             # an eigenvalue that is zero comes out of rounding as up to this
             rounding = moments.num_features * torch.finfo(torch.float64).eps * eigenvalues[:1]
-            largest = usable = max(int((eigenvalues > rounding).sum()) - 1, 0)
+            rank = int((eigenvalues > rounding).sum())
+            if rank < 2:
+                raise ValueError(
+                    "PPCA: X must have variance left for the noise beside one component, "
+                    f"unless noise_variance is given; got a covariance of rank {rank} with {shape}"
+                )
+            largest = usable = rank - 1
             rule = "the rank of the covariance less one, for the noise, unless noise_variance is given"
         else:
             largest = len(eigenvalues)
@@ -244,8 +251,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         latent_dim = max(usable, 1) if self.n_components is None else int(self.n_components)
         if latent_dim > largest:
             raise ValueError(
-                f"PPCA: n_components must be at most {largest} ({rule}), got {latent_dim} "
-                f"with n_samples = {moments.num_samples}, n_features = {moments.num_features}"
+                f"PPCA: n_components must be at most {largest} ({rule}), got {latent_dim} with {shape}"
             )
         if self.noise_variance is not None:
             return latent_dim, float(self.noise_variance)

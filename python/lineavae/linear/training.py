@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lineavae.linear._arguments import check_integer, check_number
 from lineavae.linear._tensor_file import read_tensors, write_tensors
 from lineavae.linear.moments import Moments
 from lineavae.ops import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
@@ -38,6 +39,9 @@ _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "s
 
 # In the order in which the operators take them.
 _ARGUMENTS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
+
+# Those with an entry for each feature.
+_OF_FEATURES = ("weight", "encoder", "mu")
 
 # One stream of random numbers for each purpose.
 _NOISE, _ORDER = 0, 1
@@ -125,7 +129,7 @@ def fit(
     drop_constant_features
         Leave features without variance out of the computation. Their rows of W and columns of V are set to
         zero and their entries of μ to the mean: there their gradients are zero, so the result is that of
-        training all features from that point.
+        training all features from that point. All three must be trained, then.
     history_every
         Steps between two entries of the history; each costs one evaluation in float64.
     checkpoint
@@ -150,6 +154,8 @@ def fit(
     ValueError
         An argument is out of range, the data do not fit the module or the objective, or the checkpoint is
         that of another run; the message says in what it differs.
+    RuntimeError
+        Gradients are switched off by ``torch.inference_mode``.
     FloatingPointError
         The ELBO became infinite or NaN. No checkpoint holds such parameters.
 
@@ -173,21 +179,24 @@ def fit(
     >>> bool(history.elbo[-1] > history.elbo[0])
     True
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("LinearVAE.fit: gradients must be enabled, got a call in torch.inference_mode")
+    check = partial(check_integer, "LinearVAE.fit")
     settings = _Settings(
         objective=objective,
-        steps=steps,
-        batch_size=batch_size,
-        beta=beta,
+        steps=check("steps", steps, minimum=1),
+        batch_size=None if batch_size is None else check("batch_size", batch_size, minimum=1),
+        beta=check_number("LinearVAE.fit", "beta", beta),
         learn_sigma2=learn_sigma2,
-        seed=seed,
+        seed=check("seed", seed, minimum=0),
         drop_constant_features=drop_constant_features,
-        history_every=history_every,
+        history_every=check("history_every", history_every, minimum=1),
     )
-    _check_integer("checkpoint_every", checkpoint_every, minimum=1)
+    check("checkpoint_every", checkpoint_every, minimum=1)
     if resume and checkpoint is None:
         raise ValueError("LinearVAE.fit: checkpoint must be given to resume from, got None")
     problem = _Problem(model, data, settings)
-    run = _Run(problem, _make_optimizer(optimizer, problem.model, lr))
+    run = _Run(problem, _make_optimizer(optimizer, list(problem.trained.values()), lr))
     file = None
     if checkpoint is not None:
         file = _Checkpoint(Path(checkpoint), _identity(data, settings, run))
@@ -237,7 +246,7 @@ def mean_elbo(moments: Moments, like: Tensor) -> Callable[..., Tensor]:
 
     The statistics are cast here, once, to the dtype and device of ``like``: those of the parameters.
     """
-    sample_mean, factor = moments.sample_mean.to(like), moments.factor
+    sample_mean, factor = moments.sample_mean.to(like), moments._factor
     if factor is not None and 2 * factor.shape[1] <= factor.shape[0]:  # 8 D r K flops against 4 D² K
         return partial(linear_vae_elbo_from_factor, sample_mean, factor.to(like))
     return partial(linear_vae_elbo_from_moments, sample_mean, moments.covariance.to(like))
@@ -261,18 +270,13 @@ class _Settings:
             raise ValueError(
                 f"LinearVAE.fit: objective must be 'analytic' or 'stochastic', got {self.objective!r}"
             )
-        _check_integer("steps", self.steps, minimum=1)
-        _check_integer("seed", self.seed, minimum=0)
-        _check_integer("history_every", self.history_every, minimum=1)
-        if not 0 <= _number("beta", self.beta) < math.inf:
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"LinearVAE.fit: beta must be finite and >= 0, got {self.beta}")
-        if self.batch_size is not None:
-            _check_integer("batch_size", self.batch_size, minimum=1)
-            if self.objective == "analytic":
-                raise ValueError(
-                    "LinearVAE.fit: batch_size must be None for the analytic objective, whose steps cost the "
-                    f"same for any number of samples, got {self.batch_size}"
-                )
+        if self.batch_size is not None and self.objective == "analytic":
+            raise ValueError(
+                "LinearVAE.fit: batch_size must be None for the analytic objective, whose steps cost the "
+                f"same for any number of samples, got {self.batch_size}"
+            )
 
 
 class _Problem:
@@ -288,11 +292,20 @@ class _Problem:
         if not len(self.kept):
             raise ValueError("LinearVAE.fit: data must vary in some feature where constant ones are dropped")
         if len(self.dropped):
+            frozen = [name for name in _OF_FEATURES if not model.get_parameter(name).requires_grad]
+            if frozen:
+                raise ValueError(
+                    "LinearVAE.fit: drop_constant_features must be False where weight, encoder or mu is "
+                    f"frozen, since it sets their entries; got frozen {', '.join(frozen)}"
+                )
             moments = moments.select(self.kept.to(moments.device))
             samples = None if samples is None else samples[:, self.kept]
 
         self.model = _working_copy(model, self.kept)
         self.model.log_sigma2.requires_grad_(settings.learn_sigma2 and model.log_sigma2.requires_grad)
+        self.trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        if not self.trained:
+            raise ValueError("LinearVAE.fit: some parameter must require grad, got all frozen")
         self._parameters = tuple(self.model.get_parameter(name) for name in _ARGUMENTS)
         self._beta, self._num_features = settings.beta, model.num_features
         self._exact_elbo = mean_elbo(moments, self.model.weight.double())
@@ -382,8 +395,9 @@ class _Run:
 
     def _loss_with_gradients(self) -> Any:
         self.optimizer.zero_grad()
-        loss = -self.problem.objective(self.step)
-        torch.autograd.backward(loss)
+        with torch.enable_grad():  # also where the caller has switched gradients off
+            loss = -self.problem.objective(self.step)
+            torch.autograd.backward(loss)
         return loss
 
 
@@ -453,7 +467,11 @@ def _read_data(
 
 
 def _as_tensor(data: Tensor | NDArray[Any]) -> Tensor:
-    return data.detach() if isinstance(data, Tensor) else torch.tensor(data)
+    """Give samples as a tensor, those of an array in its dtype where torch has it."""
+    if isinstance(data, Tensor):
+        return data.detach()
+    dtype = np.dtype(np.float64) if data.dtype.type is np.longdouble else data.dtype.newbyteorder("=")
+    return torch.tensor(np.ascontiguousarray(data, dtype))
 
 
 def _working_copy(model: LinearVAE, kept: Tensor) -> LinearVAE:
@@ -467,9 +485,8 @@ def _working_copy(model: LinearVAE, kept: Tensor) -> LinearVAE:
 
 
 def _make_optimizer(
-    optimizer: str | Callable[[list[nn.Parameter]], Optimizer], model: LinearVAE, lr: float
+    optimizer: str | Callable[[list[nn.Parameter]], Optimizer], parameters: list[nn.Parameter], lr: float
 ) -> Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if callable(optimizer):
         made = optimizer(parameters)
         if not isinstance(made, Optimizer):
@@ -477,11 +494,12 @@ def _make_optimizer(
                 f"LinearVAE.fit: optimizer must return a torch.optim.Optimizer, got {type(made).__name__}"
             )
         return made
-    if optimizer not in _OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in _OPTIMIZERS:
         raise ValueError(
             f"LinearVAE.fit: optimizer must be one of {sorted(_OPTIMIZERS)} or a function, got {optimizer!r}"
         )
-    if not 0 < _number("lr", lr) < math.inf:
+    lr = check_number("LinearVAE.fit", "lr", lr)
+    if not 0 < lr < math.inf:
         raise ValueError(f"LinearVAE.fit: lr must be finite and > 0, got {lr}")
     return _OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)
 
@@ -501,9 +519,8 @@ def _run_flushing_denormals(train: Callable[[Event], None]) -> None:
     """
     interrupted = Event()
     with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as executor:
-        future = executor.submit(train, interrupted)
         try:
-            future.result()
+            executor.submit(train, interrupted).result()
         finally:
             interrupted.set()
 
@@ -516,6 +533,7 @@ def _identity(data: Tensor | NDArray[Any] | Moments, settings: _Settings, run: _
         "optimizer": type(run.optimizer).__qualname__,
         **{f"optimizer's {option}": [repr(group[option]) for group in groups] for option in groups[0]},
         "latent_dim": run.problem.model.latent_dim,
+        "trained": list(run.problem.trained),
         "dtype": str(run.problem.model.weight.dtype),
         "data": _fingerprint(data),
     }
@@ -524,7 +542,7 @@ def _identity(data: Tensor | NDArray[Any] | Moments, settings: _Settings, run: _
 def _fingerprint(data: Tensor | NDArray[Any] | Moments) -> str:
     """Hash the values of the data."""
     if isinstance(data, Moments):
-        spread = data.covariance if data.factor is None else data.factor
+        spread = data._factor if data._factor is not None else data.covariance
         parts = [torch.tensor(float(data.num_samples)), data.sample_mean, spread]
     else:
         parts = [_as_tensor(data)]
@@ -561,16 +579,3 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value["tensor"]]
         return {key: _unpack(item, tensors) for key, item in value["items"]}
     return value
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"LinearVAE.fit: {name} must be a number, got {type(value).__name__}")
-    return value
-
-
-def _check_integer(name: str, value: int, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"LinearVAE.fit: {name} must be an int, got {type(value).__name__}")
-    if value < minimum:
-        raise ValueError(f"LinearVAE.fit: {name} must be at least {minimum}, got {value}")

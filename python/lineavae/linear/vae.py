@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from lineavae.linear import training
+from lineavae.linear._arguments import check_integer
 from lineavae.linear._tensor_file import read_tensors, write_tensors
 from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
@@ -86,11 +87,8 @@ class LinearVAE(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"num_features": num_features, "latent_dim": latent_dim}.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"LinearVAE: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"LinearVAE: {name} must be at least 1, got {value}")
+        num_features = check_integer("LinearVAE", "num_features", num_features, minimum=1)
+        latent_dim = check_integer("LinearVAE", "latent_dim", latent_dim, minimum=1)
         self.weight = nn.Parameter(torch.empty(num_features, latent_dim, dtype=dtype, device=device))
         self.encoder = nn.Parameter(torch.empty(latent_dim, num_features, dtype=dtype, device=device))
         self.mu = nn.Parameter(torch.empty(num_features, dtype=dtype, device=device))
@@ -159,6 +157,7 @@ class LinearVAE(nn.Module):
         Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
         :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`.
         """
+        _check_data("elbo", data)
         return _elbo(data, self.weight, self.encoder, self.mu, self.log_d, self.log_sigma2, beta)
 
     def stochastic_elbo(
@@ -187,10 +186,7 @@ class LinearVAE(nn.Module):
         -----
         The estimator of Kingma and Welling (2014) that Lucas et al. (2019) compare with in their figure 3.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(
-                f"LinearVAE.stochastic_elbo: num_samples must be an int of at least 1, got {num_samples!r}"
-            )
+        num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
         _check_samples("stochastic_elbo", x, self.num_features)
         mean, logvar = self.encode(x)
         noise = torch.randn(
@@ -230,6 +226,7 @@ class LinearVAE(nn.Module):
         >>> vae.log_marginal_likelihood(torch.zeros(1, 2)).detach()
         tensor([-1.8379], dtype=torch.float64)
         """
+        _check_data("log_marginal_likelihood", data)
         weight, mu, log_sigma2 = self.weight.double(), self.mu.double(), self.log_sigma2.double()
         encoder, log_d, gap = _optimal_encoder(weight, log_sigma2.exp())
         if not isinstance(data, Moments):
@@ -376,8 +373,8 @@ class LinearVAE(nn.Module):
 
         Raises
         ------
-        FileNotFoundError
-            There is no such file.
+        OSError
+            The file cannot be read: there is none, or it is a folder.
         ValueError
             The file is not such a file, or its tensors are not the parameters of a linear VAE, finite and of
             one dtype.
@@ -447,6 +444,13 @@ def _principal_axes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """U, with fixed signs, and the diagonal of L, descending, of W = U L Rᵀ."""
     left, singular_values, _ = torch.linalg.svd(weight, full_matrices=False)
     return with_fixed_signs(left), singular_values
+
+
+def _check_data(method: str, data: Tensor | Moments) -> None:
+    if not isinstance(data, Tensor | Moments):
+        raise TypeError(
+            f"LinearVAE.{method}: data must be a torch.Tensor or Moments, got {type(data).__name__}"
+        )
 
 
 def _check_samples(method: str, x: Tensor, num_features: int) -> None:
