@@ -267,6 +267,8 @@ def test_ctrl_c_exits_with_130(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a process started in the background ignores the signal, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while "analytic training" not in (line := process.stderr.readline()):
             assert line, "ended before the training"
