@@ -68,6 +68,19 @@ def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> Non
         )
 
 
+def check_parameters(
+    op: str, num_features: int, weight: Tensor, encoder: Tensor, mu: Tensor, log_d: Tensor
+) -> None:
+    """Check the shapes of a linear VAE's parameters for data of ``num_features`` features."""
+    if weight.ndim < 2:
+        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
+    latent_dim = weight.shape[-1]
+    check_shape(op, "weight", weight, {"D": num_features, "K": latent_dim})
+    check_shape(op, "encoder", encoder, {"K": latent_dim, "D": num_features})
+    check_shape(op, "mu", mu, {"D": num_features})
+    check_shape(op, "log_d", log_d, {"K": latent_dim})
+
+
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
     """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient.
 

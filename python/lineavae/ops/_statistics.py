@@ -14,6 +14,7 @@ from lineavae.ops._arguments import (
     broadcast_models,
     check_beta,
     check_num_features,
+    check_parameters,
     check_shape,
     check_tensors,
     flatten_models,
@@ -53,14 +54,9 @@ def statistics_elbo(
     sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2 = map(widen, checked)
     if sample_mean.ndim < 1:
         raise ValueError(f"{op}: sample_mean must have shape (*models, D), got ()")
-    if weight.ndim < 2:
-        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
-    features, latent_dim = sample_mean.shape[-1], weight.shape[-1]
+    features = sample_mean.shape[-1]
     covariance_rank = _check_covariance(op, covariance_name, covariance, sample_mean)
-    check_shape(op, "weight", weight, {"D": features, "K": latent_dim})
-    check_shape(op, "encoder", encoder, {"K": latent_dim, "D": features})
-    check_shape(op, "mu", mu, {"D": features})
-    check_shape(op, "log_d", log_d, {"K": latent_dim})
+    check_parameters(op, features, weight, encoder, mu, log_d)
     beta = check_beta(op, beta, like=weight)
     num_features = check_num_features(op, num_features, features)
     models = broadcast_models(

@@ -13,7 +13,7 @@ from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     broadcast_models,
     check_beta,
-    check_shape,
+    check_parameters,
     check_tensors,
     flatten_models,
     flatten_shared,
@@ -110,13 +110,7 @@ def linear_vae_elbo(
     )
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    if weight.ndim < 2:
-        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
-    num_features, latent_dim = x.shape[-1], weight.shape[-1]
-    check_shape(op, "weight", weight, {"D": num_features, "K": latent_dim})
-    check_shape(op, "encoder", encoder, {"K": latent_dim, "D": num_features})
-    check_shape(op, "mu", mu, {"D": num_features})
-    check_shape(op, "log_d", log_d, {"K": latent_dim})
+    check_parameters(op, x.shape[-1], weight, encoder, mu, log_d)
     beta = check_beta(op, beta, like=weight)
     models = broadcast_models(
         op,
