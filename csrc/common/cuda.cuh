@@ -1,18 +1,16 @@
 // What every CUDA kernel needs. A kernel file includes no other CUDA header, launches only by `launch`, declares shared
-// memory only by LINEAVAE_SHARED and reads or writes 16 bytes at a time only by load_vector and store_vector: then the
-// same file can be compiled for, and run on, the CPU in tests.
+// memory only by LINEAVAE_SHARED and LINEAVAE_DYNAMIC_SHARED, and reads or writes several elements at once only by
+// load_vector and store_vector: then the same file runs on the CPU in tests, which replace common/cuda_platform.cuh.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 #include <utility>
 
+#include "common/cuda_platform.cuh"
 #include "common/device.h"
 #include "common/portable.h"
 
@@ -21,19 +19,17 @@ namespace lineavae::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
-template <class T>
-using identity_t = T;
-
-// One instance for the whole block.
-#define LINEAVAE_SHARED(name, ...) __shared__::lineavae::cuda::identity_t<__VA_ARGS__> name
+// `shared_bytes` is the size of the kernel's LINEAVAE_DYNAMIC_SHARED.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Cuda device,
+            Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  start(kernel, grid, block, shared_bytes, device.stream, static_cast<Parameters>(arguments)...);
+}
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Cuda device, Arguments&&... arguments) {
-  if (grid.x == 0 || grid.y == 0) return;
-  kernel<<<grid, block, 0, static_cast<cudaStream_t>(device.stream)>>>(static_cast<Parameters>(arguments)...);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("lineavae: CUDA kernel: ") + cudaGetErrorString(error));
+  launch(kernel, grid, block, 0, device, std::forward<Arguments>(arguments)...);
 }
 
 // kWidth elements read or written at once; the address is a multiple of their size, up to 16 bytes.
@@ -44,12 +40,12 @@ struct alignas(kWidth * sizeof(T) > 16 ? 16 : kWidth * sizeof(T)) Vector {
 
 template <int kWidth, class T>
 __device__ __forceinline__ Vector<T, kWidth> load_vector(const T* p) {
-  return *reinterpret_cast<const Vector<T, kWidth>*>(p);
+  return load_at_once<Vector<T, kWidth>>(p);
 }
 
 template <class T, int kWidth>
 __device__ __forceinline__ void store_vector(T* p, const Vector<T, kWidth>& v) {
-  *reinterpret_cast<Vector<T, kWidth>*>(p) = v;
+  store_at_once(p, v);
 }
 
 // Whether arrays that start at these addresses can be read and written kWidth elements at a time.

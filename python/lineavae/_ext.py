@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache
 from types import ModuleType
 
@@ -11,9 +12,13 @@ import torch  # libtorch must be in the process before the module that links aga
 
 @cache
 def load() -> ModuleType:
-    """Load ``lineavae._C``, which registers the operators under ``torch.ops.lineavae``."""
+    """Load the module that registers the operators under ``torch.ops.lineavae``.
+
+    It is ``lineavae._C``. Tests name another in the environment variable ``LINEAVAE_NATIVE``, one with the CUDA
+    kernels emulated on the CPU.
+    """
     try:
-        return importlib.import_module("lineavae._C")
+        return importlib.import_module(os.environ.get("LINEAVAE_NATIVE", "lineavae._C"))
     except ImportError as error:
         raise ImportError(
             f"lineavae's native module could not be loaded into torch {torch.__version__}: {error}. "

@@ -1,0 +1,112 @@
+#include "ops/cuda/gaussian_kl.cuh"
+
+#include "harness.h"
+
+namespace lineavae::test {
+namespace {
+
+struct Shape {
+  int64_t rows, latents;
+};
+
+// Lengths below, at and beyond what a lane, a warp and a vector take; several blocks.
+const std::vector<Shape> kShapes =
+    kTraceMemory ? std::vector<Shape>{{64, 64}, {40, 200}, {40, 16}}
+    : kFewThreads
+        ? std::vector<Shape>{{20, 40}, {19, 7}}
+        : std::vector<Shape>{{0, 5}, {5, 0}, {1, 1}, {5, 1}, {1, 7}, {7, 13}, {37, 12}, {3, 200}, {300, 4}};
+
+template <class T>
+struct Posterior {
+  std::vector<double> mean, logvar;
+  explicit Posterior(const Shape& s)
+      : mean(normal<T>(s.rows * s.latents)), logvar(normal<T>(s.rows * s.latents, 2.0)) {}
+};
+
+template <Reduction R>
+std::vector<double> per_value(const Shape& s, const std::vector<double>& elements) {
+  if (R == Reduction::kNone) return elements;
+  std::vector<double> sums(s.rows);
+  for (size_t i = 0; i < elements.size(); ++i) sums[i / s.latents] += elements[i];
+  return sums;
+}
+
+template <Reduction R, class T>
+std::string name(const char* kernel, const Shape& s) {
+  return std::string(kernel) + (R == Reduction::kRow ? " rows " : " elements ") + Scalar<T>::kName + " " +
+         std::to_string(s.rows) + "x" + std::to_string(s.latents);
+}
+
+template <Reduction R, class T>
+void forward(const Shape& s, size_t offset) {
+  using Value = accumulate_t<T>;
+  const Posterior<T> posterior(s);
+  std::vector<double> kl(posterior.mean.size());
+  for (size_t i = 0; i < kl.size(); ++i) {
+    const long double m = posterior.mean[i], t = posterior.logvar[i];
+    kl[i] = static_cast<double>((m * m + expm1l(t) - t) / 2);
+  }
+  const std::vector<double> expected = per_value<R>(s, kl);
+  Case c(name<R, T>("gaussian_kl", s) + (offset ? " misaligned" : ""));
+  const T* mean = c.input<T>("mean", posterior.mean, offset);
+  const T* logvar = c.input<T>("logvar", posterior.logvar);
+  Value* out = c.output<Value>("kl", expected.size());
+  c.run([&] { gaussian_kl<R>(Cuda{}, GaussianKL<T>{s.rows, s.latents, mean, logvar, out}); });
+  c.expect(out, expected);
+  if (!offset) c.expect_coalesced();
+}
+
+template <Reduction R, class T>
+void backward(const Shape& s, size_t offset) {
+  using Value = accumulate_t<T>;
+  const Posterior<T> posterior(s);
+  const size_t size = posterior.mean.size();
+  const std::vector<double> upstream = normal<Value>(R == Reduction::kRow ? s.rows : size);
+  std::vector<double> expected_mean(size), expected_logvar(size);
+  for (size_t i = 0; i < size; ++i) {
+    const double g = upstream[R == Reduction::kRow ? i / s.latents : i];
+    expected_mean[i] = g * posterior.mean[i];
+    expected_logvar[i] = g * std::expm1(posterior.logvar[i]) / 2;
+  }
+  Case c(name<R, T>("gaussian_kl_backward", s) + (offset ? " misaligned" : ""));
+  const Value* grad = c.input<Value>("grad", upstream);
+  const T* mean = c.input<T>("mean", posterior.mean);
+  const T* logvar = c.input<T>("logvar", posterior.logvar);
+  T* grad_mean = c.output<T>("grad_mean", size);
+  T* grad_logvar = c.output<T>("grad_logvar", size, offset);
+  c.run([&] {
+    gaussian_kl_backward<R>(Cuda{},
+                            GaussianKLBackward<T>{s.rows, s.latents, grad, mean, logvar, grad_mean, grad_logvar});
+  });
+  c.expect(grad_mean, expected_mean);
+  c.expect(grad_logvar, expected_logvar);
+  if (!offset) c.expect_coalesced();
+}
+
+template <class T>
+void all_shapes() {
+  for (const Shape& s : kShapes) {
+    forward<Reduction::kRow, T>(s, 0);
+    forward<Reduction::kNone, T>(s, 0);
+    backward<Reduction::kRow, T>(s, 0);
+    backward<Reduction::kNone, T>(s, 0);
+  }
+  const Shape misaligned{5, 24};
+  forward<Reduction::kRow, T>(misaligned, 1);
+  forward<Reduction::kNone, T>(misaligned, 1);
+  backward<Reduction::kRow, T>(misaligned, 1);
+  backward<Reduction::kNone, T>(misaligned, 1);
+}
+
+void run_all() {
+  all_shapes<float>();
+  if (kFewThreads) return;
+  all_shapes<double>();
+  all_shapes<Float16>();
+  all_shapes<BFloat16>();
+}
+
+}  // namespace
+}  // namespace lineavae::test
+
+int main(int argc, char** argv) { return lineavae::test::run_program(argc, argv, lineavae::test::run_all); }
