@@ -2,6 +2,7 @@
 # make test   everything the tests check, slow ones too where SLOW=1
 # make lint   formatting, style and types
 # make bench  ours against eager PyTorch and torch.compile
+# make cuda-report  registers, spills and occupancy of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
 
 PYTHON ?= python3
@@ -17,13 +18,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
 $(shell mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $(VENV)/settings || echo '$(SETTINGS)' > $(VENV)/settings)
 
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+CPP := $(filter-out %.cmake,$(NATIVE)) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR := build/cuda_emulator
 
-.PHONY: demo test lint bench install
+.PHONY: demo test emulator lint bench cuda-report install
 install: $(VENV)/installed
 
 # Without build isolation, so that CMake finds its build folder again and compiles only what changed.
-$(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt cmake/torch_probe.py csrc/build_config.h.in $(CPP)
+$(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt $(wildcard cmake/*) csrc/build_config.h.in $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
@@ -32,8 +35,15 @@ $(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt cmake/torch_pr
 demo: install
 	$(BIN)/lineavae reproduce latent-dimensions analytic-vs-stochastic --preset quick --resume
 
-test: install
+# The CUDA kernels on the CPU, then everything else.
+test: emulator
+	$(BIN)/ctest --test-dir $(EMULATOR) --output-on-failure -j2
 	$(BIN)/pytest $(if $(SLOW),,-m "not slow")
+
+emulator: install
+	$(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(EMULATOR) -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/ninja -C $(EMULATOR)
 
 lint: install
 	$(BIN)/ruff check .
@@ -43,3 +53,6 @@ lint: install
 
 bench: install
 	$(BIN)/pytest -c bench/pytest.ini bench
+
+cuda-report: install
+	$(BIN)/python tests/cuda_budget/report.py

@@ -1,5 +1,5 @@
-// The few words of a kernel that depend on what compiles it; this is nvcc's version of them. tests/cuda_emulator/include
-// holds the version with which g++ compiles the same kernels to run on the CPU.
+// The few words of a kernel that depend on what compiles it; this is nvcc's version of them.
+// tests/cuda_emulator/include holds the version with which g++ compiles the same kernels to run on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,7 +16,7 @@ using identity_t = T;
 #define LINEAVAE_SHARED(name, ...) __shared__::lineavae::cuda::identity_t<__VA_ARGS__> name
 
 // T* name: the shared memory whose size the launch gives. One per kernel.
-#define LINEAVAE_DYNAMIC_SHARED(T, name)                                    \
+#define LINEAVAE_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char lineavae_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(lineavae_dynamic_shared)
 

@@ -1,5 +1,5 @@
-// The schedule and the rules. Compiled without -fsanitize=thread: to the race detector only what the kernels do, and the
-// order that barriers, __syncwarp, fences and launches give it, exists. Shuffles and votes give none, as in CUDA.
+// The schedule and the rules. Compiled without -fsanitize=thread: to the race detector only what the kernels do, and
+// the order that barriers, __syncwarp, fences and launches give it, exists. Shuffles and votes give none, as in CUDA.
 #include "emulator.h"
 
 #include <cstdlib>
@@ -164,7 +164,8 @@ Thread* take_next() {
     return nullptr;
   }
   unsigned& next = e.runnable[e.next_turn];
-  if (e.order == Order::kRandom) std::swap(next, e.runnable[e.next_turn + random_below(e.runnable.size() - e.next_turn)]);
+  if (e.order == Order::kRandom)
+    std::swap(next, e.runnable[e.next_turn + random_below(e.runnable.size() - e.next_turn)]);
   ++e.next_turn;
   return &e.threads[next];
 }
@@ -432,7 +433,8 @@ void* shared(const void* key, size_t num_bytes) {
     std::memset(object.memory, 0xff, allocated);
     size_t total = 0;
     for (const auto& [other_key, other] : e.shared_objects) total += other.num_bytes;
-    if (total > kMaxSharedBytes) fail("a block has " + std::to_string(total) + " bytes of shared memory, more than any GPU");
+    if (total > kMaxSharedBytes)
+      fail("a block has " + std::to_string(total) + " bytes of shared memory, more than any GPU");
   }
   return object.memory;
 }

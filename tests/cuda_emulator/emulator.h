@@ -67,7 +67,7 @@ struct BarrierVotes {
 BarrierVotes barrier(bool predicate, Source source);
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int argument, int width, Source source);
 void fence();
-void let_others_run();                          // what may happen before an atomic
+void let_others_run();                            // what may happen before an atomic
 void* shared(const void* key, size_t num_bytes);  // one object per block and key
 void* dynamic_shared();
 
@@ -124,8 +124,7 @@ struct Word<16> {
 #define gridDim (::cuda_emulator::grid_size)
 
 // A default argument is evaluated where the call stands.
-#define CUDA_EMULATOR_SOURCE \
-  cuda_emulator::Source source = { __builtin_FILE(), __builtin_LINE() }
+#define CUDA_EMULATOR_SOURCE cuda_emulator::Source source = {__builtin_FILE(), __builtin_LINE()}
 
 inline void __syncthreads(CUDA_EMULATOR_SOURCE) { cuda_emulator::barrier(false, source); }
 inline int __syncthreads_count(int predicate, CUDA_EMULATOR_SOURCE) {

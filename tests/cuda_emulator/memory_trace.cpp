@@ -29,7 +29,7 @@ struct Trace {
   std::map<Code, Site> sites;
   // of the block that runs
   uint3 block{};
-  std::map<std::pair<Code, unsigned>, unsigned> executions;                        // by thread
+  std::map<std::pair<Code, unsigned>, unsigned> executions;                      // by thread
   std::map<std::tuple<Code, unsigned, unsigned>, std::set<uintptr_t>> requests;  // by warp and execution: bytes
 };
 
@@ -95,10 +95,10 @@ std::vector<Access> take() {
 // What g++ calls in code compiled with -fsanitize=thread.
 #define RECORD(pointer, num_bytes, writes) \
   lineavae::test::memory_trace::record(pointer, num_bytes, writes, __builtin_return_address(0))
-#define HOOKS(num_bytes)                                                                          \
-  void __tsan_read##num_bytes(void* p) { RECORD(p, num_bytes, false); }                           \
-  void __tsan_write##num_bytes(void* p) { RECORD(p, num_bytes, true); }                           \
-  void __tsan_unaligned_read##num_bytes(void* p) { RECORD(p, num_bytes, false); }                 \
+#define HOOKS(num_bytes)                                                          \
+  void __tsan_read##num_bytes(void* p) { RECORD(p, num_bytes, false); }           \
+  void __tsan_write##num_bytes(void* p) { RECORD(p, num_bytes, true); }           \
+  void __tsan_unaligned_read##num_bytes(void* p) { RECORD(p, num_bytes, false); } \
   void __tsan_unaligned_write##num_bytes(void* p) { RECORD(p, num_bytes, true); }
 extern "C" {
 HOOKS(1)
@@ -109,9 +109,9 @@ HOOKS(16)
 void __tsan_read_range(void* p, unsigned long num_bytes) { RECORD(p, num_bytes, false); }
 void __tsan_write_range(void* p, unsigned long num_bytes) { RECORD(p, num_bytes, true); }
 // atomics, which are not counted
-#define ATOMICS(bits, T)                                                                                      \
-  T __tsan_atomic##bits##_load(const volatile T* p, int) { return *p; }                                       \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T desired, int, int) {        \
+#define ATOMICS(bits, T)                                                                                         \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) { return *p; }                                          \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* expected, T desired, int, int) {           \
     return __atomic_compare_exchange_n(p, expected, desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED) ? 1 : 0; \
   }
 ATOMICS(8, uint8_t)

@@ -2,8 +2,8 @@
 // -fsanitize=thread, so that every access is a call, and links the functions of memory_trace.cpp in place of the race
 // detector's.
 //
-// The accesses of a warp's lanes to one place in the code, each lane's n-th there, are one request. This is the indexing
-// of the source, not the machine code of a GPU.
+// The accesses of a warp's lanes to one place in the code, each lane's n-th there, are one request. This is the
+// indexing of the source, not the machine code of a GPU.
 #pragma once
 
 #include <cstddef>

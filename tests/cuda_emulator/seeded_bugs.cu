@@ -1,5 +1,5 @@
-// Programs that must fail: each kernel has one bug, `PROGRAM NAME` runs it, and CMakeLists.txt says which build finds it
-// and by what words. `PROGRAM NAME fixed` runs the same kernel without the bug, in which no build may find anything.
+// Programs that must fail: each kernel has one bug, `PROGRAM NAME` runs it, and CMakeLists.txt says which build finds
+// it and by what words. `PROGRAM NAME fixed` runs the same kernel without the bug, in which no build may find anything.
 #include <cstring>
 #include <iostream>
 
@@ -169,7 +169,8 @@ bool run(const std::string& name) {
     c.run([&] { launch(&missing_fence<kBug>, dim3(kBlocks), dim3(kBlock), Cuda{}, in, of_block, num_done, total); });
     c.expect(total, {7}, 0);
   } else if (name == "shuffle_as_fence") {
-    expect(&shuffle_as_fence<kBug>, kWarp, counting(kWarp), permuted(counting(kWarp), [](int i) { return kWarp - 1 - i; }));
+    expect(&shuffle_as_fence<kBug>, kWarp, counting(kWarp),
+           permuted(counting(kWarp), [](int i) { return kWarp - 1 - i; }));
   } else if (name == "shared_out_of_bounds") {
     expect(&shared_out_of_bounds<kBug>, kBlock, values, permuted(values, next), kBlock * sizeof(float));
   } else if (name == "misaligned_load") {
@@ -180,7 +181,8 @@ bool run(const std::string& name) {
   } else if (name == "early_exit") {
     expect(&early_exit<kBug>, kBlock, values, permuted(values, same));
   } else if (name == "absent_lanes") {
-    expect(&absent_lanes<kBug>, kBlock, values, permuted(values, [](int i) { return i % kWarp == kWarp - 1 ? i : i + 1; }));
+    expect(&absent_lanes<kBug>, kBlock, values,
+           permuted(values, [](int i) { return i % kWarp == kWarp - 1 ? i : i + 1; }));
   } else if (name == "divergent_collectives") {
     expect(&divergent_collectives<kBug>, kBlock, values, permuted(values, neighbour));
   } else if (name == "deadlock") {

@@ -11,10 +11,9 @@ struct Shape {
 
 // Lengths below, at and beyond what a lane, a warp and a vector take; several blocks.
 const std::vector<Shape> kShapes =
-    kTraceMemory ? std::vector<Shape>{{64, 64}, {40, 200}, {40, 16}}
-    : kFewThreads
-        ? std::vector<Shape>{{20, 40}, {19, 7}}
-        : std::vector<Shape>{{0, 5}, {5, 0}, {1, 1}, {5, 1}, {1, 7}, {7, 13}, {37, 12}, {3, 200}, {300, 4}};
+    kTraceMemory  ? std::vector<Shape>{{64, 64}, {40, 200}, {40, 16}}
+    : kFewThreads ? std::vector<Shape>{{20, 40}, {19, 7}}
+                  : std::vector<Shape>{{0, 5}, {5, 0}, {1, 1}, {5, 1}, {1, 7}, {7, 13}, {37, 12}, {3, 200}, {300, 4}};
 
 template <class T>
 struct Posterior {

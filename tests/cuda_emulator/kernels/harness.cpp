@@ -163,8 +163,8 @@ void Case::expect_coalesced() {
     for (const memory_trace::Access& access : memory_trace::take()) {
       if (access.sectors <= 1.1 * access.fewest_sectors) continue;
       std::ostringstream message;
-      message << (access.writes ? "writes " : "reads ") << access.array << " in " << access.sectors
-              << " sectors where " << access.fewest_sectors << " hold it (" << access.requests << " requests)";
+      message << (access.writes ? "writes " : "reads ") << access.array << " in " << access.sectors << " sectors where "
+              << access.fewest_sectors << " hold it (" << access.requests << " requests)";
       fail(message.str());
     }
   }

@@ -14,11 +14,10 @@ struct Shape {
   }
 };
 
-const std::vector<Shape> kShapes =
-    kTraceMemory ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}}
-    : kFewThreads
-        ? std::vector<Shape>{{2, 2, 11, 40}}
-        : std::vector<Shape>{{1, 1, 1, 1}, {1, 5, 4, 3}, {2, 3, 33, 35}, {1, 0, 3, 2}, {3, 9, 300, 70}, {1, 290, 8, 290}};
+const std::vector<Shape> kShapes = kTraceMemory  ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}}
+                                   : kFewThreads ? std::vector<Shape>{{2, 2, 11, 40}}
+                                                 : std::vector<Shape>{{1, 1, 1, 1}, {1, 5, 4, 3},    {2, 3, 33, 35},
+                                                                      {1, 0, 3, 2}, {3, 9, 300, 70}, {1, 290, 8, 290}};
 
 double divergence_term(double log_d) { return std::expm1(log_d) - log_d; }
 
@@ -32,7 +31,8 @@ void test_centre(const Shape& s, bool shared) {
       for (int64_t i = 0; i < D; ++i)
         expected[(m * N + n) * D + i] = x[((shared ? 0 : m) * N + n) * D + i] - mu[m * D + i];
   Case c(std::string("centre ") + Scalar<T>::kName + s.text() + (shared ? " shared" : ""));
-  const CentreArguments<T> a{M, N, D, shared, c.input<T>("x", x), c.input<T>("mu", mu), c.output<T>("centred", M * N * D)};
+  const CentreArguments<T> a{
+      M, N, D, shared, c.input<T>("x", x), c.input<T>("mu", mu), c.output<T>("centred", M * N * D)};
   c.run([&] { centre(Cuda{}, a); });
   c.expect(a.centred, expected);
   c.expect_coalesced();

@@ -25,8 +25,8 @@ void test_subtract_mean(const Shape& s, bool shared) {
   std::vector<double> expected(M * D);
   for (int64_t i = 0; i < M * D; ++i) expected[i] = sample_mean[shared ? i % D : i] - mu[i];
   Case c(std::string("subtract_mean ") + Scalar<T>::kName + s.text() + (shared ? " shared" : ""));
-  const OffsetArguments<T> a{M, D, shared, c.input<T>("sample_mean", sample_mean), c.input<T>("mu", mu),
-                             c.output<T>("offset", M * D)};
+  const OffsetArguments<T> a{
+      M, D, shared, c.input<T>("sample_mean", sample_mean), c.input<T>("mu", mu), c.output<T>("offset", M * D)};
   c.run([&] { subtract_mean(Cuda{}, a); });
   c.expect(a.offset, expected);
   c.expect_coalesced();
@@ -52,7 +52,8 @@ void test_distortion_parts(const Shape& s, Covariance form, bool shared) {
       double sum = offset[row] * offset[row];
       if (form == Covariance::kDense) sum += covariance[own_row * D + i];
       if (form != Covariance::kDense)
-        for (int64_t j = 0; j < columns; ++j) sum += covariance[own_row * columns + j] * covariance[own_row * columns + j];
+        for (int64_t j = 0; j < columns; ++j)
+          sum += covariance[own_row * columns + j] * covariance[own_row * columns + j];
       for (int64_t k = 0; k < K; ++k)
         sum -= 2 * weight[row * K + k] * (product[row * K + k] + offset[row] * encoded[m * K + k]);
       expected[m * parts + part_of(i, D)] += sum;
@@ -216,7 +217,8 @@ void test_remaining_gradients(const Shape& s) {
   const auto product = normal<T>(M * K * D), mu_part = normal<T>(M * D);
   std::vector<double> grad_encoder(M * K * D), grad_mu(M * D), grad_log_sigma2(M);
   for (int64_t row = 0; row < M * K; ++row)
-    for (int64_t i = 0; i < D; ++i) grad_encoder[row * D + i] = product[row * D + i] + pull[row] * offset[row / K * D + i];
+    for (int64_t i = 0; i < D; ++i)
+      grad_encoder[row * D + i] = product[row * D + i] + pull[row] * offset[row / K * D + i];
   for (int64_t i = 0; i < M * D; ++i) grad_mu[i] = mu_part[i] - pulled[i];
   for (int64_t m = 0; m < M; ++m)
     grad_log_sigma2[m] = grad[m] * (distortion[m] / (2 * std::exp(log_sigma2[m])) - num_features / 2);
@@ -256,7 +258,13 @@ void test_diagonal_product(const Shape& s, bool features_first, bool shared) {
       }
   Case c(std::string("diagonal_product ") + Scalar<T>::kName + s.text() + (features_first ? " features first" : "") +
          (shared ? " shared" : ""));
-  const DiagonalProduct<T> a{M, D, K, shared, features_first, c.input<T>("factor", factor), c.input<T>("in", in),
+  const DiagonalProduct<T> a{M,
+                             D,
+                             K,
+                             shared,
+                             features_first,
+                             c.input<T>("factor", factor),
+                             c.input<T>("in", in),
                              c.output<T>("out", M * D * K)};
   c.run([&] { diagonal_product(Cuda{}, a); });
   c.expect(a.out, expected);

@@ -8,10 +8,10 @@
 
 namespace lineavae::cuda {
 
-#define LINEAVAE_SHARED(name, ...)  \
-  static char name##_key;           \
-  auto& name =                      \
-      *static_cast<std::common_type_t<std::add_pointer_t<__VA_ARGS__>>>(::cuda_emulator::shared(&name##_key, sizeof(__VA_ARGS__)))
+#define LINEAVAE_SHARED(name, ...)                                                \
+  static char name##_key;                                                         \
+  auto& name = *static_cast<std::common_type_t<std::add_pointer_t<__VA_ARGS__>>>( \
+      ::cuda_emulator::shared(&name##_key, sizeof(__VA_ARGS__)))
 
 #define LINEAVAE_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::cuda_emulator::dynamic_shared())
 
