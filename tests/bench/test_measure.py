@@ -1,0 +1,206 @@
+"""How the benchmarks are timed, against clocks and devices that are known."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from harness import measure
+from harness.measure import Contender, CpuTimer
+
+
+class ScriptedTimer:
+    """Has the times of each round in advance; a round makes every call three times."""
+
+    captures = False
+
+    def __init__(self, seconds, cache_bytes=0):
+        self.seconds_left = list(seconds)
+        self.cache_bytes = cache_bytes
+
+    def calls_per_round(self, call):
+        return 3
+
+    def seconds(self, call, count):
+        for _ in range(count):
+            call()
+        return self.seconds_left.pop(0)
+
+
+def test_median_and_quartiles_are_those_of_numpy():
+    seconds = np.random.default_rng(0).exponential(size=11)
+    result = measure.summarise(list(seconds))
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
+    assert result["milliseconds"] == pytest.approx(1e3 * median, rel=1e-12)
+    assert result["iqr_milliseconds"] == pytest.approx(1e3 * (high - low), rel=1e-12)
+
+
+def test_contenders_take_turns():
+    order = []
+    contenders = {
+        name: Contender(lambda x, name=name: order.append(name), [torch.zeros(1)])
+        for name in ("ours", "other")
+    }
+    # ours, other, ours, other, ...
+    results = measure.compare(contenders, ScriptedTimer([1.0, 10.0, 3.0, 30.0, 2.0, 20.0]), rounds=3)
+    assert results["ours"]["milliseconds"] == 2000.0
+    assert results["other"]["milliseconds"] == 20_000.0
+    warm_up = 2 * measure.WARM_UP
+    assert order[warm_up:] == 3 * (3 * ["ours"] + 3 * ["other"])
+
+
+@pytest.mark.parametrize("num_elements", [1, 100, 3000, 10_000])
+def test_inputs_rotate_through_more_than_twice_the_cache(num_elements):
+    cache_bytes = 20_000
+    seen = []
+    contender = Contender(
+        lambda x, y: seen.append((x.data_ptr(), y.data_ptr())), [torch.rand(num_elements)] * 2
+    )
+    calls = measure.calls_of(contender, cache_bytes)
+    rotation = measure.rotate(calls)
+    for _ in range(2 * len(calls)):
+        rotation()
+    assert seen[: len(calls)] == seen[len(calls) :]
+    one_turn = {pointer for pointers in seen for pointer in pointers}
+    assert len(one_turn) == 2 * len(calls)
+    assert len(one_turn) * 4 * num_elements > 2 * cache_bytes
+    # and through no more than needed
+    assert (len(one_turn) - 2) * 4 * num_elements <= 2 * cache_bytes
+
+
+def test_every_input_set_holds_the_data():
+    data = torch.rand(50)
+    seen = []
+    for call in measure.calls_of(Contender(lambda x: seen.append(x), [data]), cache_bytes=1000):
+        call()
+    assert len(seen) == 11
+    for copy in seen:
+        assert torch.equal(copy, data)
+        assert copy.data_ptr() != data.data_ptr()
+
+
+def test_gradients_are_part_of_the_work():
+    x, y = torch.rand(4).requires_grad_(), torch.rand(4)
+    (call,) = measure.calls_of(Contender(lambda x, y: x.square() * y, [x, y]), cache_bytes=0)
+    (gradient,) = call()
+    torch.testing.assert_close(gradient, 2 * x.detach() * y)
+    assert x.grad is None
+    (call,) = measure.calls_of(Contender(lambda x, y: x * y, [x.detach(), y]), cache_bytes=0)
+    assert torch.equal(call(), x.detach() * y)
+
+
+def test_a_contender_that_cannot_run_is_named_and_ours_raises():
+    def broken(x):
+        raise RuntimeError("no compiler\nat all")
+
+    good, bad = Contender(torch.neg, [torch.zeros(1)]), Contender(broken, [torch.zeros(1)])
+    results = measure.compare({"ours": good, "compiled": bad}, CpuTimer(), rounds=3)
+    assert results["compiled"] == {"error": "RuntimeError: no compiler"}
+    assert results["ours"]["milliseconds"] > 0
+    with pytest.raises(RuntimeError, match="no compiler"):
+        measure.compare({"ours": bad, "eager": good}, CpuTimer(), rounds=3)
+
+
+def test_cpu_timer_divides_by_the_number_of_calls(monkeypatch):
+    now = [0.0]
+
+    def call():
+        now[0] += 0.25
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert CpuTimer().seconds(call, 8) == 0.25
+    assert CpuTimer().calls_per_round(call) == 1
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A stand-in for torch.cuda whose device takes 0.1 ms for each call, and which records captures."""
+    state = SimpleNamespace(milliseconds=0.0, capturing=None, replayed=[])
+
+    class Event:
+        def __init__(self, enable_timing=False):
+            assert enable_timing
+            self.synchronized = False
+
+        def record(self):
+            self.at = state.milliseconds
+
+        def synchronize(self):
+            self.synchronized = True
+
+        def elapsed_time(self, end):
+            assert end.synchronized
+            return end.at - self.at
+
+    class Graph:
+        def __init__(self):
+            self.work = []
+
+        def replay(self):
+            state.replayed.append(self)
+            state.milliseconds += 0.01
+
+    @contextmanager
+    def graph(captured, pool=None):
+        state.capturing = captured
+        try:
+            yield
+        finally:
+            state.capturing = None
+
+    @contextmanager
+    def stream(_):
+        yield
+
+    fakes = {
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "graph_pool_handle": object,
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": stream,
+        "get_device_properties": lambda: SimpleNamespace(L2_cache_size=1000),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return state
+
+
+def test_cuda_timer_reads_events_after_waiting_for_them(cuda):
+    def call():
+        cuda.milliseconds += 0.1
+
+    timer = measure.CudaTimer()
+    assert timer.cache_bytes == 1000
+    assert timer.seconds(call, 20) == pytest.approx(1e-4)
+    assert timer.calls_per_round(call) == round(timer.ROUND_SECONDS / 1e-4)
+
+
+def test_every_input_set_is_captured_and_replayed(cuda):
+    def work(x):
+        if cuda.capturing is not None:
+            cuda.capturing.work.append(x.data_ptr())
+        cuda.milliseconds += 0.1
+
+    results = measure.compare({"ours": Contender(work, [torch.zeros(100)])}, measure.CudaTimer(), rounds=5)
+    assert results["ours"]["milliseconds"] == pytest.approx(0.1)
+    assert results["ours, CUDA graph"]["milliseconds"] == pytest.approx(0.01)
+    graphs = set(cuda.replayed)
+    assert len(graphs) == results["ours, CUDA graph"]["input_sets"] == 2 * 1000 // 400 + 1
+    assert len({pointer for graph in graphs for pointer in graph.work}) == len(graphs)
+
+
+def test_what_cannot_be_captured_is_named(cuda):
+    def work(x):
+        if cuda.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cuda.milliseconds += 0.1
+
+    results = measure.compare({"ours": Contender(work, [torch.zeros(1)])}, measure.CudaTimer(), rounds=3)
+    assert results["ours, CUDA graph"] == {
+        "error": "RuntimeError: operation not permitted when stream is capturing"
+    }
+    assert results["ours"]["milliseconds"] == pytest.approx(0.1)
