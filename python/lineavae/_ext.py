@@ -14,8 +14,8 @@ import torch  # libtorch must be in the process before the module that links aga
 def load() -> ModuleType:
     """Load the module that registers the operators under ``torch.ops.lineavae``.
 
-    It is ``lineavae._C``. Tests name another in the environment variable ``LINEAVAE_NATIVE``, one with the CUDA
-    kernels emulated on the CPU.
+    It is ``lineavae._C``. Tests name another in the environment variable ``LINEAVAE_NATIVE``: one whose CUDA
+    kernels are emulated on the CPU.
     """
     try:
         return importlib.import_module(os.environ.get("LINEAVAE_NATIVE", "lineavae._C"))

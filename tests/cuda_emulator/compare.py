@@ -1,7 +1,8 @@
-"""Compare what the kernels computed on the emulator with what they computed on a GPU: EMULATED_RECORD GPU_RECORD.
+"""Compare what the kernels computed on the emulator with what they computed on a GPU.
 
-Both are written by the same program, ``--record FILE``. Whole numbers must be equal; floating-point numbers may
-differ by rounding, because nvcc contracts a * b + c and the functions of the two mathematical libraries differ.
+The arguments are two records that one program wrote with ``--record FILE``, first the emulated one. Whole
+numbers must be equal; floating-point numbers may differ by rounding, because nvcc contracts a * b + c and the
+functions of the two mathematical libraries differ.
 """
 
 from __future__ import annotations

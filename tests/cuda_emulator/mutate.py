@@ -1,11 +1,11 @@
 """Break the kernels in one place at a time and see that a test notices: ``make emulator``, then this.
 
-Removed: each ``__syncthreads``, ``__syncwarp`` and ``__threadfence``. Moved by one, either way: the bound of each
-comparison. A mutant must fail in one of the builds, tried in the order plain, address, thread, trace. One that
-changes nothing that matters stands in equivalent_mutants.tsv with a line on why; where a barrier survives, it is the
-barrier that has to go.
+Removed: each ``__syncthreads``, ``__syncwarp`` and ``__threadfence``. Moved by one, either way: the bound of
+each comparison. A mutant must fail in one of the builds, tried in the order plain, address, thread, trace. One
+that changes nothing that matters stands in equivalent_mutants.tsv with a line on why. Where a barrier survives,
+it is the barrier that has to go.
 
-Options: file names, to look at these only.
+Arguments: names of files, to look at these only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUILD = HERE.parents[1] / "build" / "cuda_emulator"
 EQUIVALENT = HERE / "equivalent_mutants.tsv"
 
 BUILDS = ("plain", "address", "thread", "trace")
-TIMEOUT = 120  # seconds; an endless loop is noticed, too
+TIMEOUT = 60  # seconds; an endless loop is noticed, too
 SYNCHRONISATION = re.compile(r"__(?:syncthreads|syncwarp|threadfence)\(\);")
 COMPARISON = re.compile(r"(?<!template) (<|>|<=|>=) ")
 
