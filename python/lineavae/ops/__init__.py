@@ -4,15 +4,21 @@ Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.f
 is twice differentiable. Half-precision inputs give float32 results and half-precision gradients.
 """
 
+from lineavae.ops.collapse_statistics import collapse_statistics
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.ops.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+from lineavae.reference.collapse_statistics import LatentStatistics, histogram_edges, merge_moments
 
 __all__ = [
+    "LatentStatistics",
+    "collapse_statistics",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
+    "histogram_edges",
     "linear_vae_elbo",
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",
+    "merge_moments",
 ]

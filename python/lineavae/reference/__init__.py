@@ -3,12 +3,14 @@
 Any dtype, any device, any number of leading model dimensions; differentiable any number of times by autograd.
 """
 
+from lineavae.reference.collapse_statistics import collapse_statistics
 from lineavae.reference.gaussian_kl import expm1_minus_x, gaussian_kl, gaussian_kl_per_dimension
 from lineavae.reference.linear_vae_elbo import linear_vae_elbo
 from lineavae.reference.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
 
 __all__ = [
+    "collapse_statistics",
     "expm1_minus_x",
     "gaussian_kl",
     "gaussian_kl_per_dimension",

@@ -1,0 +1,111 @@
+"""Statistics of the KL of each latent, in one pass over the posteriors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from lineavae import _ext, reference
+from lineavae.ops._arguments import check_tensors, widen
+from lineavae.reference.collapse_statistics import LatentStatistics
+
+_ext.load()
+
+_OP = "collapse_statistics"
+MAX_THRESHOLDS = 64
+
+
+def collapse_statistics(
+    mean: Tensor, logvar: Tensor, thresholds: Sequence[float] | Tensor
+) -> LatentStatistics:
+    """Statistics of the KL of each latent over N posteriors, for any number of thresholds in one pass.
+
+    Exact counts of KL < ε for every threshold ε (of KL <= 0 at ε = 0), where a KL is the value that
+    `gaussian_kl_per_dimension` returns; a histogram with bins of relative width 1/16 or less, which holds every
+    quantile; count, mean and spread of the KL, of the posterior mean and of the posterior variance.
+
+    Parameters
+    ----------
+    mean, logvar
+        Posterior means and log-variances, (*models, N, K), of one dtype: float64, float32, bfloat16 or
+        float16. The leading dimensions are several models or checkpoints.
+    thresholds
+        At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64 on
+        the device of mean, whose values are not looked at; none counts below a NaN.
+
+    Returns
+    -------
+    LatentStatistics
+        Tensors with K for their last or last but one dimension. The same input gives the same bits for any
+        number of threads.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or of another dtype; a threshold is no number.
+    ValueError
+        A shape or device does not fit; a threshold is negative or not finite; there are more than 64; an argument
+        requires grad: the statistics are not differentiable.
+
+    Notes
+    -----
+    The (ε, δ)-collapse of section 6.2 of Lucas et al. (2019): latent j is collapsed if at least the fraction 1 - δ
+    of its N KL values is below ε. Beyond the inputs the memory needed is in proportion to K.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import collapse_statistics
+    >>> mean = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
+    >>> statistics = collapse_statistics(mean, torch.zeros(2, 2), thresholds=[0.0, 0.01, 1.0])
+    >>> statistics.counts
+    tensor([[0, 0, 2],
+            [1, 2, 2]])
+    >>> statistics.maximum
+    tensor([0.5000, 0.0050], dtype=torch.float64)
+    """
+    check_tensors(_OP, False, mean=mean, logvar=logvar)
+    if mean.ndim < 2:
+        raise ValueError(f"{_OP}: mean must have shape (*models, N, K), got {tuple(mean.shape)}")
+    if mean.shape != logvar.shape:
+        raise ValueError(
+            f"{_OP}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
+        )
+    for name, tensor in (("mean", mean), ("logvar", logvar)):
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(
+                f"{_OP}: {name} must not require grad: the statistics are not differentiable; "
+                "detach it or call this under torch.no_grad()"
+            )
+    thresholds = _check_thresholds(thresholds, mean.device)
+    return reference.collapse_statistics(widen(mean), widen(logvar), thresholds)
+
+
+def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    if isinstance(thresholds, Tensor):
+        if thresholds.dtype != torch.float64:
+            raise TypeError(f"{_OP}: thresholds must be float64, got {thresholds.dtype}")
+        if thresholds.device != device:
+            raise ValueError(f"{_OP}: thresholds must be on device {device}, got {thresholds.device}")
+        if thresholds.ndim != 1:
+            raise ValueError(f"{_OP}: thresholds must have shape (E,), got {tuple(thresholds.shape)}")
+        tensor = thresholds
+    else:
+        if isinstance(thresholds, (str, bytes)) or not isinstance(thresholds, Sequence):
+            raise TypeError(
+                f"{_OP}: thresholds must be a sequence of numbers or a tensor, "
+                f"got {type(thresholds).__name__}"
+            )
+        for threshold in thresholds:
+            if isinstance(threshold, bool) or not isinstance(threshold, Real):
+                raise TypeError(f"{_OP}: thresholds must be numbers, got {type(threshold).__name__}")
+            if not (math.isfinite(threshold) and threshold >= 0):
+                raise ValueError(f"{_OP}: thresholds must be finite and >= 0, got {threshold}")
+        tensor = torch.tensor([float(t) for t in thresholds], dtype=torch.float64, device=device)
+    if len(tensor) > MAX_THRESHOLDS:
+        raise ValueError(f"{_OP}: there must be at most {MAX_THRESHOLDS} thresholds, got {len(tensor)}")
+    return tensor

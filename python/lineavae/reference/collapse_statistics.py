@@ -1,0 +1,111 @@
+"""Statistics of the KL of each latent over many posteriors, which tell how collapsed it is at any threshold.
+
+The histogram has one bin below 2⁻²⁴ nats, sixteen bins of equal width per octave up to 2¹⁶ nats, and one above:
+those of a float's exponent and leading four bits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lineavae.reference.gaussian_kl import gaussian_kl_per_dimension
+
+_FIRST_OCTAVE, _END_OCTAVE = -24, 16
+_BINS_PER_OCTAVE = 16
+NUM_BINS = (_END_OCTAVE - _FIRST_OCTAVE) * _BINS_PER_OCTAVE + 2
+NUM_MOMENTS = 7
+
+
+class LatentStatistics(NamedTuple):
+    """Statistics of N posteriors, per model and latent; those of disjoint sets of posteriors merge.
+
+    Counts, histograms and nonfinite merge by adding, minimum and maximum by taking the smaller and the larger,
+    moments by `lineavae.ops.merge_moments`.
+    """
+
+    counts: Tensor
+    """How many KL values are below each threshold, (*models, K, E), int64."""
+    histogram: Tensor
+    """How many KL values are in each bin of `histogram_edges`, (*models, K, 642), int64."""
+    moments: Tensor
+    """The number of finite elements, then mean and sum of squared deviations from it, of the KL, of the posterior
+    mean and of the posterior variance, (*models, K, 7), float64."""
+    minimum: Tensor
+    """The smallest KL, (*models, K), float64; infinite where no element is finite."""
+    maximum: Tensor
+    """The largest KL, (*models, K), float64; minus infinite where no element is finite."""
+    nonfinite: Tensor
+    """How many elements have a KL that is NaN or infinite, (*models, K), int64. Nothing else counts them."""
+
+
+def histogram_edges() -> Tensor:
+    """Edges of the histogram's bins in nats, (643,), float64: bin b counts edges[b] <= KL < edges[b + 1].
+
+    Examples
+    --------
+    >>> from lineavae.ops import histogram_edges
+    >>> edges = histogram_edges()
+    >>> edges[0].item(), edges[1].item() == 2**-24, edges[-2].item(), edges[-1].item()
+    (0.0, True, 65536.0, inf)
+    """
+    octaves = torch.arange(_FIRST_OCTAVE, _END_OCTAVE, dtype=torch.float64).exp2()
+    steps = 1 + torch.arange(_BINS_PER_OCTAVE, dtype=torch.float64) / _BINS_PER_OCTAVE
+    inner = (octaves[:, None] * steps).flatten()
+    return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([2.0**_END_OCTAVE, torch.inf])])
+
+
+def collapse_statistics(mean: Tensor, logvar: Tensor, thresholds: Tensor) -> LatentStatistics:
+    """Statistics of (*models, N, K) posteriors with thresholds (E,) in nats.
+
+    KL < ε is counted for ε > 0, and KL <= ε at ε = 0.
+    """
+    kl = gaussian_kl_per_dimension(mean, logvar).double().mT  # (*models, K, N)
+    finite = kl.isfinite()
+    count = finite.sum(-1)
+    below = [finite & ((kl < threshold) | (kl == 0) & (threshold == 0)) for threshold in thresholds]
+    bins = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
+    histogram = count.new_zeros((*count.shape, NUM_BINS)).scatter_add_(-1, bins, finite.long())
+    moments = [count.double()]
+    for values in (kl, mean.double().mT, logvar.double().mT.exp()):
+        average = values.where(finite, 0).sum(-1) / count.clamp(min=1)
+        moments += [average, (values - average[..., None]).where(finite, 0).square().sum(-1)]
+    none = kl.new_full((*count.shape, 1), torch.inf)
+    return LatentStatistics(
+        counts=torch.stack([*(b.sum(-1) for b in below)], -1) if below else count.new_zeros((*count.shape, 0)),
+        histogram=histogram,
+        moments=torch.stack(moments, -1),
+        minimum=torch.cat([kl.where(finite, torch.inf), none], -1).amin(-1),
+        maximum=torch.cat([kl.where(finite, -torch.inf), -none], -1).amax(-1),
+        nonfinite=kl.shape[-1] - count,
+    )
+
+
+def merge_moments(moments: Tensor) -> Tensor:
+    """Merge moments of disjoint sets of posteriors, (R, ..., 7) -> (..., 7), by Chan's formula in the order given.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import collapse_statistics, merge_moments
+    >>> mean, logvar = torch.randn(2, 10, 4, dtype=torch.float64)
+    >>> whole = collapse_statistics(mean, logvar, [0.01]).moments
+    >>> parts = [collapse_statistics(mean[i::2], logvar[i::2], [0.01]).moments for i in range(2)]
+    >>> torch.allclose(merge_moments(torch.stack(parts)), whole)
+    True
+    """
+    merged, *others = moments
+    for other in others:
+        count = merged[..., 0] + other[..., 0]
+        share = other[..., 0] / count.clamp(min=1)
+        combined = [count]
+        for mean, squares in ((1, 2), (3, 4), (5, 6)):
+            gap = other[..., mean] - merged[..., mean]
+            combined.append(merged[..., mean] + share * gap)
+            combined.append(
+                merged[..., squares] + other[..., squares] + gap.square() * share * merged[..., 0]
+            )
+        merged = torch.stack(combined, -1)
+    return merged
