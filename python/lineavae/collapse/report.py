@@ -1,0 +1,570 @@
+"""What the statistics of a set of posteriors say about their collapse."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from scipy.special import betaincinv
+from torch import Tensor
+
+from lineavae import _io
+from lineavae._optional import require
+from lineavae.linear._arguments import check_number
+from lineavae.ops import LatentStatistics, histogram_edges
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_Floats = NDArray[np.float64]
+_Ints = NDArray[np.int64]
+_Bools = NDArray[np.bool_]
+
+# the smallest float64 above zero: KL <= 0 is KL < _TINY, so that every comparison is strict
+_TINY = np.nextafter(0.0, 1.0)
+
+_EPSILON = _DELTA = 0.01  # the paper's
+
+
+class Verdict(NamedTuple):
+    """Which latents are collapsed, and of which that is known."""
+
+    collapsed: _Bools
+    """Latents that are collapsed for certain, (K,)."""
+    decided: _Bools
+    """Latents of which the statistics tell whether they are collapsed, (K,)."""
+
+
+class Interval(NamedTuple):
+    """Bounds of one number per latent, both included, (K,) each."""
+
+    lower: _Floats
+    upper: _Floats
+
+
+class CriticalEpsilon(NamedTuple):
+    """The critical ε of each latent in nats, (K,) each."""
+
+    estimate: _Floats
+    """The middle of the bounds."""
+    lower: _Floats
+    upper: _Floats
+
+
+class CollapseCurve(NamedTuple):
+    """Collapsed latents in percent of all against ε."""
+
+    epsilons: _Floats
+    """Thresholds ε in nats, (P,), ascending where they were not given."""
+    lower: _Floats
+    """Percentage of the latents that are collapsed for certain, (P,)."""
+    upper: _Floats
+    """The same with those of which the statistics leave it open, (P,)."""
+
+
+class CollapseSurface(NamedTuple):
+    """Collapsed latents in percent of all against ε and δ."""
+
+    epsilons: _Floats
+    """Thresholds ε in nats, (P,)."""
+    deltas: _Floats
+    """Fractions δ, (Q,)."""
+    lower: _Floats
+    """Percentage of the latents that are collapsed for certain, (P, Q)."""
+    upper: _Floats
+    """The same with those of which the statistics leave it open, (P, Q)."""
+
+
+class CollapseReport:
+    """Which latents of a VAE are collapsed, at any (ε, δ), and how certain that is.
+
+    Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
+    (<= at ε = 0). Made by :meth:`from_statistics`, or by `CollapseStatistics`. It holds counts at the thresholds
+    and a histogram, not the KL values. What follows from the counts is exact; where only bounds follow,
+    the methods give the bounds. Nothing is a guess.
+
+    Attributes
+    ----------
+    num_samples : int
+        Number of samples N.
+    latent_dim : int
+        Number of latents K.
+    num_finite, nonfinite : ndarray
+        Samples whose KL is finite, N_j, and those whose KL is not, (K,), int64. Every statistic is over the finite ones.
+    thresholds : ndarray
+        Thresholds ε in nats at which the counts are exact, (E,), in the order given.
+    counts : ndarray
+        Samples with a KL below each threshold, (K, E), int64; at ε = 0, those with a KL of zero.
+    histogram : ndarray
+        Samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64.
+    mean_kl, kl_variance, min_kl, max_kl : ndarray
+        Of the KL in nats, (K,), float64.
+    mean_of_mean, variance_of_mean : ndarray
+        Of the posterior mean over the samples, (K,), float64. The variance is the active-unit statistic
+        Var_x(E_q[z_j]) of Burda et al. (2016).
+    mean_variance, variance_of_variance : ndarray
+        Of the posterior variance over the samples, (K,), float64.
+
+    Notes
+    -----
+    Variances are biased, divided by N_j: the samples are the population, as in the definition. (He et al.'s
+    ``calc_au`` divides by N_j - 1.) Of a latent without a finite element all of these are NaN; it counts as not
+    collapsed and not active, and the first line of the printed report names it. Arrays are read-only.
+
+    References
+    ----------
+    Lucas, Tucker, Grosse and Norouzi (2019). Don't blame the ELBO! A linear VAE perspective on posterior collapse.
+    Section 6.2.
+
+    Burda, Grosse and Salakhutdinov (2016). Importance weighted autoencoders. Appendix C.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseReport
+    >>> from lineavae.ops import collapse_statistics
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> mean = torch.randn(1000, 3, generator=generator) * torch.tensor([1.0, 0.3, 1e-3])
+    >>> statistics = collapse_statistics(mean, torch.zeros(1000, 3), thresholds=[0.01])
+    >>> report = CollapseReport.from_statistics(statistics, thresholds=[0.01])
+    >>> report
+    CollapseReport(num_samples=1000, latent_dim=3)
+    >>> report.collapsed(epsilon=0.01, delta=0.01)
+    array([False, False,  True])
+    >>> report.active_units()
+    array([ True,  True, False])
+    """
+
+    def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor) -> None:
+        self.thresholds = _frozen(np.asarray(thresholds, dtype=np.float64))
+        self.counts = _frozen(statistics.counts.cpu().numpy())
+        self.histogram = _frozen(statistics.histogram.cpu().numpy())
+        self.nonfinite = _frozen(statistics.nonfinite.cpu().numpy())
+        self.num_finite: _Ints = _frozen(self.histogram.sum(-1))
+        self.num_samples = int(self.num_finite[0] + self.nonfinite[0])
+        self.latent_dim = len(self.nonfinite)
+        moments = np.where(self.num_finite[:, None] > 0, statistics.moments.cpu().numpy(), np.nan)
+        squares = moments[:, 2::2] / np.maximum(self.num_finite, 1)[:, None]
+        self.mean_kl, self.mean_of_mean, self.mean_variance = map(_frozen, moments[:, 1::2].T)
+        self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(_frozen, squares.T)
+        self.min_kl = _frozen(np.where(self.num_finite > 0, statistics.minimum.cpu().numpy(), np.nan))
+        self.max_kl = _frozen(np.where(self.num_finite > 0, statistics.maximum.cpu().numpy(), np.nan))
+        self._knots, self._below = self._cumulate()
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor
+    ) -> CollapseReport:
+        """Make the report of one model's statistics.
+
+        Parameters
+        ----------
+        statistics
+            What `lineavae.ops.collapse_statistics` returned of posteriors (N, K), or several of these merged.
+        thresholds
+            The thresholds ε in nats given to it, (E,), in the same order.
+
+        Raises
+        ------
+        ValueError
+            The statistics are of several models, of no latent, of different numbers of samples per latent, or
+            their counts are not at that many thresholds.
+        """
+        if statistics.nonfinite.ndim != 1:
+            models = tuple(statistics.nonfinite.shape[:-1])
+            raise ValueError(
+                f"CollapseReport: statistics must be of one model, got the leading dimensions {models}; "
+                "take one by LatentStatistics(*(part[index] for part in statistics))"
+            )
+        if not len(statistics.nonfinite):
+            raise ValueError("CollapseReport: statistics must be of at least one latent, got K=0")
+        if statistics.counts.shape[-1] != len(thresholds):
+            raise ValueError(
+                f"CollapseReport: thresholds must be the {statistics.counts.shape[-1]} that the statistics were "
+                f"counted at, got {len(thresholds)}"
+            )
+        num_rows = statistics.histogram.sum(-1) + statistics.nonfinite
+        if (num_rows != num_rows[0]).any():
+            raise ValueError(
+                "CollapseReport: statistics must be of the same samples for every latent, got "
+                f"{num_rows.min()} to {num_rows.max()}"
+            )
+        if isinstance(thresholds, Tensor):
+            thresholds = thresholds.tolist()
+        return cls(statistics, thresholds)
+
+    def active_units(self, threshold: float = 0.01) -> _Bools:
+        """Latents whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
+        return self.variance_of_mean >= _check_nonnegative("active_units", "threshold", threshold)
+
+    def num_active(self, threshold: float = 0.01) -> int:
+        """Give the number of active units."""
+        return int(self.active_units(threshold).sum())
+
+    def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
+        """Give the critical ε of each latent: it is (ε, δ)-collapsed for every ε above it, and for none below.
+
+        That is the (1 - δ) quantile of its KL values, the order statistic of number N_j - floor(δ N_j). It lies in
+        one bin of the histogram, so the bounds are at most a factor 17/16 apart and the estimate is within
+        1/32 of the truth wherever the critical ε is in [2⁻²⁴, 2¹⁶) nats. Thresholds, minimum and maximum narrow it
+        further, and it is exact for δ = 0.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lineavae.collapse import CollapseReport
+        >>> from lineavae.ops import collapse_statistics
+        >>> mean = torch.linspace(0, 1, 100)[:, None]
+        >>> report = CollapseReport.from_statistics(collapse_statistics(mean, 0 * mean, []), [])
+        >>> critical = report.critical_epsilon(delta=0.1)
+        >>> kl = mean.square().flatten() / 2
+        >>> critical.lower.item() <= kl[89].item() <= critical.upper.item()
+        True
+        """
+        rank = self.num_finite - self._allowed(_check_delta("critical_epsilon", delta))
+        knot = (self._below < rank[:, None]).sum(-1)
+        lower = np.maximum(self._knots[knot - 1], self.min_kl)
+        upper = np.minimum(_unstrict(self._knots)[np.minimum(knot, len(self._knots) - 1)], self.max_kl)
+        lower = np.where(rank == self.num_finite, self.max_kl, lower)
+        upper = np.where(rank == 1, self.min_kl, upper)
+        return CriticalEpsilon(lower + (upper - lower) / 2, lower, upper)
+
+    def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
+        """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
+
+        Every latent is decided where ε is a threshold of the statistics or an edge of the histogram. Elsewhere
+        those are open whose critical ε has ε between its bounds.
+        """
+        epsilon = _check_nonnegative("verdict", "epsilon", epsilon)
+        surely, possibly = self._collapsed(np.array([epsilon]), np.array([_check_delta("verdict", delta)]))
+        return Verdict(surely[:, 0, 0], (surely == possibly)[:, 0, 0])
+
+    def collapsed(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> _Bools:
+        """Tell which latents are (ε, δ)-collapsed, (K,).
+
+        Raises
+        ------
+        ValueError
+            The statistics leave it open for some latent, which cannot happen where ε is one of their thresholds;
+            :meth:`verdict` then tells for which.
+        """
+        verdict = self.verdict(epsilon, delta)
+        if not verdict.decided.all():
+            raise ValueError(
+                f"CollapseReport.collapsed: epsilon must be a threshold of the statistics, "
+                f"{self.thresholds.tolist()}, or decided by their histogram; at {epsilon} it is open whether "
+                f"{_of(~verdict.decided)} are collapsed: {_ranges(~verdict.decided)}. verdict() has the others"
+            )
+        return verdict.collapsed
+
+    def fraction_below(self, epsilon: float = _EPSILON) -> Interval:
+        """Give the fraction of the finite samples whose KL is below ε (zero at ε = 0), (K,).
+
+        The bounds are equal, and the fraction exact, where ε is a threshold of the statistics or an edge of the
+        histogram. They are NaN for a latent without a finite element.
+        """
+        low, high = self._count_below(np.array([_check_nonnegative("fraction_below", "epsilon", epsilon)]))
+        total = np.where(self.num_finite > 0, self.num_finite, np.nan)
+        return Interval(low[:, 0] / total, high[:, 0] / total)
+
+    def confidence_interval(self, epsilon: float = _EPSILON, level: float = 0.95) -> Interval:
+        """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
+
+        Of independent samples, the interval of Clopper and Pearson (1934) holds the probability in at least the
+        fraction ``level`` of all cases, and misses it on either side in at most half of the rest. Where the count
+        below ε is known to bounds only, it is that of the bounds. Without a finite element it is [0, 1].
+        """
+        epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
+        level = check_number("CollapseReport.confidence_interval", "level", level)
+        if not 0 < level < 1:
+            raise ValueError(
+                f"CollapseReport.confidence_interval: level must be above 0 and below 1, got {level}"
+            )
+        low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
+        tail = (1 - level) / 2
+        return Interval(
+            np.where(low > 0, betaincinv(np.maximum(low, 1), self.num_finite - low + 1, tail), 0.0),
+            np.where(
+                high < self.num_finite,
+                betaincinv(high + 1, np.maximum(self.num_finite - high, 1), 1 - tail),
+                1.0,
+            ),
+        )
+
+    def collapse_test(
+        self, epsilon: float = _EPSILON, delta: float = _DELTA, level: float = 0.95
+    ) -> NDArray[np.str_]:
+        """Tell what the samples prove of the population that they are drawn from, (K,).
+
+        ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at 1 - δ or above,
+        ``"not collapsed"`` where all of it is below, else ``"undetermined"``: more samples are needed.
+        At δ = 0.01 and 95 %, no fewer than 368 samples can prove a collapse.
+        """
+        delta = _check_delta("collapse_test", delta)
+        lower, upper = self.confidence_interval(epsilon, level)
+        return np.select(
+            [lower >= 1 - delta, upper < 1 - delta], ["collapsed", "not collapsed"], "undetermined"
+        )
+
+    def collapse_curve(self, delta: float = _DELTA, epsilons: ArrayLike | None = None) -> CollapseCurve:
+        """Give the percentage of collapsed latents against ε, figures 5 to 11 of the paper.
+
+        Parameters
+        ----------
+        delta
+            Fraction δ of the samples that may have a larger KL.
+        epsilons
+            Thresholds ε in nats, (P,). By default all thresholds and edges of the histogram, where the curve is
+            exact, from the last with the smallest percentage to the first with the largest.
+        """
+        if epsilons is None:
+            epsilons = _unstrict(self._knots[1:-1])
+            surface = self.collapse_surface(epsilons, [delta])
+            percent = surface.lower[:, 0]
+            start = np.searchsorted(percent, percent[0], "right") - 1
+            stop = np.searchsorted(percent, percent[-1], "left") + 1
+            return CollapseCurve(epsilons[start:stop], percent[start:stop], percent[start:stop])
+        surface = self.collapse_surface(epsilons, [delta])
+        return CollapseCurve(surface.epsilons, surface.lower[:, 0], surface.upper[:, 0])
+
+    def collapse_surface(self, epsilons: ArrayLike, deltas: ArrayLike) -> CollapseSurface:
+        """Give the percentage of collapsed latents for every pair of ε in nats, (P,), and δ, (Q,)."""
+        epsilons = np.array(
+            [
+                _check_nonnegative("collapse_surface", "epsilons", epsilon)
+                for epsilon in np.asarray(epsilons).tolist()
+            ]
+        )
+        deltas = np.array([_check_delta("collapse_surface", delta) for delta in np.asarray(deltas).tolist()])
+        lower, upper = (100 * collapsed.mean(0) for collapsed in self._collapsed(epsilons, deltas))
+        return CollapseSurface(epsilons, deltas, lower, upper)
+
+    def classification(self, var_threshold: float = 0.1, mean_error_range: float = 0.1) -> NDArray[np.str_]:
+        """Sort the latents into ``"passive"``, ``"mixed"`` and ``"active"`` variables, (K,).
+
+        By mean and variance over the samples of the posterior variance v_j. A variable is passive where v_j stays at
+        the prior's: mean within ``mean_error_range`` of 1, variance below ``var_threshold``. It is active where v_j
+        stays small: mean at most ``mean_error_range``, variance below ``var_threshold``. All others are mixed, such as
+        those that are active for some of the samples. Without a finite element it is ``"undefined"``.
+
+        References
+        ----------
+        Bonheme and Grzes (2021). Be more active! Understanding the differences between mean and sampled
+        representations of variational autoencoders. Definitions in section 3; thresholds of their code.
+        """
+        caller = "classification"
+        var_threshold = _check_nonnegative(caller, "var_threshold", var_threshold)
+        mean_error_range = _check_nonnegative(caller, "mean_error_range", mean_error_range)
+        if not mean_error_range < 0.5:
+            raise ValueError(
+                f"CollapseReport.classification: mean_error_range must be below 0.5, got {mean_error_range}"
+            )
+        steady = self.variance_of_variance < var_threshold
+        return np.select(
+            [
+                self.num_finite == 0,
+                steady & (abs(self.mean_variance - 1) <= mean_error_range),
+                steady & (self.mean_variance <= mean_error_range),
+            ],
+            ["undefined", "passive", "active"],
+            "mixed",
+        )
+
+    def _cumulate(self) -> tuple[_Floats, _Ints]:
+        """Give the values (Q,) at which the number of samples below is known, and these numbers, (K, Q)."""
+        edges = histogram_edges().numpy()
+        zero = np.zeros((self.latent_dim, 1), np.int64)
+        below = np.concatenate([zero, self.histogram.cumsum(-1), self.counts], -1)
+        knots, index = np.unique(np.concatenate([edges, _strict(self.thresholds)]), return_index=True)
+        return knots, below[:, index]
+
+    def _count_below(self, epsilons: _Floats) -> tuple[_Ints, _Ints]:
+        """Give bounds of the number of samples below each ε, (K, P) each."""
+        epsilons = _strict(epsilons)
+        low = self._below[:, np.searchsorted(self._knots, epsilons, "right") - 1]
+        high = self._below[:, np.searchsorted(self._knots, epsilons, "left")]
+        total, smallest, largest = self.num_finite[:, None], self.min_kl[:, None], self.max_kl[:, None]
+        low = np.where(epsilons > largest, total, np.maximum(low, epsilons > smallest))
+        high = np.where(epsilons <= smallest, 0, np.minimum(high, total - (epsilons <= largest)))
+        return low, high
+
+    def _allowed(self, delta: float | _Floats) -> _Ints:
+        """How many samples may have a larger KL; minus one where there is no sample."""
+        allowed = np.floor(delta * self.num_finite + 1e-9).astype(np.int64)
+        return np.minimum(allowed, self.num_finite - 1)
+
+    def _collapsed(self, epsilons: _Floats, deltas: _Floats) -> tuple[_Bools, _Bools]:
+        """Which latents are collapsed for certain, and which may be, for every pair, (K, P, Q) each."""
+        allowed = np.stack([self._allowed(delta) for delta in deltas], -1)[:, None, :]
+        low, high = self._count_below(epsilons)
+        above, certainly_above = (self.num_finite[:, None] - count for count in (low, high))
+        return above[..., None] <= allowed, certainly_above[..., None] <= allowed
+
+    def to_dict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> dict[str, Any]:
+        """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
+
+        ``"latents"`` holds the columns of :meth:`to_dataframe`. What is undefined, such as the mean KL of a latent
+        without a finite element, is ``None``. The histogram is left out.
+        """
+        verdict = self.verdict(epsilon, delta)
+        return {
+            "num_samples": self.num_samples,
+            "latent_dim": self.latent_dim,
+            "epsilon": float(epsilon),
+            "delta": float(delta),
+            "num_collapsed": int(verdict.collapsed.sum()),
+            "num_undecided": int((~verdict.decided).sum()),
+            "num_active": self.num_active(),
+            "num_nonfinite": int((self.nonfinite > 0).sum()),
+            "latents": {
+                name: [None if value is None or value != value else value for value in column]
+                for name, column in self._columns(epsilon, delta).items()
+            },
+        }
+
+    def to_json(
+        self, path: str | Path | None = None, epsilon: float = _EPSILON, delta: float = _DELTA
+    ) -> str:
+        """Give :meth:`to_dict` as strict JSON, and write it to a file, atomically, if a path is given."""
+        text = json.dumps(self.to_dict(epsilon, delta), allow_nan=False)
+        if path is not None:
+            _io.write_text(Path(path), text + "\n")
+        return text
+
+    def to_dataframe(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> DataFrame:
+        """Give a pandas DataFrame with one row per latent and the verdict at (ε, δ); needs pandas."""
+        pandas = require("pandas", "dataframe")
+        frame: DataFrame = pandas.DataFrame(self._columns(epsilon, delta)).rename_axis("latent")
+        return frame.astype({"collapsed": "boolean"})
+
+    def _columns(self, epsilon: float, delta: float) -> dict[str, list[Any]]:
+        verdict, critical = self.verdict(epsilon, delta), self.critical_epsilon(delta)
+        collapsed = verdict.collapsed.astype(object)
+        collapsed[~verdict.decided] = None
+        counts = {
+            f"count_below_{threshold}": count
+            for threshold, count in zip(self.thresholds.tolist(), self.counts.T, strict=True)
+        }
+        columns = {
+            "collapsed": collapsed,
+            "collapse_test": self.collapse_test(epsilon, delta),
+            "critical_epsilon": critical.estimate,
+            "critical_epsilon_lower": critical.lower,
+            "critical_epsilon_upper": critical.upper,
+            "mean_kl": self.mean_kl,
+            "kl_variance": self.kl_variance,
+            "min_kl": self.min_kl,
+            "max_kl": self.max_kl,
+            "active": self.active_units(),
+            "classification": self.classification(),
+            "mean_of_mean": self.mean_of_mean,
+            "variance_of_mean": self.variance_of_mean,
+            "mean_variance": self.mean_variance,
+            "variance_of_variance": self.variance_of_variance,
+            "num_finite": self.num_finite,
+            "nonfinite": self.nonfinite,
+            **counts,
+        }
+        return {name: column.tolist() for name, column in columns.items()}
+
+    def plot_curve(self, delta: float = _DELTA) -> Figure:
+        """Draw the percentage of collapsed latents against ε; needs matplotlib."""
+        from lineavae.collapse import _plots
+
+        return _plots.plot_curve(self, delta)
+
+    def plot_spectrum(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
+        """Draw the latents' mean KL from large to small, with the (ε, δ)-collapsed coloured; needs matplotlib."""
+        from lineavae.collapse import _plots
+
+        return _plots.plot_spectrum(self, epsilon, delta)
+
+    def plot_surface(self) -> Figure:
+        """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
+        from lineavae.collapse import _plots
+
+        return _plots.plot_surface(self)
+
+    def __rich__(self) -> RenderableType:
+        verdict = self.verdict()
+        kinds = self.classification()
+        lines = []
+        broken = self.nonfinite > 0
+        if broken.any():
+            lines.append(
+                f"{_of(broken)} have non-finite elements, which nothing below counts: {_ranges(broken)}"
+            )
+        lines.append(f"{self.num_samples} samples, {self.latent_dim} latents")
+        summary = Table.grid(padding=(0, 3, 0, 0))
+        collapsed = f"{_of(verdict.collapsed)} ({100 * verdict.collapsed.mean():.1f} %)"
+        if not verdict.decided.all():
+            collapsed += f"; open for {_of(~verdict.decided)}, 0.01 being no threshold of the statistics"
+        summary.add_row("(0.01, 0.01)-collapsed", collapsed)
+        summary.add_row("", _ranges(verdict.collapsed))
+        summary.add_row("active units", f"{self.num_active()} (variance of the mean >= 0.01)")
+        summary.add_row(
+            "passive / mixed / active",
+            " / ".join(str((kinds == kind).sum()) for kind in ("passive", "mixed", "active")),
+        )
+        summary.add_row("mean KL, all latents", f"{np.nansum(self.mean_kl):.4g} nats")
+        return Group(*lines, summary)
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=110, color_system=None).print(self)
+        return text.getvalue().rstrip("\n")
+
+    def __repr__(self) -> str:
+        return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"
+
+
+def _strict(epsilons: _Floats) -> _Floats:
+    """The bounds below which (<) a KL is counted."""
+    return np.where(epsilons == 0, _TINY, epsilons)
+
+
+def _unstrict(knots: _Floats) -> _Floats:
+    return np.where(knots == _TINY, 0.0, knots)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    copy = np.ascontiguousarray(array).copy()
+    copy.setflags(write=False)
+    return copy
+
+
+def _check_nonnegative(caller: str, name: str, value: float) -> float:
+    number = check_number(f"CollapseReport.{caller}", name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"CollapseReport.{caller}: {name} must be finite and >= 0, got {value}")
+    return number
+
+
+def _check_delta(caller: str, delta: float) -> float:
+    number = check_number(f"CollapseReport.{caller}", "delta", delta)
+    if not 0 <= number < 1:
+        raise ValueError(f"CollapseReport.{caller}: delta must be >= 0 and below 1, got {delta}")
+    return number
+
+
+def _of(mask: _Bools) -> str:
+    return f"{mask.sum()} of {len(mask)} latents"
+
+
+def _ranges(mask: _Bools) -> str:
+    """The indices at which a mask is true: ``0, 3-7, 9``."""
+    padded = np.concatenate([[False], mask, [False]]).astype(np.int8)
+    starts, ends = (np.flatnonzero(np.diff(padded) == step) for step in (1, -1))
+    return ", ".join(
+        f"{start}" if end - start == 1 else f"{start}-{end - 1}"
+        for start, end in zip(starts, ends, strict=True)
+    )
