@@ -151,10 +151,19 @@ class Shard:
         return self.mean.shape[1]
 
     @property
+    def arrays(self) -> tuple[StoredArray, StoredArray]:
+        """Where the rows lie: mean and spread."""
+        return self.mean, self.spread
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of both arrays, decompressed."""
+        return self.latent_dim * sum(array.dtype.itemsize for array in self.arrays)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of both arrays, decompressed."""
-        elements = self.num_samples * self.latent_dim
-        return elements * (self.mean.dtype.itemsize + self.spread.dtype.itemsize)
+        """Bytes of all rows."""
+        return self.num_samples * self.row_bytes
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the rows in order, in blocks, while the caller works on the block before.
@@ -175,15 +184,17 @@ class Shard:
         rows = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // self.latent_dim)
         starts = range(0, self.num_samples, rows)
         with ExitStack() as stack:
-            arrays = (self.mean, self.spread)
-            streams = [array.open(stack) for array in arrays]
-            slots = [[torch.empty(rows, self.latent_dim, dtype=a.dtype) for a in arrays] for _ in range(2)]
+            streams = [array.open(stack) for array in self.arrays]
+            slots = [
+                [torch.empty(rows, self.latent_dim, dtype=array.dtype) for array in self.arrays]
+                for _ in range(2)
+            ]
             reader = stack.enter_context(ThreadPoolExecutor(1))
 
             def read(index: int) -> list[Tensor]:
                 count = min(rows, self.num_samples - starts[index])
                 buffers = [buffer[:count] for buffer in slots[index % 2]]
-                for array, stream, buffer in zip(arrays, streams, buffers, strict=True):
+                for array, stream, buffer in zip(self.arrays, streams, buffers, strict=True):
                     array.read(stream, buffer)
                 return buffers
 
@@ -195,7 +206,7 @@ class Shard:
                 logvar = self._logvar_of_std(spread, start) if self.has_std else spread
                 dtype = torch.promote_types(mean.dtype, logvar.dtype)
                 yield mean.to(dtype), logvar.to(dtype)
-            for array, stream in zip(arrays, streams, strict=True):
+            for array, stream in zip(self.arrays, streams, strict=True):
                 array.finish(stream)
         with _reading(Path(self.name)):
             if _stamp(self.mean.path, self.spread.path) != self.stamp:

@@ -1,0 +1,192 @@
+"""Collapse statistics of posteriors on disk: larger than memory, on several processes, and across a kill.
+
+A shard's statistics are those of its blocks, merged in order; what is known of all shards is their sum, and
+their moments merged in the order of the shards. So the result is the same to the bit for any number of
+processes, and for any number of interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import lineavae
+from lineavae.collapse.files import PosteriorFileError, Shard
+from lineavae.linear._tensor_file import read_tensors, write_tensors
+from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
+
+# Called with the bytes read so far and the bytes to be read by this process.
+Progress = Callable[[int, int], None]
+
+# How the statistics of several processes combine, where not by adding. Moments are one row per shard, of zeros
+# for the shards of other processes.
+_REDUCTIONS = {"minimum": dist.ReduceOp.MIN, "maximum": dist.ReduceOp.MAX}
+
+
+class ShardResults:
+    """Statistics of finished shards, one file each in a folder, from which a scan continues.
+
+    The name of a file tells what it is the result of: the shard's files with their sizes and times, the
+    arrays in them, the thresholds, and this version of lineavae. So nothing out of date is ever used, and
+    several processes may share a folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lineavae.collapse.files import find_shards
+    >>> from lineavae.collapse.scan import ShardResults, scan
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/test.npz", mean=np.zeros((3, 2)), logvar=np.zeros((3, 2)))
+    ...     (shard,) = find_shards([folder])
+    ...     results = ShardResults(f"{folder}/results", thresholds=[0.0])
+    ...     results.has(shard)
+    ...     statistics = scan([shard], [0.0], results)
+    ...     results.load(shard).counts.tolist()
+    False
+    [[3], [3]]
+    """
+
+    def __init__(self, folder: str | Path, thresholds: Sequence[float]) -> None:
+        self.folder = Path(folder)
+        self._thresholds = [float(threshold) for threshold in thresholds]
+
+    def has(self, shard: Shard) -> bool:
+        """Tell whether the shard was finished before."""
+        return self._path(shard).exists()
+
+    def load(self, shard: Shard) -> LatentStatistics:
+        """Read the statistics of a shard that was finished before."""
+        try:
+            tensors, _ = read_tensors("ShardResults", self._path(shard), "shard-statistics")
+            return LatentStatistics(**tensors)
+        except (ValueError, TypeError) as error:
+            raise PosteriorFileError(f"{error}: delete it, and {shard.name} is read again") from error
+
+    def save(self, shard: Shard, statistics: LatentStatistics) -> None:
+        """Write the statistics of a finished shard, whole or not at all."""
+        write_tensors(self._path(shard), "shard-statistics", statistics._asdict(), shard=shard.name)
+
+    def _path(self, shard: Shard) -> Path:
+        arrays = [(str(array.dtype), array.shape, array.offset, array.member) for array in shard.arrays]
+        parts = [shard.stamp, arrays, shard.has_std, self._thresholds, lineavae.__version__]
+        fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return self.folder / f"{fingerprint[:32]}.safetensors"
+
+
+@torch.no_grad()
+def scan(
+    shards: Sequence[Shard],
+    thresholds: Sequence[float],
+    results: ShardResults | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> LatentStatistics:
+    """Collapse statistics of shards, read once, block by block.
+
+    Where ``torch.distributed`` is initialised this is a collective call: every process reads its part of
+    the shards, which all must name in the same order, and every one returns the statistics of all.
+
+    Parameters
+    ----------
+    shards
+        At least one, as `find_shards` gives them.
+    thresholds
+        Thresholds ε in nats, at most 64; see `lineavae.ops.collapse_statistics`.
+    results
+        Where to keep the statistics of finished shards. Those that are there already are not read again.
+    device
+        Where to compute. In a group of processes its backend must be able to send from there.
+    progress
+        Called with the bytes read so far and the bytes to be read, by this process.
+
+    Returns
+    -------
+    LatentStatistics
+        Of one model, on ``device``. The same to the bit for any number of processes, and of
+        interruptions; all but the moments are also the same however the rows are split into shards.
+
+    Raises
+    ------
+    PosteriorFileError
+        A file cannot be read, or is damaged. Nothing of its shard was counted or kept.
+    ValueError
+        There is no shard; a threshold is negative or not finite, or there are too many.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from lineavae.collapse import CollapseReport
+    >>> from lineavae.collapse.files import find_shards
+    >>> from lineavae.collapse.scan import scan
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.npz", "b.npz"):
+    ...         np.savez(f"{folder}/{name}", mean=np.eye(3), std=np.ones((3, 3)))
+    ...     statistics = scan(find_shards([folder]), thresholds=[0.01])
+    >>> CollapseReport.from_statistics(statistics, [0.01])
+    CollapseReport(num_samples=6, latent_dim=3)
+    """
+    if not shards:
+        raise ValueError("scan: shards must be at least one, got none")
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = range(rank, len(shards), size)
+    total = _nothing(shards[0].latent_dim, thresholds, device)
+    # of each shard, for they are merged in the order of the shards wherever these were counted
+    moments = total.moments.repeat(len(shards), 1, 1)
+    unread = sum(shards[i].num_bytes for i in mine if results is None or not results.has(shards[i]))
+    read = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal read
+        read += num_bytes
+        if progress is not None:
+            progress(read, unread)
+
+    for index in mine:
+        if results is not None and results.has(shards[index]):
+            part = results.load(shards[index])
+        else:
+            part = _scan_shard(shards[index], thresholds, device, count)
+            if results is not None:
+                results.save(shards[index], part)
+        part = LatentStatistics(*(tensor.to(device) for tensor in part))
+        _add(total, part)
+        moments[index] += part.moments
+    total = total._replace(moments=moments)
+    if size > 1:
+        for name, tensor in total._asdict().items():
+            dist.all_reduce(tensor, _REDUCTIONS.get(name, dist.ReduceOp.SUM))
+    return total._replace(moments=merge_moments(total.moments))
+
+
+def _scan_shard(
+    shard: Shard, thresholds: Sequence[float], device: torch.device | str, count: Callable[[int], None]
+) -> LatentStatistics:
+    total = _nothing(shard.latent_dim, thresholds, device)
+    tensor = torch.tensor(thresholds, dtype=torch.float64, device=device)
+    for mean, logvar in shard.blocks():
+        _add(total, collapse_statistics(mean.to(device), logvar.to(device), tensor))
+        count(len(mean) * shard.row_bytes)
+    return total
+
+
+def _nothing(latent_dim: int, thresholds: Sequence[float], device: torch.device | str) -> LatentStatistics:
+    """Give the statistics of no rows, after the operator's checks of the thresholds."""
+    empty = torch.empty(0, latent_dim, device=device)
+    return collapse_statistics(empty, empty, thresholds)
+
+
+def _add(total: LatentStatistics, part: LatentStatistics) -> None:
+    """Merge the statistics of more posteriors into those of some, in place: histograms are large."""
+    total.counts.add_(part.counts)
+    total.histogram.add_(part.histogram)
+    total.moments.copy_(merge_moments(torch.stack([total.moments, part.moments])))
+    torch.minimum(total.minimum, part.minimum, out=total.minimum)
+    torch.maximum(total.maximum, part.maximum, out=total.maximum)
+    total.nonfinite.add_(part.nonfinite)
