@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console, RenderableType
 from scipy.special import betaincinv
 from torch import Tensor
 
 from lineavae import _io
 from lineavae._optional import require
+from lineavae.collapse import _plots, _tables
 from lineavae.linear._arguments import check_number
 from lineavae.ops import LatentStatistics, histogram_edges
 
@@ -88,9 +88,10 @@ class CollapseReport:
     """Which latents of a VAE are collapsed, at any (ε, δ), and how certain that is.
 
     Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
-    (<= at ε = 0). Made by :meth:`from_statistics`, or by `CollapseStatistics`. It holds counts at the thresholds
-    and a histogram, not the KL values. What follows from the counts is exact; where only bounds follow,
-    the methods give the bounds. Nothing is a guess.
+    (<= at ε = 0). The report holds counts and a histogram of the KL values, not the values. What these decide
+    is exact; where they leave bounds, the methods give the bounds.
+
+    A metric, `CollapseStatistics`, or :meth:`from_statistics` makes it.
 
     Attributes
     ----------
@@ -99,33 +100,35 @@ class CollapseReport:
     latent_dim : int
         Number of latents K.
     num_finite, nonfinite : ndarray
-        Samples whose KL is finite, N_j, and those whose KL is not, (K,), int64. Every statistic is over the finite ones.
+        Number of samples whose KL is finite, N_j, and of those whose KL is not, (K,), int64. All else is
+        about the finite ones.
     thresholds : ndarray
-        Thresholds ε in nats at which the counts are exact, (E,), in the order given.
+        Thresholds ε in nats at which samples were counted, (E,), float64, in the order given.
     counts : ndarray
-        Samples with a KL below each threshold, (K, E), int64; at ε = 0, those with a KL of zero.
+        Number of samples with a KL below each threshold, (K, E), int64; at ε = 0 with a KL of zero.
     histogram : ndarray
-        Samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64.
+        Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64.
     mean_kl, kl_variance, min_kl, max_kl : ndarray
         Of the KL in nats, (K,), float64.
     mean_of_mean, variance_of_mean : ndarray
         Of the posterior mean over the samples, (K,), float64. The variance is the active-unit statistic
-        Var_x(E_q[z_j]) of Burda et al. (2016).
+        Var_x(E_q[z_j]).
     mean_variance, variance_of_variance : ndarray
         Of the posterior variance over the samples, (K,), float64.
 
     Notes
     -----
-    Variances are biased, divided by N_j: the samples are the population, as in the definition. (He et al.'s
-    ``calc_au`` divides by N_j - 1.) Of a latent without a finite element all of these are NaN; it counts as not
-    collapsed and not active, and the first line of the printed report names it. Arrays are read-only.
+    Variances are biased, divided by N_j: the samples are the population of the definitions. (The ``calc_au``
+    of He et al. (2019) divides by N_j - 1.) A latent without a finite element is neither collapsed nor active,
+    its statistics in float64 are NaN, and the first line of the printed report names it. The arrays are
+    read-only.
 
     References
     ----------
-    Lucas, Tucker, Grosse and Norouzi (2019). Don't blame the ELBO! A linear VAE perspective on posterior collapse.
-    Section 6.2.
+    Lucas, Tucker, Grosse and Norouzi (2019). Don't blame the ELBO! A linear VAE perspective on posterior
+    collapse. Section 6.2.
 
-    Burda, Grosse and Salakhutdinov (2016). Importance weighted autoencoders. Appendix C.
+    Burda, Grosse and Salakhutdinov (2016). Importance weighted autoencoders. Section 5.2.
 
     Examples
     --------
@@ -144,20 +147,19 @@ class CollapseReport:
     array([ True,  True, False])
     """
 
-    def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor) -> None:
-        self.thresholds = _frozen(np.asarray(thresholds, dtype=np.float64))
-        self.counts = _frozen(statistics.counts.cpu().numpy())
-        self.histogram = _frozen(statistics.histogram.cpu().numpy())
-        self.nonfinite = _frozen(statistics.nonfinite.cpu().numpy())
-        self.num_finite: _Ints = _frozen(self.histogram.sum(-1))
-        self.num_samples = int(self.num_finite[0] + self.nonfinite[0])
-        self.latent_dim = len(self.nonfinite)
-        moments = np.where(self.num_finite[:, None] > 0, statistics.moments.cpu().numpy(), np.nan)
-        squares = moments[:, 2::2] / np.maximum(self.num_finite, 1)[:, None]
-        self.mean_kl, self.mean_of_mean, self.mean_variance = map(_frozen, moments[:, 1::2].T)
-        self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(_frozen, squares.T)
-        self.min_kl = _frozen(np.where(self.num_finite > 0, statistics.minimum.cpu().numpy(), np.nan))
-        self.max_kl = _frozen(np.where(self.num_finite > 0, statistics.maximum.cpu().numpy(), np.nan))
+    def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float]) -> None:
+        counts, histogram, moments, minimum, maximum, nonfinite = (part.cpu().numpy() for part in statistics)
+        self.thresholds = _frozen(np.array(thresholds, dtype=np.float64))
+        self.counts, self.histogram, self.nonfinite = _frozen(counts), _frozen(histogram), _frozen(nonfinite)
+        self.num_finite: _Ints = _frozen(histogram.sum(-1))
+        self.num_samples = int(self.num_finite[0] + nonfinite[0])
+        self.latent_dim = len(nonfinite)
+        some = self.num_finite > 0
+        self.min_kl, self.max_kl = (_frozen(np.where(some, bound, np.nan)) for bound in (minimum, maximum))
+        means = np.where(some, moments[:, 1::2].T, np.nan)
+        variances = np.where(some, moments[:, 2::2].T, np.nan) / np.maximum(self.num_finite, 1)
+        self.mean_kl, self.mean_of_mean, self.mean_variance = map(_frozen, means)
+        self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(_frozen, variances)
         self._knots, self._below = self._cumulate()
 
     @classmethod
@@ -169,38 +171,37 @@ class CollapseReport:
         Parameters
         ----------
         statistics
-            What `lineavae.ops.collapse_statistics` returned of posteriors (N, K), or several of these merged.
+            What `lineavae.ops.collapse_statistics` returned for posteriors (N, K), or several of these merged.
         thresholds
             The thresholds ε in nats given to it, (E,), in the same order.
 
         Raises
         ------
         ValueError
-            The statistics are of several models, of no latent, of different numbers of samples per latent, or
-            their counts are not at that many thresholds.
+            The statistics are of several models, of no latent, or not of the same samples for all latents; the
+            thresholds are not as many as theirs, or not finite and >= 0.
         """
+        thresholds = thresholds.tolist() if isinstance(thresholds, Tensor) else list(thresholds)
         if statistics.nonfinite.ndim != 1:
-            models = tuple(statistics.nonfinite.shape[:-1])
             raise ValueError(
-                f"CollapseReport: statistics must be of one model, got the leading dimensions {models}; "
-                "take one by LatentStatistics(*(part[index] for part in statistics))"
+                "CollapseReport: statistics must be of one model, got leading dimensions "
+                f"{tuple(statistics.nonfinite.shape[:-1])}; "
+                "LatentStatistics(*(part[index] for part in statistics)) takes one"
             )
         if not len(statistics.nonfinite):
             raise ValueError("CollapseReport: statistics must be of at least one latent, got K=0")
-        if statistics.counts.shape[-1] != len(thresholds):
-            raise ValueError(
-                f"CollapseReport: thresholds must be the {statistics.counts.shape[-1]} that the statistics were "
-                f"counted at, got {len(thresholds)}"
-            )
         num_rows = statistics.histogram.sum(-1) + statistics.nonfinite
         if (num_rows != num_rows[0]).any():
             raise ValueError(
                 "CollapseReport: statistics must be of the same samples for every latent, got "
-                f"{num_rows.min()} to {num_rows.max()}"
+                f"{num_rows.min()} to {num_rows.max()} samples"
             )
-        if isinstance(thresholds, Tensor):
-            thresholds = thresholds.tolist()
-        return cls(statistics, thresholds)
+        if statistics.counts.shape[-1] != len(thresholds):
+            raise ValueError(
+                f"CollapseReport: thresholds must be the {statistics.counts.shape[-1]} of the statistics, "
+                f"got {len(thresholds)}"
+            )
+        return cls(statistics, [_check_nonnegative("from_statistics", "thresholds", t) for t in thresholds])
 
     def active_units(self, threshold: float = 0.01) -> _Bools:
         """Latents whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
@@ -211,12 +212,12 @@ class CollapseReport:
         return int(self.active_units(threshold).sum())
 
     def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
-        """Give the critical ε of each latent: it is (ε, δ)-collapsed for every ε above it, and for none below.
+        """Give the critical ε of each latent: for every ε above it the latent is (ε, δ)-collapsed.
 
-        That is the (1 - δ) quantile of its KL values, the order statistic of number N_j - floor(δ N_j). It lies in
-        one bin of the histogram, so the bounds are at most a factor 17/16 apart and the estimate is within
-        1/32 of the truth wherever the critical ε is in [2⁻²⁴, 2¹⁶) nats. Thresholds, minimum and maximum narrow it
-        further, and it is exact for δ = 0.
+        It is the (1 - δ) quantile of the latent's KL values, order statistic number N_j - floor(δ N_j + 1e-9).
+        It lies in one bin of the histogram: in [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative
+        to the lower, and the estimate is at most 1/32 off. Thresholds, minimum and maximum narrow the bounds;
+        at δ = 0 they are equal. They are NaN for a latent without a finite element.
 
         Examples
         --------
@@ -230,7 +231,7 @@ class CollapseReport:
         >>> critical.lower.item() <= kl[89].item() <= critical.upper.item()
         True
         """
-        rank = self.num_finite - self._allowed(_check_delta("critical_epsilon", delta))
+        rank = self.num_finite - self._allowed(_check_delta("critical_epsilon", "delta", delta))
         knot = (self._below < rank[:, None]).sum(-1)
         lower = np.maximum(self._knots[knot - 1], self.min_kl)
         upper = np.minimum(_unstrict(self._knots)[np.minimum(knot, len(self._knots) - 1)], self.max_kl)
@@ -241,11 +242,13 @@ class CollapseReport:
     def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
         """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
 
-        Every latent is decided where ε is a threshold of the statistics or an edge of the histogram. Elsewhere
-        those are open whose critical ε has ε between its bounds.
+        All are decided where ε is a threshold of the statistics or an edge of the histogram. Elsewhere those
+        are open whose critical ε has ε between its bounds.
         """
         epsilon = _check_nonnegative("verdict", "epsilon", epsilon)
-        surely, possibly = self._collapsed(np.array([epsilon]), np.array([_check_delta("verdict", delta)]))
+        surely, possibly = self._collapsed(
+            np.array([epsilon]), np.array([_check_delta("verdict", "delta", delta)])
+        )
         return Verdict(surely[:, 0, 0], (surely == possibly)[:, 0, 0])
 
     def collapsed(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> _Bools:
@@ -254,23 +257,22 @@ class CollapseReport:
         Raises
         ------
         ValueError
-            The statistics leave it open for some latent, which cannot happen where ε is one of their thresholds;
-            :meth:`verdict` then tells for which.
+            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds.
+            :meth:`verdict` tells for which.
         """
         verdict = self.verdict(epsilon, delta)
         if not verdict.decided.all():
             raise ValueError(
-                f"CollapseReport.collapsed: epsilon must be a threshold of the statistics, "
-                f"{self.thresholds.tolist()}, or decided by their histogram; at {epsilon} it is open whether "
-                f"{_of(~verdict.decided)} are collapsed: {_ranges(~verdict.decided)}. verdict() has the others"
+                f"CollapseReport.collapsed: epsilon must be one of the thresholds {self.thresholds.tolist()}, "
+                f"got {epsilon}, which leaves {_tables.share(~verdict.decided)} open; verdict() tells which"
             )
         return verdict.collapsed
 
     def fraction_below(self, epsilon: float = _EPSILON) -> Interval:
         """Give the fraction of the finite samples whose KL is below ε (zero at ε = 0), (K,).
 
-        The bounds are equal, and the fraction exact, where ε is a threshold of the statistics or an edge of the
-        histogram. They are NaN for a latent without a finite element.
+        The bounds are equal, so the fraction exact, where ε is a threshold of the statistics or an edge of
+        the histogram. They are NaN for a latent without a finite element.
         """
         low, high = self._count_below(np.array([_check_nonnegative("fraction_below", "epsilon", epsilon)]))
         total = np.where(self.num_finite > 0, self.num_finite, np.nan)
@@ -279,9 +281,10 @@ class CollapseReport:
     def confidence_interval(self, epsilon: float = _EPSILON, level: float = 0.95) -> Interval:
         """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
 
-        Of independent samples, the interval of Clopper and Pearson (1934) holds the probability in at least the
-        fraction ``level`` of all cases, and misses it on either side in at most half of the rest. Where the count
-        below ε is known to bounds only, it is that of the bounds. Without a finite element it is [0, 1].
+        That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
+        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε is
+        known only to bounds, it covers the intervals of both. For a latent without a finite element it is
+        [0, 1].
         """
         epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
         level = check_number("CollapseReport.confidence_interval", "level", level)
@@ -305,11 +308,11 @@ class CollapseReport:
     ) -> NDArray[np.str_]:
         """Tell what the samples prove of the population that they are drawn from, (K,).
 
-        ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at 1 - δ or above,
-        ``"not collapsed"`` where all of it is below, else ``"undetermined"``: more samples are needed.
-        At δ = 0.01 and 95 %, no fewer than 368 samples can prove a collapse.
+        ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
+        ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
+        level 0.95 no fewer than 368 samples prove a collapse.
         """
-        delta = _check_delta("collapse_test", delta)
+        delta = _check_delta("collapse_test", "delta", delta)
         lower, upper = self.confidence_interval(epsilon, level)
         return np.select(
             [lower >= 1 - delta, upper < 1 - delta], ["collapsed", "not collapsed"], "undetermined"
@@ -323,43 +326,32 @@ class CollapseReport:
         delta
             Fraction δ of the samples that may have a larger KL.
         epsilons
-            Thresholds ε in nats, (P,). By default all thresholds and edges of the histogram, where the curve is
-            exact, from the last with the smallest percentage to the first with the largest.
+            Thresholds ε in nats, (P,). By default all those of the statistics and all edges of the histogram,
+            ascending: there the curve is exact.
         """
-        if epsilons is None:
-            epsilons = _unstrict(self._knots[1:-1])
-            surface = self.collapse_surface(epsilons, [delta])
-            percent = surface.lower[:, 0]
-            start = np.searchsorted(percent, percent[0], "right") - 1
-            stop = np.searchsorted(percent, percent[-1], "left") + 1
-            return CollapseCurve(epsilons[start:stop], percent[start:stop], percent[start:stop])
-        surface = self.collapse_surface(epsilons, [delta])
+        known = _unstrict(self._knots[1:-1])
+        surface = self.collapse_surface(known if epsilons is None else epsilons, [delta])
         return CollapseCurve(surface.epsilons, surface.lower[:, 0], surface.upper[:, 0])
 
     def collapse_surface(self, epsilons: ArrayLike, deltas: ArrayLike) -> CollapseSurface:
         """Give the percentage of collapsed latents for every pair of ε in nats, (P,), and δ, (Q,)."""
-        epsilons = np.array(
-            [
-                _check_nonnegative("collapse_surface", "epsilons", epsilon)
-                for epsilon in np.asarray(epsilons).tolist()
-            ]
-        )
-        deltas = np.array([_check_delta("collapse_surface", delta) for delta in np.asarray(deltas).tolist()])
+        epsilons = _check_all(_check_nonnegative, "collapse_surface", "epsilons", epsilons)
+        deltas = _check_all(_check_delta, "collapse_surface", "deltas", deltas)
         lower, upper = (100 * collapsed.mean(0) for collapsed in self._collapsed(epsilons, deltas))
         return CollapseSurface(epsilons, deltas, lower, upper)
 
     def classification(self, var_threshold: float = 0.1, mean_error_range: float = 0.1) -> NDArray[np.str_]:
         """Sort the latents into ``"passive"``, ``"mixed"`` and ``"active"`` variables, (K,).
 
-        By mean and variance over the samples of the posterior variance v_j. A variable is passive where v_j stays at
-        the prior's: mean within ``mean_error_range`` of 1, variance below ``var_threshold``. It is active where v_j
-        stays small: mean at most ``mean_error_range``, variance below ``var_threshold``. All others are mixed, such as
-        those that are active for some of the samples. Without a finite element it is ``"undefined"``.
+        By mean and variance over the samples of the posterior variance v_j. Passive: v_j stays near the
+        prior's, its mean within ``mean_error_range`` of 1 and its variance below ``var_threshold``. Active: v_j
+        stays near 0, its mean at most ``mean_error_range`` and its variance below ``var_threshold``. Mixed: all
+        others, for instance those active for some samples only. ``"undefined"``: no element is finite.
 
         References
         ----------
         Bonheme and Grzes (2021). Be more active! Understanding the differences between mean and sampled
-        representations of variational autoencoders. Definitions in section 3; thresholds of their code.
+        representations of variational autoencoders. The thresholds are those of their code.
         """
         caller = "classification"
         var_threshold = _check_nonnegative(caller, "var_threshold", var_threshold)
@@ -412,8 +404,8 @@ class CollapseReport:
     def to_dict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> dict[str, Any]:
         """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
 
-        ``"latents"`` holds the columns of :meth:`to_dataframe`. What is undefined, such as the mean KL of a latent
-        without a finite element, is ``None``. The histogram is left out.
+        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and numbers that are not
+        finite, are ``None``. The histogram is left out.
         """
         verdict = self.verdict(epsilon, delta)
         return {
@@ -426,7 +418,7 @@ class CollapseReport:
             "num_active": self.num_active(),
             "num_nonfinite": int((self.nonfinite > 0).sum()),
             "latents": {
-                name: [None if value is None or value != value else value for value in column]
+                name: [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
                 for name, column in self._columns(epsilon, delta).items()
             },
         }
@@ -478,45 +470,22 @@ class CollapseReport:
 
     def plot_curve(self, delta: float = _DELTA) -> Figure:
         """Draw the percentage of collapsed latents against ε; needs matplotlib."""
-        from lineavae.collapse import _plots
-
         return _plots.plot_curve(self, delta)
 
     def plot_spectrum(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
-        """Draw the latents' mean KL from large to small, with the (ε, δ)-collapsed coloured; needs matplotlib."""
-        from lineavae.collapse import _plots
-
+        """Draw each latent's mean KL and critical ε, coloured by the (ε, δ)-verdict; needs matplotlib."""
         return _plots.plot_spectrum(self, epsilon, delta)
 
     def plot_surface(self) -> Figure:
         """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
-        from lineavae.collapse import _plots
-
         return _plots.plot_surface(self)
 
+    def summary(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> RenderableType:
+        """Give the printed report with the verdict at (ε, δ), for ``rich.print``."""
+        return _tables.summarize(self, epsilon, delta)
+
     def __rich__(self) -> RenderableType:
-        verdict = self.verdict()
-        kinds = self.classification()
-        lines = []
-        broken = self.nonfinite > 0
-        if broken.any():
-            lines.append(
-                f"{_of(broken)} have non-finite elements, which nothing below counts: {_ranges(broken)}"
-            )
-        lines.append(f"{self.num_samples} samples, {self.latent_dim} latents")
-        summary = Table.grid(padding=(0, 3, 0, 0))
-        collapsed = f"{_of(verdict.collapsed)} ({100 * verdict.collapsed.mean():.1f} %)"
-        if not verdict.decided.all():
-            collapsed += f"; open for {_of(~verdict.decided)}, 0.01 being no threshold of the statistics"
-        summary.add_row("(0.01, 0.01)-collapsed", collapsed)
-        summary.add_row("", _ranges(verdict.collapsed))
-        summary.add_row("active units", f"{self.num_active()} (variance of the mean >= 0.01)")
-        summary.add_row(
-            "passive / mixed / active",
-            " / ".join(str((kinds == kind).sum()) for kind in ("passive", "mixed", "active")),
-        )
-        summary.add_row("mean KL, all latents", f"{np.nansum(self.mean_kl):.4g} nats")
-        return Group(*lines, summary)
+        return self.summary()
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -528,11 +497,12 @@ class CollapseReport:
 
 
 def _strict(epsilons: _Floats) -> _Floats:
-    """The bounds below which (<) a KL is counted."""
+    """Give the bounds that a counted KL is strictly below."""
     return np.where(epsilons == 0, _TINY, epsilons)
 
 
 def _unstrict(knots: _Floats) -> _Floats:
+    """Undo `_strict`."""
     return np.where(knots == _TINY, 0.0, knots)
 
 
@@ -549,22 +519,17 @@ def _check_nonnegative(caller: str, name: str, value: float) -> float:
     return number
 
 
-def _check_delta(caller: str, delta: float) -> float:
-    number = check_number(f"CollapseReport.{caller}", "delta", delta)
+def _check_delta(caller: str, name: str, value: float) -> float:
+    number = check_number(f"CollapseReport.{caller}", name, value)
     if not 0 <= number < 1:
-        raise ValueError(f"CollapseReport.{caller}: delta must be >= 0 and below 1, got {delta}")
+        raise ValueError(f"CollapseReport.{caller}: {name} must be >= 0 and below 1, got {value}")
     return number
 
 
-def _of(mask: _Bools) -> str:
-    return f"{mask.sum()} of {len(mask)} latents"
-
-
-def _ranges(mask: _Bools) -> str:
-    """The indices at which a mask is true: ``0, 3-7, 9``."""
-    padded = np.concatenate([[False], mask, [False]]).astype(np.int8)
-    starts, ends = (np.flatnonzero(np.diff(padded) == step) for step in (1, -1))
-    return ", ".join(
-        f"{start}" if end - start == 1 else f"{start}-{end - 1}"
-        for start, end in zip(starts, ends, strict=True)
-    )
+def _check_all(
+    check: Callable[[str, str, float], float], caller: str, name: str, values: ArrayLike
+) -> _Floats:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"CollapseReport.{caller}: {name} must have one dimension, got shape {array.shape}")
+    return np.array([check(caller, name, value) for value in array.tolist()], np.float64)

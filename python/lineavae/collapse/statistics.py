@@ -15,9 +15,11 @@ from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
 DEFAULT_THRESHOLDS = (0.0, 0.001, 0.01, 0.1, 1.0)
 
+_NAME = "CollapseStatistics"
+
 
 class CollapseStatistics(Metric):
-    """Statistics of the KL of each latent over all batches and processes; :meth:`compute` gives a `CollapseReport`.
+    """Statistics of the KL of each latent over all batches and processes, which give a `CollapseReport`.
 
     Counters are int64 and moments float64 whatever the dtype of the data and of the model around it, on the
     device of the metric. The counts, and with them every verdict, are the same for any batches, order and
@@ -63,13 +65,15 @@ class CollapseStatistics(Metric):
         self, latent_dim: int, thresholds: Sequence[float] | Tensor = DEFAULT_THRESHOLDS, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.latent_dim = check_integer("CollapseStatistics", "latent_dim", latent_dim, 1)
-        # the op's own neutral elements, after its checks of the thresholds
+        self.latent_dim = check_integer(_NAME, "latent_dim", latent_dim, 1)
+        values = thresholds.tolist() if isinstance(thresholds, Tensor) else thresholds
+        # of no rows: the neutral elements of every reduction, once the op has checked the thresholds
         empty = torch.empty(0, self.latent_dim)
-        neutral = collapse_statistics(empty, empty, thresholds)
+        neutral = collapse_statistics(empty, empty, values)
         # a state too, so that what is saved, merged or compared says at which thresholds it counts
-        values = torch.as_tensor(thresholds, dtype=torch.float64)
-        self.add_state("thresholds", values, dist_reduce_fx=_the_same, persistent=True)
+        self.add_state(
+            "thresholds", torch.tensor(values, dtype=torch.float64), dist_reduce_fx=_the_same, persistent=True
+        )
         reductions: dict[str, str | Callable[[Tensor], Tensor]] = {
             "counts": "sum",
             "histogram": "sum",
@@ -87,8 +91,8 @@ class CollapseStatistics(Metric):
         Parameters
         ----------
         mean, logvar
-            Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16. They
-            may require grad. Every row counts as a sample; there may be none.
+            Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+            They may require grad. Every row is a sample; there may be none.
 
         Raises
         ------
@@ -98,15 +102,20 @@ class CollapseStatistics(Metric):
             A shape or device does not fit. The metric is then as it was.
         """
         for name, tensor in (("mean", mean), ("logvar", logvar)):
-            if isinstance(tensor, Tensor) and tensor.shape[-1:] != (self.latent_dim,):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{_NAME}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+            if tensor.shape[-1:] != (self.latent_dim,):
                 raise ValueError(
-                    f"CollapseStatistics: {name} must have shape (..., K) with K={self.latent_dim}, "
-                    f"got {tuple(tensor.shape)}"
+                    f"{_NAME}: {name} must have shape (..., K={self.latent_dim}), got {tuple(tensor.shape)}"
+                )
+            if tensor.device != self.device:
+                raise ValueError(
+                    f"{_NAME}: {name} must be on the device of the metric, {self.device}, got {tensor.device}; "
+                    "its .to(device) moves the metric"
                 )
         if mean.shape != logvar.shape:
             raise ValueError(
-                f"CollapseStatistics: logvar must have the shape of mean, {tuple(mean.shape)}, "
-                f"got {tuple(logvar.shape)}"
+                f"{_NAME}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
             )
         batch = collapse_statistics(
             mean.detach().reshape(-1, self.latent_dim),
@@ -125,11 +134,77 @@ class CollapseStatistics(Metric):
         statistics = LatentStatistics(*(getattr(self, name) for name in LatentStatistics._fields))
         return CollapseReport.from_statistics(statistics, self.thresholds)
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric, or a dict of its states, holds.
+
+        Raises
+        ------
+        ValueError
+            It is no such metric, or has other latents or thresholds. This metric is then as it was.
+        """
+        states = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        if isinstance(states, dict) and (mismatch := self._mismatch(states)):
+            raise ValueError(f"{_NAME}.merge_state: {mismatch}")
+        super().merge_state(incoming_state)
+        # torchmetrics leaves both as they were: compute would warn, or give the report of before
+        self._computed = None
+        self._update_count += 1
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> CollapseStatistics:
+        """Refuse: the counters are int64 and the moments float64 whatever the dtype of the data."""
+        raise TypeError(f"{_NAME}.set_dtype: counters stay int64 and moments float64, got {dst_type}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> CollapseStatistics:
+        # `model.to(torch.bfloat16)` reaches the metrics in the model: it may move them, not cast them
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        super()._apply(move, exclude_state)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # torchmetrics would take whatever is there, unchecked, and compute would warn of no update
+        states = {
+            name: state_dict.pop(prefix + name) for name in self._defaults if prefix + name in state_dict
+        }
+        missing = [prefix + name for name in self._defaults if name not in states]
+        if missing:
+            missing_keys += missing if strict else []
+            return
+        if mismatch := self._mismatch(states):
+            error_msgs.append(f"{_NAME}: {mismatch}")
+            return
+        for name, state in states.items():
+            setattr(self, name, state.to(self.device))
+        self._computed = None
+        self._update_count = int((self.moments[:, 0].sum() + self.nonfinite.sum()) > 0)
+
+    def _mismatch(self, states: dict[str, Any]) -> str | None:
+        """Say why these states are not of such a metric."""
+        for name in self._defaults:
+            own, other = getattr(self, name), states.get(name)
+            if other is None:
+                return f"{name} must be among the states, got {sorted(states)}"
+            if (own.dtype, own.shape) != (other.dtype, other.shape):
+                return (
+                    f"{name} must be {own.dtype} of shape {tuple(own.shape)}, "
+                    f"got {other.dtype} of shape {tuple(other.shape)}"
+                )
+        own, other = self.thresholds.tolist(), states["thresholds"].tolist()
+        return None if own == other else f"thresholds must be {own}, got {other}"
+
 
 def _the_same(thresholds: Tensor) -> Tensor:
     """Reduce the thresholds of several metrics, (R, E), to the one set that they must share."""
     if (thresholds != thresholds[0]).any():
-        raise ValueError(
-            f"CollapseStatistics: metrics must have the same thresholds to be merged, got {thresholds.tolist()}"
-        )
+        raise ValueError(f"{_NAME}: thresholds must be the same in all, got {thresholds.tolist()}")
     return thresholds[0]

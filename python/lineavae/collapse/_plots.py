@@ -1,0 +1,116 @@
+"""The report as figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lineavae._optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lineavae.collapse.report import CollapseReport
+
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
+_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
+
+# below it the histogram does not resolve, and neither do the axes
+_FLOOR = 2.0**-24
+
+
+def plot_curve(report: CollapseReport, delta: float) -> Figure:
+    """Draw the percentage of collapsed latents against ε, with ε = 0.01 marked."""
+    curve = report.collapse_curve(delta)
+    figure, axes = _panel(f"Collapsed latents of {_size(report)}, δ = {delta:g}")
+    axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8)
+    axes.axvline(0.01, color=_GREY, linestyle=":", linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_xlim(*_range(report, delta))
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("ε (nats)")
+    axes.set_ylabel("collapsed latents (%)")
+    return figure
+
+
+def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figure:
+    """Draw mean KL and critical ε of each latent, ordered by mean KL and coloured by verdict."""
+    verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
+    figure, axes = _panel(f"KL per latent of {_size(report)}")
+    order = np.argsort(-report.mean_kl, kind="stable")
+    groups = (
+        (verdict.collapsed, _VERMILION, "collapsed"),
+        (verdict.decided & ~verdict.collapsed, _BLUE, "not collapsed"),
+        (~verdict.decided, _GREY, "open"),
+    )
+    for group, color, name in groups:
+        rank = np.flatnonzero(group[order])
+        if not len(rank):
+            continue
+        latents = order[rank]
+        axes.plot(
+            rank,
+            critical.estimate[latents],
+            color=color,
+            marker="_",
+            linestyle="none",
+            label=f"critical ε, {name}",
+        )
+        axes.plot(
+            rank, report.mean_kl[latents], color=color, marker=".", linestyle="none", label=f"mean KL, {name}"
+        )
+    axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2)
+    axes.set_yscale("symlog", linthresh=_FLOOR)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("latents, by mean KL")
+    axes.set_ylabel("nats")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def plot_surface(report: CollapseReport) -> Figure:
+    """Draw the percentage of collapsed latents in colours over ε and δ."""
+    deltas = np.geomspace(1e-3, 0.5, 60)
+    epsilons = report.collapse_curve().epsilons
+    epsilons = epsilons[epsilons > 0]
+    surface = report.collapse_surface(epsilons, deltas)
+    figure, axes = _panel(f"Collapsed latents of {_size(report)}")
+    mesh = axes.pcolormesh(
+        epsilons, deltas, surface.lower.T, cmap="cividis", vmin=0, vmax=100, shading="nearest"
+    )
+    axes.plot(0.01, 0.01, color="white", marker="+", markersize=10, clip_on=False)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    left, right = zip(*(_range(report, delta) for delta in deltas[[0, -1]]), strict=True)
+    axes.set_xlim(min(left), max(right))
+    axes.set_xlabel("ε (nats)")
+    axes.set_ylabel("δ")
+    figure.colorbar(mesh, ax=axes, label="collapsed latents (%)")
+    return figure
+
+
+def _panel(title: str) -> tuple[Figure, Axes]:
+    """Make a figure without a window and without global state: pyplot is not involved."""
+    figure: Figure = require("matplotlib.figure", "experiments").Figure(
+        figsize=(6.4, 4.2), layout="constrained"
+    )
+    axes: Axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+    return figure, axes
+
+
+def _size(report: CollapseReport) -> str:
+    return f"{report.latent_dim}, N = {report.num_samples}"
+
+
+def _range(report: CollapseReport, delta: float) -> tuple[float, float]:
+    """Give the ε between which latents collapse, 0.01 among them, with room at both ends."""
+    critical = report.critical_epsilon(delta).estimate
+    values = np.append(critical[np.isfinite(critical)], 0.01)
+    return max(values.min(), _FLOOR) / 2, values.max() * 2

@@ -1,0 +1,81 @@
+"""The report as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lineavae.collapse.report import CollapseReport
+
+_MOST_LATENTS = 20
+
+
+def summarize(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
+    """Tell what is broken, what is collapsed, and give the latents with the largest mean KL."""
+    broken = report.nonfinite > 0
+    warning = [f"{share(broken)} have non-finite elements, left out of all else: latents {ranges(broken)}"]
+    return Group(
+        *(warning if broken.any() else []),
+        f"{report.num_samples} samples, {report.latent_dim} latents",
+        _facts(report, epsilon, delta),
+        "",
+        _latents(report, epsilon, delta),
+    )
+
+
+def share(mask: NDArray[np.bool_]) -> str:
+    """Say how many latents are in the mask: ``3 of 200 latents``."""
+    return f"{mask.sum()} of {len(mask)} latents"
+
+
+def ranges(mask: NDArray[np.bool_]) -> str:
+    """Name the latents in the mask: ``0, 3-7, 9``."""
+    padded = np.concatenate([[False], mask, [False]]).astype(np.int8)
+    starts, ends = (np.flatnonzero(np.diff(padded) == step) for step in (1, -1))
+    return ", ".join(
+        f"{start}" if end - start == 1 else f"{start}-{end - 1}"
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    )
+
+
+def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
+    verdict, test = report.verdict(epsilon, delta), report.collapse_test(epsilon, delta)
+    kinds = report.classification()
+    percent = 100 * verdict.collapsed.mean()
+    facts = Table.grid(padding=(0, 3, 0, 0))
+    facts.add_row(f"({epsilon:g}, {delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %")
+    if verdict.collapsed.any():
+        facts.add_row("", f"latents {ranges(verdict.collapsed)}")
+    if not verdict.decided.all():
+        facts.add_row("  not decided", f"latents {ranges(~verdict.decided)}: {epsilon:g} is no threshold")
+    names = ("collapsed", "not collapsed", "undetermined")
+    facts.add_row("  with 95 % confidence", ", ".join(f"{(test == name).sum()} {name}" for name in names))
+    facts.add_row("active units", f"{report.num_active()}, variance of the posterior mean >= 0.01")
+    names = ("passive", "mixed", "active")
+    facts.add_row("variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names))
+    facts.add_row("mean KL", f"{np.nansum(report.mean_kl):.5g} nats, sum over latents")
+    return facts
+
+
+def _latents(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
+    verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
+    test, kinds, active = report.collapse_test(epsilon, delta), report.classification(), report.active_units()
+    table = Table(box=None, padding=(0, 3, 0, 0), show_edge=False)
+    table.add_column("latent", justify="right")
+    for heading in ("mean KL", "critical ε", "from", "to"):
+        table.add_column(heading, justify="right")
+    for heading in ("collapsed", "95 %", "unit", "variable"):
+        table.add_column(heading)
+    order = np.argsort(-report.mean_kl, kind="stable")
+    for latent in order[:_MOST_LATENTS].tolist():
+        numbers = (report.mean_kl[latent], *(bound[latent] for bound in critical))
+        answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
+        unit = "active" if active[latent] else "inactive"
+        table.add_row(str(latent), *(f"{n:.4g}" for n in numbers), answer, test[latent], unit, kinds[latent])
+    left = report.latent_dim - _MOST_LATENTS
+    return Group(table, f"and {left} with a smaller mean KL") if left > 0 else table
