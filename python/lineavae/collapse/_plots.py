@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
 
-# below it the histogram does not resolve, and neither do the axes
+# the histogram does not resolve what is below
 _FLOOR = 2.0**-24
 
 
 def plot_curve(report: CollapseReport, delta: float) -> Figure:
     """Draw the percentage of collapsed latents against ε, with ε = 0.01 marked."""
     curve = report.collapse_curve(delta)
-    figure, axes = _panel(f"Collapsed latents of {_size(report)}, δ = {delta:g}")
+    figure, axes = _panel(f"Collapsed of {_size(report)}, δ = {delta:g}")
     axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8)
     axes.axvline(0.01, color=_GREY, linestyle=":", linewidth=1.2)
     axes.set_xscale("log")
@@ -38,7 +38,7 @@ def plot_curve(report: CollapseReport, delta: float) -> Figure:
 def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figure:
     """Draw mean KL and critical ε of each latent, ordered by mean KL and coloured by verdict."""
     verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
-    figure, axes = _panel(f"KL per latent of {_size(report)}")
+    figure, axes = _panel(f"KL of {_size(report)}")
     order = np.argsort(-report.mean_kl, kind="stable")
     groups = (
         (verdict.collapsed, _VERMILION, "collapsed"),
@@ -62,8 +62,9 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
             rank, report.mean_kl[latents], color=color, marker=".", linestyle="none", label=f"mean KL, {name}"
         )
     axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2)
-    axes.set_yscale("symlog", linthresh=_FLOOR)
-    axes.set_ylim(bottom=0)
+    # linear below the histogram's range, so that zero has a place
+    axes.set_yscale("symlog", linthresh=1e-7, linscale=0.5)
+    axes.set_ylim(-3e-8, _range(report, delta)[1])
     axes.set_xlabel("latents, by mean KL")
     axes.set_ylabel("nats")
     axes.legend(frameon=False, fontsize=9)
@@ -76,7 +77,7 @@ def plot_surface(report: CollapseReport) -> Figure:
     epsilons = report.collapse_curve().epsilons
     epsilons = epsilons[epsilons > 0]
     surface = report.collapse_surface(epsilons, deltas)
-    figure, axes = _panel(f"Collapsed latents of {_size(report)}")
+    figure, axes = _panel(f"Collapsed of {_size(report)}")
     mesh = axes.pcolormesh(
         epsilons, deltas, surface.lower.T, cmap="cividis", vmin=0, vmax=100, shading="nearest"
     )
@@ -106,11 +107,11 @@ def _panel(title: str) -> tuple[Figure, Axes]:
 
 
 def _size(report: CollapseReport) -> str:
-    return f"{report.latent_dim}, N = {report.num_samples}"
+    return f"{report.latent_dim} latents, N = {report.num_samples}"
 
 
 def _range(report: CollapseReport, delta: float) -> tuple[float, float]:
     """Give the ε between which latents collapse, 0.01 among them, with room at both ends."""
     critical = report.critical_epsilon(delta).estimate
     values = np.append(critical[np.isfinite(critical)], 0.01)
-    return max(values.min(), _FLOOR) / 2, values.max() * 2
+    return max(values.min() / 2, _FLOOR), values.max() * 2

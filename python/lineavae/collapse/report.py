@@ -119,9 +119,9 @@ class CollapseReport:
     Notes
     -----
     Variances are biased, divided by N_j: the samples are the population of the definitions. (The ``calc_au``
-    of He et al. (2019) divides by N_j - 1.) A latent without a finite element is neither collapsed nor active,
-    its statistics in float64 are NaN, and the first line of the printed report names it. The arrays are
-    read-only.
+    of He et al. (2019) divides by N_j - 1.) A latent without a finite element is neither collapsed nor
+    active, its statistics in float64 are NaN, and the first line of the printed report names it. The arrays
+    are read-only.
 
     References
     ----------
@@ -171,15 +171,15 @@ class CollapseReport:
         Parameters
         ----------
         statistics
-            What `lineavae.ops.collapse_statistics` returned for posteriors (N, K), or several of these merged.
+            What `lineavae.ops.collapse_statistics` returned for posteriors (N, K), or several such merged.
         thresholds
             The thresholds ε in nats given to it, (E,), in the same order.
 
         Raises
         ------
         ValueError
-            The statistics are of several models, of no latent, or not of the same samples for all latents; the
-            thresholds are not as many as theirs, or not finite and >= 0.
+            The statistics are of several models, of no latent, or not of the same samples for all latents;
+            the thresholds are not as many as theirs, or not finite and >= 0.
         """
         thresholds = thresholds.tolist() if isinstance(thresholds, Tensor) else list(thresholds)
         if statistics.nonfinite.ndim != 1:
@@ -214,7 +214,7 @@ class CollapseReport:
     def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
         """Give the critical ε of each latent: for every ε above it the latent is (ε, δ)-collapsed.
 
-        It is the (1 - δ) quantile of the latent's KL values, order statistic number N_j - floor(δ N_j + 1e-9).
+        It is the (1 - δ) quantile of the latent's KL, order statistic number N_j - floor(δ N_j + 1e-9).
         It lies in one bin of the histogram: in [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative
         to the lower, and the estimate is at most 1/32 off. Thresholds, minimum and maximum narrow the bounds;
         at δ = 0 they are equal. They are NaN for a latent without a finite element.
@@ -263,8 +263,9 @@ class CollapseReport:
         verdict = self.verdict(epsilon, delta)
         if not verdict.decided.all():
             raise ValueError(
-                f"CollapseReport.collapsed: epsilon must be one of the thresholds {self.thresholds.tolist()}, "
-                f"got {epsilon}, which leaves {_tables.share(~verdict.decided)} open; verdict() tells which"
+                "CollapseReport.collapsed: epsilon must be one of the thresholds, "
+                f"{self.thresholds.tolist()}, got {epsilon}, where the verdict on "
+                f"{_tables.share(~verdict.decided)} is open; verdict() tells on which"
             )
         return verdict.collapsed
 
@@ -282,8 +283,8 @@ class CollapseReport:
         """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
 
         That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
-        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε is
-        known only to bounds, it covers the intervals of both. For a latent without a finite element it is
+        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε
+        is known only to bounds, it covers the intervals of both. For a latent without a finite element it is
         [0, 1].
         """
         epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
@@ -343,10 +344,10 @@ class CollapseReport:
     def classification(self, var_threshold: float = 0.1, mean_error_range: float = 0.1) -> NDArray[np.str_]:
         """Sort the latents into ``"passive"``, ``"mixed"`` and ``"active"`` variables, (K,).
 
-        By mean and variance over the samples of the posterior variance v_j. Passive: v_j stays near the
-        prior's, its mean within ``mean_error_range`` of 1 and its variance below ``var_threshold``. Active: v_j
-        stays near 0, its mean at most ``mean_error_range`` and its variance below ``var_threshold``. Mixed: all
-        others, for instance those active for some samples only. ``"undefined"``: no element is finite.
+        By mean and variance over the samples of the posterior variance v_j. Passive: v_j stays near 1, the
+        prior's, its mean within ``mean_error_range`` of it and its variance below ``var_threshold``. Active:
+        v_j stays near 0, its mean at most ``mean_error_range``, its variance below ``var_threshold``. Mixed:
+        all others, for instance those active for some samples only. ``"undefined"``: no element is finite.
 
         References
         ----------
@@ -490,7 +491,7 @@ class CollapseReport:
     def __str__(self) -> str:
         text = io.StringIO()
         Console(file=text, width=110, color_system=None).print(self)
-        return text.getvalue().rstrip("\n")
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def __repr__(self) -> str:
         return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"

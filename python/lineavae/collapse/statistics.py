@@ -110,7 +110,7 @@ class CollapseStatistics(Metric):
                 )
             if tensor.device != self.device:
                 raise ValueError(
-                    f"{_NAME}: {name} must be on the device of the metric, {self.device}, got {tensor.device}; "
+                    f"{_NAME}: {name} must be on the metric's device, {self.device}, got {tensor.device}; "
                     "its .to(device) moves the metric"
                 )
         if mean.shape != logvar.shape:
