@@ -1,4 +1,4 @@
-"""The command ``lineavae``: look at an installation, reproduce the paper's figures.
+"""The command ``lineavae``: look at an installation or a posterior, reproduce the paper's figures.
 
 Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130 interrupted.
 """
@@ -6,23 +6,16 @@ Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
-import torch
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from lineavae import __version__
-from lineavae.data import DataError
+from lineavae.commands.collapse import EPILOG as COLLAPSE_EPILOG
+from lineavae.commands.collapse import collapse
+from lineavae.commands.reproduce import EPILOG as REPRODUCE_EPILOG
+from lineavae.commands.reproduce import reproduce
 from lineavae.diagnostics import diagnose as diagnose_installation
-
-if TYPE_CHECKING:
-    from lineavae.experiments import Experiment, Run
 
 app = typer.Typer(
     help="Linear VAEs and posterior collapse: exact, fused C++/CUDA operators for PyTorch.",
@@ -31,13 +24,6 @@ app = typer.Typer(
     # a run that fails shows Python's own traceback
     pretty_exceptions_enable=False,
 )
-
-
-class Preset(str, Enum):
-    """How much of the paper's experiment to run."""
-
-    quick = "quick"
-    full = "full"
 
 
 def main() -> None:
@@ -70,127 +56,5 @@ def diagnose(
     raise typer.Exit(0 if diagnosis.native_error is None else 1)
 
 
-@app.command(
-    epilog="Example: [bold]lineavae reproduce analytic-vs-stochastic --preset quick[/bold] takes about a "
-    "minute, needs no data files, and ends with a figure in runs/analytic-vs-stochastic-quick/."
-)
-def reproduce(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Experiments, run in this order.")
-    ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List the experiments, run nothing.")] = False,
-    preset: Annotated[
-        Preset, typer.Option(help="[bold]quick[/bold]: about a minute; [bold]full[/bold]: as in the paper.")
-    ] = Preset.quick,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="LINEAVAE_DATA",
-            help="Folder with MNIST's four files; without it, the 5000 images of MNIST-5k.",
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Runs go into <out>/<name>-<preset>/.")] = Path(
-        "runs"
-    ),
-    seed: Annotated[
-        int, typer.Option(min=0, help="Chooses the images, the initial parameters and all noise.")
-    ] = 0,
-    device: Annotated[str, typer.Option(help="Where to train, for example cuda.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
-    ] = False,
-) -> None:
-    """Reproduce the paper's figures. A finished run is skipped, a killed one continues with --resume."""
-    try:
-        # here, not above: `diagnose` has to work where the native module does not
-        from lineavae.experiments import EXPERIMENTS
-    except ImportError as error:
-        _fail(str(error), 1)
-    if list_all:
-        _list(EXPERIMENTS, as_json)
-        return
-    if not names:
-        _fail(f"name an experiment: {', '.join(EXPERIMENTS)}")
-    for name in names:
-        if name not in EXPERIMENTS:
-            _fail(f"there is no experiment {name!r}, only {', '.join(EXPERIMENTS)}")
-    _check_device(device)
-    settings = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed, "device": device}
-    console = Console(stderr=as_json)
-    done = []
-    for name in names:
-        run = _run(EXPERIMENTS[name], preset, settings, out / f"{name}-{preset.value}", resume)
-        _report(console, EXPERIMENTS[name], run)
-        done.append(
-            {
-                "name": name,
-                "preset": preset.value,
-                "directory": str(run.directory),
-                "figure": str(run.figure),
-                "skipped": run.skipped,
-                "quantities": run.results["quantities"],
-            }
-        )
-    if as_json:
-        typer.echo(json.dumps({"runs": done}, indent=2))
-
-
-def _run(
-    experiment: Experiment, preset: Preset, settings: dict[str, Any], directory: Path, resume: bool
-) -> Run:
-    from lineavae.experiments import RunDirectoryError, execute
-
-    config = replace(experiment.presets[preset.value], **settings)
-    try:
-        return execute(experiment, config, directory, resume=resume)
-    except (DataError, RunDirectoryError) as error:
-        _fail(str(error))
-    except ModuleNotFoundError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command with --resume continues", 130)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        _fail(f"--device {device}: {str(error).splitlines()[0]}")
-
-
-def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {"name": name, "figure": experiment.figure, "presets": list(experiment.presets)}
-            for name, experiment in experiments.items()
-        ]
-        typer.echo(json.dumps({"experiments": rows}, indent=2))
-        return
-    table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
-    for name, experiment in experiments.items():
-        table.add_row(name, experiment.figure, ", ".join(experiment.presets))
-    Console().print(table)
-
-
-def _report(console: Console, experiment: Experiment, run: Run) -> None:
-    data = f"{run.results['data']}, N={run.results['config']['num_images']}"
-    table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("measured", "published"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
-    quantities = run.results["quantities"]
-    for name in experiment.headline or quantities:
-        value = quantities[name]
-        published = "" if value["published"] is None else f"{value['published']:.5g}"
-        table.add_row(name, f"{value['measured']:.5g}", published, value["unit"])
-    console.print(table)
-    console.print(experiment.paper, soft_wrap=True)
-    if run.skipped:
-        console.print(f"{experiment.name}: finished earlier, not run again")
-    console.print(str(run.figure), soft_wrap=True)
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"lineavae: {message}", err=True)
-    raise typer.Exit(code)
+app.command(epilog=COLLAPSE_EPILOG)(collapse)
+app.command(epilog=REPRODUCE_EPILOG)(reproduce)

@@ -245,7 +245,7 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
     PosteriorFileError
         There is no such file, or none of a known kind; an array is missing, is not floating, not of shape
         (N, K), in Fortran or big-endian order, or not as long as its header says; the two of a shard differ
-        in shape, or two shards in K.
+        in shape, or two shards in K; there is not a single row.
 
     Examples
     --------
@@ -266,8 +266,9 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
     """
     if len(set(keys)) < len(keys):
         raise ValueError(f"find_shards: keys must differ from each other, got {tuple(keys)}")
+    named = [Path(path) for path in paths]
     # sorted by where they are, not by how they were named
-    files = {os.path.abspath(file): file for path in paths for file in _expand(Path(path), keys)}  # noqa: PTH100
+    files = {os.path.abspath(file): file for path in named for file in _expand(path, keys)}  # noqa: PTH100
     shards: dict[tuple[object, ...], Shard] = {}
     for _, file in sorted(files.items()):
         with _reading(file):
@@ -276,6 +277,8 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
         # one file may have several names, and one of a pair stands for both
         shards.setdefault((status.st_dev, status.st_ino), shard)
     found = list(shards.values())
+    if not any(shard.num_samples for shard in found):
+        raise PosteriorFileError(f"{', '.join(map(str, named))}: there is no row in any array")
     for shard in found:
         if shard.latent_dim != found[0].latent_dim:
             raise PosteriorFileError(

@@ -23,8 +23,8 @@ from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 # Called with the bytes read so far and the bytes to be read by this process.
 Progress = Callable[[int, int], None]
 
-# How the statistics of several processes combine, where not by adding. Moments are one row per shard, of zeros
-# for the shards of other processes.
+# How the statistics of several processes combine, where not by adding. Moments are one row per shard, which
+# is zero but in one process.
 _REDUCTIONS = {"minimum": dist.ReduceOp.MIN, "maximum": dist.ReduceOp.MAX}
 
 
@@ -148,6 +148,7 @@ def scan(
         if progress is not None:
             progress(read, unread)
 
+    count(0)
     for index in mine:
         if results is not None and results.has(shards[index]):
             part = results.load(shards[index])

@@ -1,0 +1,1 @@
+"""The commands of ``lineavae``, one module each."""

@@ -1,0 +1,205 @@
+"""``lineavae collapse``: which latents of posteriors on disk are collapsed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import torch.distributed as dist
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from lineavae._io import atomic_path
+from lineavae._optional import require
+from lineavae.commands._common import check_device, fail
+
+if TYPE_CHECKING:
+    from lineavae.collapse import CollapseReport
+    from lineavae.collapse.files import Keys, Shard
+    from lineavae.collapse.scan import ShardResults
+    from lineavae.ops import LatentStatistics
+
+EPILOG = (
+    "Examples: [bold]lineavae collapse posterior.safetensors[/bold]; "
+    "[bold]torchrun --nproc-per-node 4 -m lineavae collapse shards/ --resume state/[/bold] reads the files "
+    "of a folder with four processes, and after a kill continues where it was."
+)
+
+
+def collapse(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES...",
+            help=".safetensors or .npz files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
+            "glob patterns, or folders of them; they may be larger than memory.",
+        ),
+    ],
+    epsilon: Annotated[
+        list[float],
+        typer.Option(help="Threshold ε in nats; repeated, the first is that of the report.", min=0),
+    ] = [0.01],  # noqa: B006 (typer copies it)
+    delta: Annotated[
+        float, typer.Option(help="Fraction δ of the samples that may have a larger KL.", min=0, max=1)
+    ] = 0.01,
+    mean_key: Annotated[str, typer.Option(help="Name of the means.")] = "mean",
+    logvar_key: Annotated[str, typer.Option(help="Name of the log-variances.")] = "logvar",
+    std_key: Annotated[
+        str, typer.Option(help="Name of the standard deviations, used where there are no log-variances.")
+    ] = "std",
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            file_okay=False,
+            help="Keep the results of finished files here; the same command continues from them.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to compute, for example cuda; under torchrun, each process on its own.")
+    ] = "cpu",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", dir_okay=False, help="Draw the percentage collapsed against ε."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
+    ] = False,
+) -> None:
+    """Tell which latents are (ε, δ)-collapsed, from posteriors on disk, in one pass."""
+    try:
+        # here, not above: `diagnose` has to work where the native module does not
+        from lineavae.collapse import CollapseReport
+        from lineavae.collapse.files import Keys, PosteriorFileError
+        from lineavae.collapse.scan import ShardResults
+        from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
+    except ImportError as error:
+        fail(str(error), 1)
+    thresholds = sorted({*epsilon, *DEFAULT_THRESHOLDS})
+    _check(thresholds, delta, plot)
+    results = None if resume is None else ShardResults(resume, thresholds)
+    with _processes(device) as (rank, device):
+        check_device(device)
+        try:
+            shards = _find_shards(files, Keys(mean_key, logvar_key, std_key))
+            statistics = _scan(shards, thresholds, results, device, rank)
+        except PosteriorFileError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            how = "the same command" if resume else "a command with --resume DIR"
+            fail(f"interrupted; {how} continues after the finished files", 130)
+    if rank == 0:
+        report = CollapseReport.from_statistics(statistics, thresholds)
+        _show(report, epsilon[0], delta, [shard.name for shard in shards], plot, as_json)
+
+
+def _check(thresholds: Sequence[float], delta: float, plot: Path | None) -> None:
+    """End the command, before the work rather than after it, where its options cannot be served."""
+    from lineavae.ops import collapse_statistics
+
+    try:
+        collapse_statistics(torch.empty(0, 1), torch.empty(0, 1), thresholds)
+    except ValueError as error:
+        fail(f"--epsilon: {error}")
+    if not 0 <= delta < 1:
+        fail(f"--delta must be at least 0 and below 1, got {delta}")
+    if plot is None:
+        return
+    try:
+        known = require("matplotlib.figure", "experiments").Figure().canvas.get_supported_filetypes()
+    except ModuleNotFoundError as error:
+        fail(str(error), 1)
+    if plot.suffix.removeprefix(".") not in known:
+        fail(f"--plot {plot}: the name must end with one of {', '.join(f'.{kind}' for kind in known)}")
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[tuple[int, str]]:
+    """Join the processes that torchrun started, if it did: gives this one's rank and device."""
+    if not dist.is_torchelastic_launched():
+        yield 0, device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    # processes wait for the slowest as long as it takes; if one dies, torchrun ends the others
+    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(weeks=4))
+    try:
+        yield dist.get_rank(), device
+    finally:
+        dist.destroy_process_group()
+
+
+def _find_shards(files: Sequence[Path], keys: Keys) -> list[Shard]:
+    """Find the shards in the first process: the others work on its list, and its errors are said once."""
+    from lineavae.collapse.files import PosteriorFileError, find_shards
+
+    if not dist.is_initialized():
+        return find_shards(files, keys)
+    found: list[list[Shard] | None] = [None]
+    try:
+        if dist.get_rank() == 0:
+            found = [find_shards(files, keys)]
+    except PosteriorFileError as error:
+        fail(str(error))
+    finally:
+        dist.broadcast_object_list(found)
+    if found[0] is None:
+        raise typer.Exit(2)
+    return found[0]
+
+
+def _scan(
+    shards: Sequence[Shard],
+    thresholds: Sequence[float],
+    results: ShardResults | None,
+    device: str,
+    rank: int,
+) -> LatentStatistics:
+    """Scan with a progress bar on stderr, that of the first process."""
+    from lineavae.collapse.scan import scan
+
+    console = Console(stderr=True)
+    finished = sum(results.has(shard) for shard in shards) if results is not None else 0
+    if finished and rank == 0:
+        console.print(f"{finished} of {len(shards)} files were finished earlier")
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=rank > 0 or finished == len(shards)) as bar:
+        task = bar.add_task("")
+        return scan(
+            shards,
+            thresholds,
+            results,
+            device,
+            progress=lambda read, total: bar.update(task, completed=read, total=total),
+        )
+
+
+def _show(
+    report: CollapseReport, epsilon: float, delta: float, names: list[str], plot: Path | None, as_json: bool
+) -> None:
+    curve = report.collapse_curve(delta, report.thresholds)
+    if plot is not None:
+        with atomic_path(plot) as temporary:
+            report.plot_curve(delta).savefig(temporary, dpi=200)
+    if as_json:
+        points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
+        document = {"files": names, **report.to_dict(epsilon, delta), "curve": points}
+        typer.echo(json.dumps(document, allow_nan=False))
+    console = Console(stderr=as_json)
+    console.print(report.summary(epsilon, delta))
+    table = Table("ε", "collapsed", title=f"at δ = {delta:g}", title_justify="left", box=SIMPLE_HEAD)
+    for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
+        table.add_row(f"{threshold:g}", f"{percent:.1f} %")
+    console.print(table)
+    if plot is not None:
+        console.print(str(plot), soft_wrap=True)

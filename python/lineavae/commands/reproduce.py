@@ -1,0 +1,142 @@
+"""``lineavae reproduce``: the paper's figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lineavae.commands._common import check_device, fail
+from lineavae.data import DataError
+
+if TYPE_CHECKING:
+    from lineavae.experiments import Experiment, Run
+
+EPILOG = (
+    "Example: [bold]lineavae reproduce analytic-vs-stochastic --preset quick[/bold] takes about a "
+    "minute, needs no data files, and ends with a figure in runs/analytic-vs-stochastic-quick/."
+)
+
+
+class Preset(str, Enum):
+    """How much of the paper's experiment to run."""
+
+    quick = "quick"
+    full = "full"
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Experiments, run in this order.")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the experiments, run nothing.")] = False,
+    preset: Annotated[
+        Preset, typer.Option(help="[bold]quick[/bold]: about a minute; [bold]full[/bold]: as in the paper.")
+    ] = Preset.quick,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LINEAVAE_DATA",
+            help="Folder with MNIST's four files; without it, the 5000 images of MNIST-5k.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Runs go into <out>/<name>-<preset>/.")] = Path(
+        "runs"
+    ),
+    seed: Annotated[
+        int, typer.Option(min=0, help="Chooses the images, the initial parameters and all noise.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Where to train, for example cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
+    ] = False,
+) -> None:
+    """Reproduce the paper's figures. A finished run is skipped, a killed one continues with --resume."""
+    try:
+        # here, not above: `diagnose` has to work where the native module does not
+        from lineavae.experiments import EXPERIMENTS
+    except ImportError as error:
+        fail(str(error), 1)
+    if list_all:
+        _list(EXPERIMENTS, as_json)
+        return
+    if not names:
+        fail(f"name an experiment: {', '.join(EXPERIMENTS)}")
+    for name in names:
+        if name not in EXPERIMENTS:
+            fail(f"there is no experiment {name!r}, only {', '.join(EXPERIMENTS)}")
+    check_device(device)
+    settings = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed, "device": device}
+    console = Console(stderr=as_json)
+    done = []
+    for name in names:
+        run = _run(EXPERIMENTS[name], preset, settings, out / f"{name}-{preset.value}", resume)
+        _report(console, EXPERIMENTS[name], run)
+        done.append(
+            {
+                "name": name,
+                "preset": preset.value,
+                "directory": str(run.directory),
+                "figure": str(run.figure),
+                "skipped": run.skipped,
+                "quantities": run.results["quantities"],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"runs": done}, indent=2))
+
+
+def _run(
+    experiment: Experiment, preset: Preset, settings: dict[str, Any], directory: Path, resume: bool
+) -> Run:
+    from lineavae.experiments import RunDirectoryError, execute
+
+    config = replace(experiment.presets[preset.value], **settings)
+    try:
+        return execute(experiment, config, directory, resume=resume)
+    except (DataError, RunDirectoryError) as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command with --resume continues", 130)
+
+
+def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"name": name, "figure": experiment.figure, "presets": list(experiment.presets)}
+            for name, experiment in experiments.items()
+        ]
+        typer.echo(json.dumps({"experiments": rows}, indent=2))
+        return
+    table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
+    for name, experiment in experiments.items():
+        table.add_row(name, experiment.figure, ", ".join(experiment.presets))
+    Console().print(table)
+
+
+def _report(console: Console, experiment: Experiment, run: Run) -> None:
+    data = f"{run.results['data']}, N={run.results['config']['num_images']}"
+    table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("measured", "published"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    quantities = run.results["quantities"]
+    for name in experiment.headline or quantities:
+        value = quantities[name]
+        published = "" if value["published"] is None else f"{value['published']:.5g}"
+        table.add_row(name, f"{value['measured']:.5g}", published, value["unit"])
+    console.print(table)
+    console.print(experiment.paper, soft_wrap=True)
+    if run.skipped:
+        console.print(f"{experiment.name}: finished earlier, not run again")
+    console.print(str(run.figure), soft_wrap=True)
