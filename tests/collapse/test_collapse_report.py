@@ -1,0 +1,602 @@
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import pickle
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy.stats import binomtest
+from torch import Tensor
+
+from lineavae.collapse import CollapseReport
+from lineavae.ops import (
+    LatentStatistics,
+    collapse_statistics,
+    gaussian_kl_per_dimension,
+    histogram_edges,
+)
+
+THRESHOLDS = [0.01, 0.0, 0.3, 1e-3]
+DELTAS = [0.0, 0.001, 0.01, 0.1, 0.29, 0.5, 0.999]
+
+
+def report_of(mean: Tensor, logvar: Tensor, thresholds: list[float] = THRESHOLDS) -> CollapseReport:
+    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, thresholds), thresholds)
+
+
+def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseReport:
+    """The report of given KL values, (N, K), with the count of each made here."""
+    edges = histogram_edges().numpy()
+    columns = [column[np.isfinite(column)] for column in kl.T]
+    statistics = LatentStatistics(
+        counts=torch.tensor([[(c < t).sum() if t else (c <= t).sum() for t in thresholds] for c in columns])
+        .reshape(len(columns), len(thresholds))
+        .long(),
+        histogram=torch.stack([torch.from_numpy(np.histogram(c, edges)[0]) for c in columns]).long(),
+        moments=torch.tensor([[len(c), *[0.0] * 6] for c in columns], dtype=torch.float64),
+        minimum=torch.tensor([c.min(initial=np.inf) for c in columns], dtype=torch.float64),
+        maximum=torch.tensor([c.max(initial=-np.inf) for c in columns], dtype=torch.float64),
+        nonfinite=torch.tensor([len(kl) - len(c) for c in columns]),
+    )
+    return CollapseReport.from_statistics(statistics, thresholds)
+
+
+def finite_columns(kl: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return [column[np.isfinite(column)] for column in kl.T]
+
+
+def is_collapsed(kl: NDArray[np.float64], epsilon: float, delta: float) -> bool:
+    """The definition, in integers, of the finite values of one latent."""
+    below = int((kl < epsilon).sum()) if epsilon > 0 else int((kl == 0).sum())
+    return len(kl) > 0 and len(kl) - below <= math.floor(delta * len(kl) + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> tuple[Tensor, Tensor]:
+    """Live, weak, zero and broken latents; KL below, in, above and on the edges of the histogram's range."""
+    random = np.random.default_rng(0)
+    num_samples = 997
+    scale = np.array([1.0, 0.1, 0.01, 0.0, 1e-5, 600.0, 1.0, 1.0, 1.0, 0.0, 0.05])
+    mean = torch.from_numpy(random.standard_normal((num_samples, len(scale))) * scale)
+    logvar = torch.from_numpy(random.standard_normal(mean.shape) * 0.1 * (scale > 0.2)).contiguous()
+    mean[:, 6] = 1.0  # KL = ½, the edge of a bin
+    logvar[:, 6] = 0.0
+    mean[::10, 7] = torch.nan
+    logvar[5, 7] = torch.inf
+    mean[:, 8] = torch.nan
+    mean[:, 9] = torch.from_numpy(np.where(np.arange(num_samples) < 30, 1e-160, 0.0))  # subnormal KL
+    logvar[:, 10] = torch.from_numpy(np.where(np.arange(num_samples) < 500, -5.0, 0.0))
+    return mean, logvar
+
+
+@pytest.fixture(scope="module")
+def kl(posterior: tuple[Tensor, Tensor]) -> NDArray[np.float64]:
+    return gaussian_kl_per_dimension(*posterior).numpy()
+
+
+@pytest.fixture(scope="module")
+def report(posterior: tuple[Tensor, Tensor]) -> CollapseReport:
+    return report_of(*posterior)
+
+
+@pytest.fixture
+def simple() -> CollapseReport:
+    """A live latent, a collapsed one, and one on either side of the threshold with half of its samples."""
+    near = np.where(np.arange(400) % 2, 0.0099, 0.0101)
+    return report_of_kl(np.stack([np.full(400, 1.0), np.full(400, 1e-5), near], 1), [0.01])
+
+
+class TestStatistics:
+    def test_equal_to_two_passes(
+        self, posterior: tuple[Tensor, Tensor], kl: NDArray[np.float64], report: CollapseReport
+    ) -> None:
+        mean, variance = posterior[0].numpy(), posterior[1].exp().numpy()
+        assert (report.num_samples, report.latent_dim) == kl.shape
+        for latent, finite in enumerate(np.isfinite(kl).T):
+            assert report.num_finite[latent] == finite.sum()
+            assert report.nonfinite[latent] == len(finite) - finite.sum()
+            if not finite.any():
+                continue
+            for values, average, spread in (
+                (kl, report.mean_kl, report.kl_variance),
+                (mean, report.mean_of_mean, report.variance_of_mean),
+                (variance, report.mean_variance, report.variance_of_variance),
+            ):
+                column = values[finite, latent].astype(np.longdouble)
+                expected = column.mean()
+                size = float(abs(column).max())
+                assert average[latent] == pytest.approx(float(expected), rel=1e-12, abs=1e-13 * size)
+                assert spread[latent] == pytest.approx(
+                    float(((column - expected) ** 2).mean()), rel=1e-11, abs=1e-20 * size**2
+                )
+            assert report.min_kl[latent] == pytest.approx(kl[finite, latent].min(), rel=1e-14)
+            assert report.max_kl[latent] == pytest.approx(kl[finite, latent].max(), rel=1e-14)
+
+    def test_undefined_without_finite_elements(self, report: CollapseReport) -> None:
+        names = ("mean_kl", "kl_variance", "min_kl", "max_kl", "mean_of_mean", "variance_of_mean")
+        for name in (*names, "mean_variance", "variance_of_variance"):
+            assert np.isnan(getattr(report, name)).tolist() == [latent == 8 for latent in range(11)], name
+
+    def test_no_samples(self) -> None:
+        report = report_of(torch.zeros(0, 2), torch.zeros(0, 2))
+        assert report.num_samples == 0
+        assert np.isnan(report.mean_kl).all()
+        assert not report.collapsed(0.5, 0.5).any()
+        assert np.isnan(report.critical_epsilon().estimate).all()
+        assert report.collapse_test().tolist() == ["undetermined"] * 2
+        assert report.classification().tolist() == ["undefined"] * 2
+        assert "0 samples" in str(report)
+
+    def test_arrays_are_read_only(self, report: CollapseReport) -> None:
+        for name, value in vars(report).items():
+            if isinstance(value, np.ndarray) and not name.startswith("_"):
+                with pytest.raises(ValueError, match="read-only"):
+                    value[...] = 0
+
+    def test_survives_copies(self, report: CollapseReport) -> None:
+        for twin in (copy.deepcopy(report), pickle.loads(pickle.dumps(report))):
+            assert str(twin) == str(report)
+
+    def test_errors(self) -> None:
+        mean = torch.zeros(3, 5, 2)
+        with pytest.raises(ValueError, match=r"one model, got leading dimensions \(3,\)"):
+            CollapseReport.from_statistics(collapse_statistics(mean, mean, []), [])
+        statistics = collapse_statistics(mean[0], mean[0], [0.1])
+        with pytest.raises(ValueError, match="thresholds must be the 1 of the statistics, got 2"):
+            CollapseReport.from_statistics(statistics, [0.1, 0.2])
+        for bad in (-1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="thresholds must be finite and >= 0"):
+                CollapseReport.from_statistics(statistics, [bad])
+        with pytest.raises(ValueError, match="at least one latent"):
+            CollapseReport.from_statistics(collapse_statistics(mean[0, :, :0], mean[0, :, :0], []), [])
+        broken = statistics._replace(nonfinite=torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="same samples for every latent, got 5 to 6"):
+            CollapseReport.from_statistics(broken, [0.1])
+
+
+class TestCriticalEpsilon:
+    @pytest.mark.parametrize("delta", DELTAS)
+    @pytest.mark.parametrize("thresholds", [[], THRESHOLDS])
+    def test_bounds_hold_the_order_statistic(
+        self, kl: NDArray[np.float64], delta: float, thresholds: list[float]
+    ) -> None:
+        critical = report_of_kl(kl, thresholds).critical_epsilon(delta)
+        for latent, column in enumerate(finite_columns(kl)):
+            estimate, lower, upper = (part[latent] for part in critical)
+            if not len(column):
+                assert np.isnan([estimate, lower, upper]).all()
+                continue
+            expected = np.sort(column)[len(column) - math.floor(delta * len(column) + 1e-9) - 1]
+            assert lower <= expected <= upper
+            assert lower <= estimate <= upper
+            if 2**-24 <= expected < 2**16:
+                assert upper - lower <= lower / 16
+                assert abs(estimate - expected) <= expected / 32
+            if delta == 0:
+                assert lower == upper
+
+    def test_below_and_above_the_histogram(self) -> None:
+        values = np.array([[1e-12, 1e5], [2e-12, 2e5], [3e-12, 3e5], [4e-12, 4e5]])
+        critical = report_of_kl(values, []).critical_epsilon(delta=0.5)
+        assert critical.lower.tolist() == [1e-12, 1e5]
+        assert critical.upper.tolist() == [4e-12, 4e5]
+
+    def test_narrowed_by_thresholds(self) -> None:
+        values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
+        critical = report_of_kl(values, [1.03, 1.02, 1.04]).critical_epsilon(delta=0.5)
+        assert (critical.lower.item(), critical.upper.item()) == (1.03, 1.04)
+
+    def test_zero_is_exact_where_it_is_a_threshold(self) -> None:
+        values = np.array([[0.0, 5e-324], [0.0, 5e-324], [1e-10, 1e-10]])
+        critical = report_of_kl(values, [0.0]).critical_epsilon(delta=0.5)
+        assert critical.upper[0] == 0
+        assert critical.lower[1] == 5e-324
+        assert report_of_kl(values, []).critical_epsilon(delta=0.5).upper[0] > 0
+
+
+class TestVerdict:
+    def test_equal_to_the_definition(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
+        edges = histogram_edges().numpy()
+        for epsilon in [*THRESHOLDS, *edges[1:-1:7]]:
+            for delta in DELTAS:
+                expected = [is_collapsed(column, epsilon, delta) for column in finite_columns(kl)]
+                assert report.collapsed(epsilon, delta).tolist() == expected
+
+    @settings(deadline=None, max_examples=200)
+    @given(
+        kl=arrays(
+            np.float64,
+            (12, 2),
+            elements=st.sampled_from(
+                [
+                    0.0,
+                    5e-324,
+                    1e-9,
+                    *(v for e in (0.01, 0.5, 0.53125) for v in (np.nextafter(e, 0), e, np.nextafter(e, 1))),
+                    np.inf,
+                ]
+            ),
+        ),
+        epsilon=st.sampled_from([0.0, 1e-9, 0.01, 0.5, 0.51, float(np.nextafter(0.5, 1)), 0.53125, 1.0]),
+        delta=st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9]),
+        thresholds=st.sampled_from([[], [0.0, 0.01], [0.51, 0.0], [0.01, 0.5]]),
+    )
+    def test_decided_verdicts_are_right_and_open_ones_undecidable(
+        self, kl: NDArray[np.float64], epsilon: float, delta: float, thresholds: list[float]
+    ) -> None:
+        report = report_of_kl(kl, thresholds)
+        verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
+        for latent, column in enumerate(finite_columns(kl)):
+            if verdict.decided[latent]:
+                assert verdict.collapsed[latent] == is_collapsed(column, epsilon, delta)
+            else:
+                assert not verdict.collapsed[latent]
+                assert critical.lower[latent] <= epsilon <= critical.upper[latent]
+        if epsilon in thresholds or epsilon in histogram_edges()[1:-1]:
+            assert verdict.decided.all()
+
+    def test_number_of_samples_that_may_be_above(self) -> None:
+        """floor(δN) of the decimal δ, where the product in floating point falls below the integer."""
+        for num_samples in range(1, 120):
+            kl = np.ones((num_samples, 1))
+            for decimal in ("0.01", "0.05", "0.07", "0.29", "0.57", "0.58", "0.9"):
+                allowed = math.floor(Fraction(decimal) * num_samples)
+                for above in {min(allowed, num_samples - 1), allowed + 1} - {num_samples + 1}:
+                    kl[:] = 1e-3
+                    kl[:above] = 1.0
+                    verdict = report_of_kl(kl, [0.01]).collapsed(0.01, float(decimal))
+                    assert verdict.item() == (above <= allowed and above < num_samples), (
+                        num_samples,
+                        decimal,
+                    )
+
+    def test_zero(self, posterior: tuple[Tensor, Tensor], report: CollapseReport) -> None:
+        assert np.flatnonzero(report.collapsed(0.0, 0.0)).tolist() == [3]
+        assert np.flatnonzero(report.collapsed(0.0, 0.04)).tolist() == [3, 9]
+        verdict = report_of(*posterior, [0.01]).verdict(0.0, 0.01)
+        # the largest KL is zero, and subnormal
+        assert verdict.collapsed.tolist() == [latent == 3 for latent in range(11)]
+
+    def test_open(self, simple: CollapseReport) -> None:
+        verdict = simple.verdict(epsilon=0.00995, delta=0.6)
+        assert verdict.decided.tolist() == [True, True, False]
+        assert verdict.collapsed.tolist() == [False, True, False]
+        with pytest.raises(
+            ValueError, match=r"thresholds, \[0.01\], got 0.00995, where the verdict on 1 of 3"
+        ):
+            simple.collapsed(epsilon=0.00995, delta=0.6)
+        assert simple.collapsed(epsilon=0.01, delta=0.6).tolist() == [False, True, True]
+
+    def test_nothing_finite_is_not_collapsed(self, report: CollapseReport) -> None:
+        for delta in DELTAS:
+            assert not report.collapsed(1e9, delta)[8]
+            assert report.collapsed(1e9, delta).sum() == 10
+
+    @pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf])
+    def test_bad_epsilon(self, report: CollapseReport, bad: float) -> None:
+        for method in (report.collapsed, report.verdict, report.fraction_below, report.confidence_interval):
+            with pytest.raises(ValueError, match=f"epsilon must be finite and >= 0, got {bad}"):
+                method(bad)
+        with pytest.raises(TypeError, match="epsilon must be a number, got str"):
+            report.verdict("0.01")
+
+    @pytest.mark.parametrize("bad", [-1e-9, math.nan, 1.0])
+    def test_bad_delta(self, report: CollapseReport, bad: float) -> None:
+        for call in (
+            lambda: report.verdict(0.01, bad),
+            lambda: report.critical_epsilon(bad),
+            lambda: report.collapse_test(0.01, bad),
+            lambda: report.collapse_curve(bad),
+        ):
+            with pytest.raises(ValueError, match=f"deltas? must be >= 0 and below 1, got {bad}"):
+                call()
+
+
+class TestConfidence:
+    @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+    def test_equal_to_scipy(self, kl: NDArray[np.float64], report: CollapseReport, level: float) -> None:
+        for epsilon in (0.0, 0.01, 0.3, 1.0, 65536.0):
+            fraction, interval = report.fraction_below(epsilon), report.confidence_interval(epsilon, level)
+            for latent, column in enumerate(finite_columns(kl)):
+                bounds = interval.lower[latent], interval.upper[latent]
+                if not len(column):
+                    assert bounds == (0, 1)
+                    assert np.isnan([fraction.lower[latent], fraction.upper[latent]]).all()
+                    continue
+                below = int((column < epsilon).sum() if epsilon else (column == 0).sum())
+                assert fraction.lower[latent] == fraction.upper[latent] == below / len(column)
+                expected = binomtest(below, len(column)).proportion_ci(level, "exact")
+                assert bounds == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+
+    def test_all_below(self) -> None:
+        """The closed form where all of n are below: from (α/2)^(1/n) to one."""
+        for num_samples in (1, 10, 100_000):
+            report = report_of_kl(np.zeros((num_samples, 1)), [0.01])
+            interval = report.confidence_interval(0.01, 0.9)
+            assert interval.lower.item() == pytest.approx(0.05 ** (1 / num_samples), rel=1e-12)
+            assert interval.upper.item() == 1
+
+    def test_covers_what_is_not_known(self) -> None:
+        values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
+        coarse, fine = report_of_kl(values, [1.01]), report_of_kl(values, [1.03])
+        assert coarse.fraction_below(1.03).lower.item() == (values < 1.01).mean()
+        # of the bin's hundred values the largest is above
+        assert coarse.fraction_below(1.03).upper.item() == 0.99
+        known, bounds = fine.confidence_interval(1.03), coarse.confidence_interval(1.03)
+        assert bounds.lower < known.lower < known.upper < bounds.upper
+        assert fine.fraction_below(1.03).lower == fine.fraction_below(1.03).upper == (values < 1.03).mean()
+
+    def test_number_of_samples_that_prove_a_collapse(self) -> None:
+        for num_samples, expected in ((367, "undetermined"), (368, "collapsed")):
+            report = report_of_kl(np.zeros((num_samples, 1)), [0.01])
+            assert report.collapse_test(0.01, delta=0.01, level=0.95).item() == expected
+
+    def test_three_answers(self) -> None:
+        kl = np.zeros((1000, 3))
+        kl[:10, 1] = 1.0  # exactly the 1 % allowed
+        kl[:30, 2] = 1.0
+        report = report_of_kl(kl, [0.01])
+        assert report.collapsed().tolist() == [True, True, False]
+        assert report.collapse_test().tolist() == ["collapsed", "undetermined", "not collapsed"]
+
+    @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
+    def test_bad_level(self, report: CollapseReport, level: float) -> None:
+        with pytest.raises(ValueError, match="level must be above 0 and below 1"):
+            report.confidence_interval(0.01, level)
+
+
+class TestCurveAndSurface:
+    def test_equal_to_the_definition(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
+        columns = finite_columns(kl)
+        for delta in (0.0, 0.01, 0.5):
+            curve = report.collapse_curve(delta)
+            assert set(THRESHOLDS) < set(curve.epsilons)
+            assert len(curve.epsilons) == 641 + len(THRESHOLDS)
+            assert (np.diff(curve.epsilons) > 0).all()
+            expected = [100 * np.mean([is_collapsed(c, e, delta) for c in columns]) for e in curve.epsilons]
+            assert curve.lower == pytest.approx(expected, rel=1e-14)
+            assert curve.upper.tolist() == curve.lower.tolist()
+
+    def test_is_the_distribution_of_the_critical_epsilon(self, report: CollapseReport) -> None:
+        critical, curve = report.critical_epsilon(0.1), report.collapse_curve(0.1)
+        with np.errstate(invalid="ignore"):
+            at_least = [100 * (critical.upper < epsilon).mean() for epsilon in curve.epsilons]
+            at_most = [100 * (critical.lower < epsilon).mean() for epsilon in curve.epsilons]
+        positive = curve.epsilons > 0
+        assert (np.array(at_least)[positive] <= curve.lower[positive]).all()
+        assert (curve.lower[positive] <= np.array(at_most)[positive]).all()
+
+    def test_bounds_between_the_edges(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
+        epsilons = np.geomspace(1e-6, 1e4, 300)
+        curve = report.collapse_curve(0.3, epsilons)
+        expected = np.array(
+            [100 * np.mean([is_collapsed(c, e, 0.3) for c in finite_columns(kl)]) for e in epsilons]
+        )
+        assert (curve.lower <= expected + 1e-9).all()
+        assert (expected <= curve.upper + 1e-9).all()
+        assert (curve.lower < curve.upper).any()
+
+    def test_surface_is_curves_side_by_side(self, report: CollapseReport) -> None:
+        epsilons = [0.0, 0.01, 0.7]
+        surface = report.collapse_surface(epsilons, DELTAS)
+        assert surface.lower.shape == (3, len(DELTAS))
+        for index, delta in enumerate(DELTAS):
+            curve = report.collapse_curve(delta, epsilons)
+            assert surface.lower[:, index].tolist() == curve.lower.tolist()
+            assert surface.upper[:, index].tolist() == curve.upper.tolist()
+
+    def test_errors(self, report: CollapseReport) -> None:
+        with pytest.raises(ValueError, match=r"epsilons must be finite and >= 0, got -1\.0"):
+            report.collapse_curve(epsilons=[0.1, -1.0])
+        with pytest.raises(ValueError, match=r"epsilons must have one dimension, got shape \(\)"):
+            report.collapse_curve(epsilons=0.1)
+
+
+class TestActiveUnits:
+    def test_equal_to_the_dense_covariance(self) -> None:
+        random = np.random.default_rng(1)
+        mean = 1e4 + random.standard_normal((500, 60)) * np.linspace(0.05, 0.15, 60)
+        report = report_of(torch.from_numpy(mean), torch.zeros(500, 60, dtype=torch.float64))
+        covariance = np.cov((mean - mean.mean(0)).T, bias=True)
+        assert report.variance_of_mean == pytest.approx(np.diag(covariance), rel=1e-9)
+        expected = np.diag(covariance) >= 0.01
+        assert 0 < expected.sum() < 60
+        assert report.active_units().tolist() == expected.tolist()
+        assert report.num_active() == expected.sum()
+        assert report.num_active(threshold=0.02) == (np.diag(covariance) >= 0.02).sum()
+
+    def test_threshold_is_included(self) -> None:
+        mean = torch.tensor([[0.5], [-0.5]])  # variance ¼, biased
+        report = report_of(mean, torch.zeros(2, 1))
+        assert report.active_units(0.25).item()
+        assert not report.active_units(float(np.nextafter(0.25, 1))).item()
+
+    def test_bad_threshold(self, report: CollapseReport) -> None:
+        with pytest.raises(ValueError, match="threshold must be finite and >= 0, got -1"):
+            report.active_units(-1)
+
+
+class TestClassification:
+    def test_kinds(self) -> None:
+        random = np.random.default_rng(2)
+        half = np.arange(400) % 2
+        variance = np.stack(
+            [
+                np.full(400, 1.0),
+                np.full(400, 0.91),
+                np.full(400, 0.89),
+                np.full(400, 0.09),
+                np.full(400, 0.11),
+                np.where(half, 0.01, 1.0),  # active for half of the samples
+                np.exp(random.standard_normal(400)),
+                np.full(400, 1.11),
+            ],
+            1,
+        )
+        report = report_of(torch.zeros(400, 8, dtype=torch.float64), torch.from_numpy(variance).log())
+        assert report.classification().tolist() == [
+            "passive", "passive", "mixed", "active", "mixed", "mixed", "mixed", "mixed"
+        ]  # fmt: skip
+        assert report.classification(mean_error_range=0.12).tolist() == [
+            "passive", "passive", "passive", "active", "active", "mixed", "mixed", "passive"
+        ]  # fmt: skip
+        # of mean 0.505 and variance 0.245
+        assert report.classification(0.25, 0.499)[5] == "passive"
+        assert report.classification(0.245, 0.499)[5] == "mixed"
+        assert report.classification(0.25, 0.49)[5] == "mixed"
+        assert report.classification(var_threshold=0.0).tolist() == ["mixed"] * 8
+
+    def test_undefined(self, report: CollapseReport) -> None:
+        assert (report.classification() == "undefined").tolist() == [latent == 8 for latent in range(11)]
+
+    def test_kinds_must_not_overlap(self, report: CollapseReport) -> None:
+        with pytest.raises(ValueError, match=r"mean_error_range must be below 0\.5, got 0\.5"):
+            report.classification(mean_error_range=0.5)
+
+
+class TestExport:
+    def test_json_is_strict(self, report: CollapseReport, tmp_path: Path) -> None:
+        def refuse(constant: str) -> Any:
+            pytest.fail(f"{constant} is no JSON")
+
+        path = tmp_path / "new" / "report.json"
+        text = report.to_json(path, epsilon=0.3, delta=0.1)
+        loaded = json.loads(text, parse_constant=refuse)
+        assert json.loads(path.read_text()) == loaded == report.to_dict(0.3, 0.1)
+        assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+        assert loaded["num_collapsed"] == report.collapsed(0.3, 0.1).sum()
+        assert loaded["num_samples"] == 997
+        assert loaded["num_nonfinite"] == 2
+        latents = loaded["latents"]
+        assert latents["mean_kl"][8] is None
+        assert latents["mean_kl"][0] == report.mean_kl[0]
+        assert latents["collapsed"] == report.collapsed(0.3, 0.1).tolist()
+        assert latents["critical_epsilon"][0] == report.critical_epsilon(0.1).estimate[0]
+        assert latents["count_below_0.01"] == report.counts[:, 0].tolist()
+
+    def test_overflow_is_null(self) -> None:
+        # the posterior variance is finite, its square is not
+        report = report_of(torch.zeros(2, 1).double(), torch.tensor([[600.0], [0.0]]).double())
+        assert report.variance_of_variance.item() == math.inf
+        assert json.loads(report.to_json())["latents"]["variance_of_variance"] == [None]
+
+    def test_open_is_null(self, simple: CollapseReport) -> None:
+        exported = simple.to_dict(0.00995, 0.6)
+        assert exported["latents"]["collapsed"] == [False, True, None]
+        assert (exported["num_collapsed"], exported["num_undecided"]) == (1, 1)
+        column = simple.to_dataframe(0.00995, 0.6)["collapsed"]
+        assert column.isna().tolist() == [False, False, True]
+
+    def test_failed_write_leaves_the_old_file(
+        self, report: CollapseReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "report.json"
+        path.write_text("old")
+        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            report.to_json(path)
+        assert path.read_text() == "old"
+
+    def test_dataframe(self, report: CollapseReport) -> None:
+        frame = report.to_dataframe()
+        assert len(frame) == 11
+        assert frame.index.name == "latent"
+        assert frame["collapsed"].tolist() == report.collapsed().tolist()
+        np.testing.assert_array_equal(frame["mean_kl"], report.mean_kl)
+
+    def test_needs_pandas(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[dataframe\]'"):
+            report.to_dataframe()
+
+
+class TestText:
+    def test_non_finite_elements_come_first(self, report: CollapseReport) -> None:
+        assert str(report).splitlines()[0].startswith("2 of 11 latents have non-finite elements")
+        assert str(report).splitlines()[0].endswith("latents 7-8")
+
+    def test_content(self, simple: CollapseReport) -> None:
+        lines = [" ".join(line.split()) for line in str(simple).splitlines()]
+        assert lines[0] == "400 samples, 3 latents"
+        assert "(0.01, 0.01)-collapsed 1 of 3 latents, 33.3 %" in lines
+        assert "latents 1" in lines
+        assert "with 95 % confidence 1 collapsed, 2 not collapsed, 0 undetermined" in lines
+        assert not any("not decided" in line for line in lines)
+
+    def test_ranges(self) -> None:
+        kl = np.ones((10, 12))
+        kl[:, [0, 3, 4, 5, 11]] = 0
+        assert "latents 0, 3-5, 11" in str(report_of_kl(kl, [0.01]))
+
+    def test_says_what_is_open(self) -> None:
+        near = np.where(np.arange(400) % 100, 0.0099, 0.0101)[:, None]
+        text = str(report_of_kl(near, [0.5]))
+        assert "latents 0: 0.01 is no threshold" in " ".join(text.split())
+
+    def test_at_most_twenty_latents(self) -> None:
+        report = report_of_kl(np.ones((3, 200)), [0.01])
+        assert "and 180 with a smaller mean KL" in str(report)
+        assert len(str(report).splitlines()) < 35
+
+    def test_rich_prints_the_same(self, report: CollapseReport) -> None:
+        console = Console(file=io.StringIO(), width=110)
+        console.print(report)
+        printed = [line.rstrip() for line in console.file.getvalue().splitlines()]
+        assert printed == str(report).splitlines()
+
+    def test_repr(self, report: CollapseReport) -> None:
+        assert repr(report) == "CollapseReport(num_samples=997, latent_dim=11)"
+
+
+class TestPlots:
+    def test_curve(self, report: CollapseReport) -> None:
+        (axes,) = report.plot_curve(delta=0.1).axes
+        curve = report.collapse_curve(delta=0.1)
+        assert axes.lines[0].get_xdata().tolist() == curve.epsilons.tolist()
+        assert axes.lines[0].get_ydata().tolist() == curve.lower.tolist()
+
+    def test_spectrum(self, report: CollapseReport) -> None:
+        (axes,) = report.plot_spectrum(epsilon=0.3, delta=0.1).axes
+        drawn = {line.get_label(): line for line in axes.lines}
+        collapsed = report.collapsed(0.3, 0.1)
+        for name, mask in (("collapsed", collapsed), ("not collapsed", ~collapsed)):
+            values = drawn[f"mean KL, {name}"].get_ydata()
+            np.testing.assert_array_equal(np.sort(values), np.sort(report.mean_kl[mask]))
+        ranks = np.concatenate(
+            [drawn[f"mean KL, {name}"].get_xdata() for name in ("collapsed", "not collapsed")]
+        )
+        assert sorted(ranks) == list(range(11))
+
+    def test_surface(self, report: CollapseReport) -> None:
+        axes = report.plot_surface().axes[0]
+        mesh = axes.collections[0]
+        assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 100)
+        deltas = mesh.get_coordinates()[:, 0, 1]
+        assert deltas[0] < 0.001 < 0.5 < deltas[-1]
+        # all but the broken latent and the one that the histogram's range does not hold
+        assert mesh.get_array().max() == pytest.approx(100 * 9 / 11)
+
+    @pytest.mark.parametrize("value", [0.0, 1e-12, 1e7, math.nan])
+    def test_draws_anything(self, value: float) -> None:
+        report = report_of_kl(np.full((5, 2), value), [0.0, 0.01])
+        for figure in (report.plot_curve(), report.plot_spectrum(), report.plot_surface()):
+            figure.savefig(io.BytesIO())
+
+    def test_needs_matplotlib(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(ModuleNotFoundError, match="matplotlib"):
+            report.plot_curve()
