@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.aggregation import MeanMetric
+
+from lineavae.collapse import CollapseReport, CollapseStatistics
+from lineavae.ops import collapse_statistics
+
+THRESHOLDS = (0.0, 0.01, 0.5)
+
+
+def whole_report(mean: Tensor, logvar: Tensor) -> CollapseReport:
+    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, THRESHOLDS), THRESHOLDS)
+
+
+def assert_same(first: CollapseReport, second: CollapseReport) -> None:
+    """Counts to the bit, means and variances to 1e-12 of the largest."""
+    assert first.num_samples == second.num_samples
+    for name, value in vars(first).items():
+        other = getattr(second, name)
+        if name.startswith(("mean", "variance", "kl_variance")):
+            scale = np.nan_to_num(abs(value)).max()
+            np.testing.assert_allclose(other, value, rtol=1e-12, atol=1e-12 * scale, err_msg=name)
+        else:
+            np.testing.assert_array_equal(other, value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(300, 5, generator=generator) * torch.tensor([1.0, 0.1, 0.01, 0.0, 1.0]) + 7 * (
+        torch.arange(5) == 4
+    )
+    logvar = torch.randn(300, 5, generator=generator) * torch.tensor([1.0, 0.1, 0.0, 0.0, 0.5])
+    mean[17, 1] = torch.nan
+    return mean, logvar
+
+
+@pytest.fixture
+def metric() -> CollapseStatistics:
+    return CollapseStatistics(5, THRESHOLDS)
+
+
+def states(metric: CollapseStatistics) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in metric.metric_state.items()}
+
+
+def assert_equal_states(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype
+        assert torch.equal(value, second[name]), name
+
+
+class TestUpdate:
+    @pytest.mark.parametrize("sizes", [[300], [1, 299], [100, 0, 200], [30] * 10])
+    def test_batches(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], sizes: list[int]
+    ) -> None:
+        for mean, logvar in zip(*(tensor.split(sizes) for tensor in posterior), strict=True):
+            metric.update(mean, logvar)
+        assert_same(whole_report(*posterior), metric.compute())
+
+    def test_any_number_of_leading_dimensions(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
+    ) -> None:
+        mean, logvar = posterior
+        metric.update(mean[:299].reshape(13, 23, 5), logvar[:299].reshape(13, 23, 5))
+        metric.update(mean[299], logvar[299])
+        assert_same(whole_report(mean, logvar), metric.compute())
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_dtypes(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], dtype: torch.dtype
+    ) -> None:
+        mean, logvar = (tensor.to(dtype) for tensor in posterior)
+        metric.update(mean, logvar)
+        accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+        assert_same(whole_report(mean.to(accumulated), logvar.to(accumulated)), metric.compute())
+
+    def test_keeps_no_graph(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        mean, logvar = (tensor.clone().requires_grad_() for tensor in posterior)
+        metric.update(mean, logvar)
+        metric(mean, logvar)
+        assert not any(state.requires_grad for state in metric.metric_state.values())
+
+    def test_under_autocast(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        mean, logvar = posterior
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            metric.update(mean.bfloat16(), logvar)  # as a layer under autocast and one outside give
+        assert_same(whole_report(mean.bfloat16().float(), logvar), metric.compute())
+
+    def test_state_dtypes_are_kept(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
+    ) -> None:
+        before = {name: state.dtype for name, state in states(metric).items()}
+        metric.update(*(tensor.half() for tensor in posterior))
+        assert {name: state.dtype for name, state in states(metric).items()} == before
+        assert {before[name] for name in ("counts", "histogram", "nonfinite")} == {torch.int64}
+        assert {before[name] for name in ("moments", "minimum", "maximum")} == {torch.float64}
+
+    @pytest.mark.parametrize(
+        ("mean", "logvar", "error", "message"),
+        [
+            (torch.zeros(3, 4), torch.zeros(3, 4), ValueError, r"mean must have .*K=5\), got \(3, 4\)"),
+            (torch.zeros(3, 5), torch.zeros(3, 1), ValueError, r"logvar must have .*K=5\), got \(3, 1\)"),
+            (torch.zeros(6, 5), torch.zeros(2, 3, 5), ValueError, r"of mean, \(6, 5\), got \(2, 3, 5\)"),
+            (torch.zeros(()), torch.zeros(()), ValueError, r"got \(\)"),
+            (torch.zeros(3, 5), torch.zeros(3, 5).double(), TypeError, "logvar must have the dtype"),
+            (torch.zeros(3, 5).int(), torch.zeros(3, 5).int(), TypeError, "got torch.int32"),
+            (np.zeros((3, 5)), np.zeros((3, 5)), TypeError, "mean must be a torch.Tensor, got ndarray"),
+            (torch.zeros(3, 5), torch.zeros(3, 5, device="meta"), ValueError, "device, cpu, got meta"),
+        ],
+    )  # fmt: skip
+    def test_errors_change_nothing(
+        self,
+        metric: CollapseStatistics,
+        posterior: tuple[Tensor, Tensor],
+        mean: Any,
+        logvar: Any,
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        metric.update(*posterior)
+        before = states(metric)
+        with pytest.raises(error, match=message):
+            metric.update(mean, logvar)
+        assert_equal_states(states(metric), before)
+
+    def test_bad_constructor_arguments(self) -> None:
+        with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
+            CollapseStatistics(0)
+        with pytest.raises(TypeError, match="latent_dim must be an int, got float"):
+            CollapseStatistics(2.0)
+        for thresholds in ([-1.0], torch.tensor([torch.nan])):
+            with pytest.raises(ValueError, match="thresholds must be finite and >= 0"):
+                CollapseStatistics(2, thresholds)
+        with pytest.raises(ValueError, match="at most 64 thresholds"):
+            CollapseStatistics(2, [0.1] * 65)
+
+    def test_thresholds_may_be_a_tensor(self, posterior: tuple[Tensor, Tensor]) -> None:
+        thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
+        metric = CollapseStatistics(5, thresholds)
+        thresholds += 1
+        metric.update(*posterior)
+        assert_same(whole_report(*posterior), metric.compute())
+
+
+class TestMetric:
+    """What torchmetrics promises of any metric."""
+
+    def test_forward_gives_the_batch_and_adds_it(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
+    ) -> None:
+        batches = list(zip(*(tensor.split(100) for tensor in posterior), strict=True))
+        for batch in batches:
+            assert_same(whole_report(*batch), metric(*batch))
+        assert_same(whole_report(*posterior), metric.compute())
+        assert metric(posterior[0][:0], posterior[1][:0]).num_samples == 0
+        assert_same(whole_report(*posterior), metric.compute())
+
+    def test_reset(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        fresh = states(metric)
+        metric.update(*posterior)
+        metric.reset()
+        assert_equal_states(states(metric), fresh)
+        metric.update(posterior[0][:9], posterior[1][:9])
+        assert metric.compute().num_samples == 9
+
+    def test_compute_follows_updates(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
+    ) -> None:
+        metric.update(*posterior)
+        first = metric.compute()
+        metric.update(*posterior)
+        assert (first.num_samples, metric.compute().num_samples) == (300, 600)
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric))])
+    def test_copies(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], duplicate: Any
+    ) -> None:
+        metric.update(*posterior)
+        metric.compute()
+        twin = duplicate(metric)
+        twin.update(*posterior)
+        assert (metric.compute().num_samples, twin.compute().num_samples) == (300, 600)
+
+    def test_in_a_collection(self, posterior: tuple[Tensor, Tensor]) -> None:
+        # both count no KL at first, so that only their thresholds tell them apart
+        live = torch.full((10, 5), 3.0)
+        collection = MetricCollection(
+            {"low": CollapseStatistics(5, [0.001]), "high": CollapseStatistics(5, [0.5])}
+        )
+        collection.update(live, 0 * live)
+        collection.update(*posterior)
+        reports = collection.compute()
+        for name, threshold in (("low", 0.001), ("high", 0.5)):
+            expected = collapse_statistics(*posterior, [threshold]).counts.numpy()
+            np.testing.assert_array_equal(reports[name].counts, expected)
+
+    def test_no_update_warns(self, metric: CollapseStatistics) -> None:
+        with pytest.warns(UserWarning, match="was called before the ``update``"):
+            assert metric.compute().num_samples == 0
+
+
+class TestDtypeOfTheModel:
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            lambda model: model.half(),
+            lambda model: model.float(),
+            lambda model: model.double(),
+            lambda model: model.bfloat16(),
+            lambda model: model.to(torch.bfloat16),
+            lambda model: model.to("cpu", torch.float16),
+            lambda model: model.type(torch.float16),
+        ],
+    )
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_is_not_that_of_the_metric(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], convert: Any, inside: bool
+    ) -> None:
+        metric.update(*posterior)
+        before = states(metric)
+        model = nn.Sequential(nn.Linear(2, 2), metric) if inside else metric
+        assert convert(model) is model
+        assert_equal_states(states(metric), before)
+        metric.reset()
+        metric.update(*posterior)
+        assert_equal_states(states(metric), before)
+
+    def test_set_dtype_refuses(self, metric: CollapseStatistics) -> None:
+        with pytest.raises(TypeError, match=r"counters stay int64 and moments float64, got torch\.float16"):
+            metric.set_dtype(torch.float16)
+
+    def test_moves_to_a_device(self, metric: CollapseStatistics) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), metric).to("meta", torch.bfloat16)
+        assert metric.device.type == "meta"
+        assert {state.device.type for state in metric.metric_state.values()} == {"meta"}
+        assert model[1].counts.dtype == torch.int64
+        assert model[1].moments.dtype == torch.float64
+
+
+class TestMergeState:
+    @pytest.mark.parametrize("as_dict", [True, False])
+    def test_equal_to_the_whole(self, posterior: tuple[Tensor, Tensor], as_dict: bool) -> None:
+        metrics = [CollapseStatistics(5, THRESHOLDS) for _ in range(3)]
+        for metric, mean, logvar in zip(metrics, *(t.split([50, 250, 0]) for t in posterior), strict=True):
+            metric.update(mean, logvar)
+        first, *others = metrics
+        first.compute()  # its cached report must not outlive the merge
+        for other in others:
+            first.merge_state(other.metric_state if as_dict else other)
+        assert_same(whole_report(*posterior), first.compute())
+
+    def test_into_one_without_data(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
+    ) -> None:
+        other = CollapseStatistics(5, THRESHOLDS)
+        other.update(*posterior)
+        metric.merge_state(other)
+        assert_same(whole_report(*posterior), metric.compute())
+
+    def test_a_billion_samples(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        metric.update(*posterior)
+        small = metric.compute()
+        for _ in range(30):
+            metric.merge_state(copy.deepcopy(metric))
+        large = metric.compute()
+        assert large.num_samples == 300 * 2**30
+        for name in ("counts", "histogram", "num_finite", "nonfinite"):
+            np.testing.assert_array_equal(getattr(large, name), getattr(small, name) * 2**30)
+        for name in ("mean_kl", "kl_variance", "variance_of_mean", "mean_variance", "min_kl", "max_kl"):
+            np.testing.assert_allclose(getattr(large, name), getattr(small, name), rtol=1e-13)
+        for delta in (0.0, 0.01, 0.3):
+            np.testing.assert_array_equal(large.collapsed(0.01, delta), small.collapsed(0.01, delta))
+
+    def test_long_streams_do_not_drift(self) -> None:
+        """A thousand batches far from zero, against extended precision."""
+        random = np.random.default_rng(0)
+        metric = CollapseStatistics(1, [])
+        mean = 1000 + random.standard_normal((1000, 20, 1)) * 0.01
+        for batch in torch.from_numpy(mean):
+            metric.update(batch, torch.zeros_like(batch))
+        values = mean.astype(np.longdouble).ravel()
+        report = metric.compute()
+        assert report.mean_of_mean.item() == pytest.approx(float(values.mean()), rel=1e-14)
+        assert report.variance_of_mean.item() == pytest.approx(float(values.var()), rel=1e-8)
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            (CollapseStatistics(5, (0.0, 0.01, 0.4)), r"thresholds must be \[0.0, 0.01, 0.5\], got .*0.4\]"),
+            (
+                CollapseStatistics(5, (0.0, 0.01)),
+                r"thresholds must be .* of shape \(3,\), got .* shape \(2,\)",
+            ),
+            (CollapseStatistics(1, THRESHOLDS), r"counts must be .* shape \(5, 3\), got .* shape \(1, 3\)"),
+            (MeanMetric(), "thresholds must be among the states"),
+            ({"counts": torch.zeros(5, 3)}, r"thresholds must be among the states, got \['counts'\]"),
+        ],
+    )
+    def test_others_are_refused(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], other: Any, message: str
+    ) -> None:
+        metric.update(*posterior)
+        before = states(metric)
+        with pytest.raises(ValueError, match=message):
+            metric.merge_state(other)
+        assert_equal_states(states(metric), before)
+
+
+class TestStateDict:
+    def test_round_trip_in_a_model(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], tmp_path: Path
+    ) -> None:
+        metric.update(*posterior)
+        torch.save(nn.Sequential(nn.Linear(2, 2), metric).state_dict(), tmp_path / "model.pt")
+        restored = CollapseStatistics(5, THRESHOLDS)
+        restored.update(torch.ones(3, 5), torch.ones(3, 5))
+        restored.compute()
+        model = nn.Sequential(nn.Linear(2, 2), restored)
+        model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+        assert_same(metric.compute(), restored.compute())
+        restored.update(*posterior)
+        assert restored.compute().num_samples == 600
+
+    def test_into_a_fresh_one(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        metric.update(*posterior)
+        restored = CollapseStatistics(5, THRESHOLDS)
+        restored.load_state_dict(metric.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that compute came before update
+            assert_same(metric.compute(), restored.compute())
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            (CollapseStatistics(5, (0.0, 0.01, 0.4)), r"thresholds must be \[0.0, 0.01, 0.5\], got"),
+            (CollapseStatistics(4, THRESHOLDS), r"counts must be torch.int64 of shape \(5, 3\)"),
+        ],
+    )
+    def test_others_are_refused(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], other: Any, message: str
+    ) -> None:
+        metric.update(*posterior)
+        before = states(metric)
+        with pytest.raises(RuntimeError, match=message):
+            metric.load_state_dict(other.state_dict())
+        assert_equal_states(states(metric), before)
+
+    def test_missing_states(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        metric.update(*posterior)
+        before = states(metric)
+        partial = CollapseStatistics(5, THRESHOLDS).state_dict()
+        del partial["moments"]
+        with pytest.raises(RuntimeError, match=r'Missing key.*"moments"'):
+            metric.load_state_dict(partial)
+        metric.load_state_dict(partial, strict=False)
+        assert_equal_states(states(metric), before)
+
+
+def compute_in_process(rank: int, folder: str, parts: list[list[tuple[Tensor, Tensor]]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    warnings.simplefilter("ignore", UserWarning)  # of no update in this process
+    for number, ranks in enumerate(parts):
+        metric = CollapseStatistics(5, THRESHOLDS)
+        if len(ranks[rank][0]):
+            metric.update(*ranks[rank])
+        report = metric.compute()
+        Path(folder, f"{number}-{rank}.pickle").write_bytes(pickle.dumps(report))
+        assert metric.moments[0, 0] + metric.nonfinite[0] == len(ranks[rank][0])  # its own data again
+    metric = CollapseStatistics(5, [0.1 + rank])
+    with pytest.raises(ValueError, match=r"thresholds must be the same in all, got \[\[0.1\], \[1.1\]\]"):
+        metric.compute()
+    dist.destroy_process_group()
+
+
+class TestProcesses:
+    def test_two(self, posterior: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+        parts = [
+            list(zip(*(tensor.split([cut, 300 - cut]) for tensor in posterior), strict=True))
+            for cut in (150, 7, 0, 300)
+        ]
+        torch.multiprocessing.spawn(compute_in_process, (str(tmp_path), parts), nprocs=2)
+        for number in range(len(parts)):
+            first, second = (
+                pickle.loads((tmp_path / f"{number}-{rank}.pickle").read_bytes()) for rank in range(2)
+            )
+            assert_same(whole_report(*posterior), first)
+            for name, value in vars(first).items():
+                np.testing.assert_array_equal(getattr(second, name), value, err_msg=name)
+
+    @pytest.fixture
+    def one_process(self, tmp_path: Path) -> Iterator[None]:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+    @pytest.mark.usefixtures("one_process")
+    def test_one(self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]) -> None:
+        metric.update(*posterior)
+        assert_same(whole_report(*posterior), metric.compute())
