@@ -1,0 +1,120 @@
+"""Posterior collapse in the training loop of Lightning. Imported only when asked for: it needs ``lightning``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import tensor
+
+from lineavae._optional import require
+from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor, Extract
+
+require("lightning", "experiments")
+
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+
+
+class CollapseCallback(Callback):
+    """Watches the encoder of a LightningModule for posterior collapse, with a `CollapseMonitor`.
+
+    Each check goes to all loggers of the trainer, at its ``global_step``, and to its ``callback_metrics``, where
+    ``EarlyStopping`` and ``ModelCheckpoint`` find it: ``collapse/collapsed_percent``, ``collapse/active_units``,
+    ``collapse/mean_kl``, ``collapse/died``, ``collapse/revived`` and ``collapse/nonfinite``. A logger that takes
+    text, that of TensorBoard, also gets the numbers of the latents that died or revived.
+
+    Parameters
+    ----------
+    encoder
+        Name of the submodule whose output is the posterior, as in ``get_submodule``; "" is the module itself.
+    extract
+        Function of the submodule's output that gives mean and log-variance; see `CollapseMonitor.watch`.
+    every
+        Forward passes of training between checks; None checks at the end of each epoch.
+    epsilon, delta
+        A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
+
+    Attributes
+    ----------
+    monitor : CollapseMonitor
+        Its ``last`` is the last check.
+
+    Notes
+    -----
+    In distributed training a check is over the samples of all processes. Checkpoints hold the last verdicts, so
+    that a resumed run knows what died since; a window under way begins anew.
+
+    Examples
+    --------
+    >>> from lineavae.collapse.lightning import CollapseCallback
+    >>> callback = CollapseCallback("encoder", extract=lambda output: output.chunk(2, dim=-1), every=1000)
+
+    Then ``Trainer(callbacks=[callback])``.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "encoder",
+        extract: Extract | None = None,
+        *,
+        every: int | None = None,
+        epsilon: float = 0.01,
+        delta: float = 0.01,
+    ) -> None:
+        self.encoder = encoder
+        self.extract = extract
+        self.monitor = CollapseMonitor(every=every, epsilon=epsilon, delta=delta)
+        self._watching = ExitStack()
+        self._logged: CollapseCheck | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tell the callbacks of several encoders apart in a checkpoint."""
+        return self._generate_state_key(encoder=self.encoder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the monitor's state, for a checkpoint."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
+        self.monitor.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the encoder."""
+        module = pl_module.get_submodule(self.encoder)
+        self._watching.enter_context(self.monitor.watch(module, self.extract))
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Log the check that the batch brought about, if any."""
+        self._log_news(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check, unless that is done by the step."""
+        if self.monitor.every is None:
+            self.monitor.check()
+            self._log_news(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what is left and watch no longer."""
+        self._watching.close()
+        self._log_news(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Watch no longer, and check nothing."""
+        self._watching.pop_all().__exit__(type(exception), exception, exception.__traceback__)
+
+    def _log_news(self, trainer: Trainer) -> None:
+        check = self.monitor.last
+        if check is None or check is self._logged:
+            return
+        self._logged = check
+        scalars, texts = check.scalars(), check.texts()
+        # not by LightningModule.log, which drops what is not at a multiple of log_every_n_steps
+        trainer.callback_metrics.update({name: tensor(number) for name, number in scalars.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)
+            add_text = getattr(logger.experiment, "add_text", None)
+            if add_text is not None:
+                for name, text in texts.items():
+                    add_text(name, text, trainer.global_step)

@@ -1,0 +1,306 @@
+"""Posterior collapse while a VAE trains: statistics of the posteriors that the encoder gives anyway."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lineavae.collapse.report import CollapseReport
+from lineavae.collapse.statistics import CollapseStatistics
+from lineavae.linear._arguments import check_integer, check_number
+
+Extract = Callable[[Any], tuple[Tensor, Tensor]]
+
+# Rows that are kept until the statistics take them in: one pass for many small batches.
+_PENDING_ROWS = 4096
+
+
+@runtime_checkable
+class SummaryWriter(Protocol):
+    """What a monitor calls of ``torch.utils.tensorboard.SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write a number."""
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None:
+        """Write a text."""
+
+
+@dataclass(frozen=True, eq=False)
+class CollapseCheck:
+    """What a monitor found in the posteriors since the check before."""
+
+    step: int
+    """Posteriors observed until then, as many as there were training steps."""
+    report: CollapseReport
+    """All statistics since the check before."""
+    collapsed: NDArray[np.bool_]
+    """Which latents are (ε, δ)-collapsed, (K,)."""
+    died: tuple[int, ...]
+    """Latents that have collapsed since the check before."""
+    revived: tuple[int, ...]
+    """Latents that were collapsed at the check before and are no longer."""
+
+    def scalars(self) -> dict[str, float]:
+        """Give the numbers to be logged, by name; the KL is that of the ELBO, in nats per sample."""
+        return {
+            "collapse/collapsed_percent": 100 * float(self.collapsed.mean()),
+            "collapse/active_units": float(self.report.num_active()),
+            "collapse/mean_kl": float(self.report.mean_kl.sum()),
+            "collapse/died": float(len(self.died)),
+            "collapse/revived": float(len(self.revived)),
+            "collapse/nonfinite": float(self.report.nonfinite.sum()),
+        }
+
+    def texts(self) -> dict[str, str]:
+        """Give the latents that died or revived, by name, where there are any."""
+        changes = {"collapse/died_latents": self.died, "collapse/revived_latents": self.revived}
+        return {name: ", ".join(map(str, latents)) for name, latents in changes.items() if latents}
+
+
+class CollapseMonitor:
+    """Watches the posteriors of a VAE in training for collapse.
+
+    It takes them from the forward passes that training makes anyway. They are copied, and counted some
+    thousand rows at a time; nothing waits for a GPU before a check.
+
+    Parameters
+    ----------
+    log
+        Where checks go: a function of a `CollapseCheck`, or a ``SummaryWriter`` of TensorBoard. None only
+        keeps the last one, in ``last``.
+    every
+        Steps between checks. None leaves them to :meth:`check`, to be called once an epoch for example.
+    epsilon, delta
+        A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
+
+    Attributes
+    ----------
+    step : int
+        Posteriors observed so far.
+    last : CollapseCheck or None
+        The last check.
+
+    Notes
+    -----
+    The posteriors of one window, from check to check, come from parameters that change meanwhile: a check
+    tells how training goes. For a verdict on a model pass all data through it to a `CollapseStatistics`.
+
+    Where ``torch.distributed`` is initialised, a check merges the windows of all processes. It is a
+    collective call: every process must come to it, as those of data-parallel training do, and gets the same
+    result; let one of them have the ``log``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from lineavae.collapse.monitor import CollapseMonitor
+    >>> class Encoder(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.mean, self.logvar = nn.Linear(4, 2), nn.Linear(4, 2)
+    ...     def forward(self, x):
+    ...         return self.mean(x), self.logvar(x)
+    >>> encoder = Encoder()
+    >>> monitor = CollapseMonitor(log=lambda check: print(check.step, len(check.collapsed)), every=10)
+    >>> with monitor.watch(encoder):
+    ...     for _ in range(25):
+    ...         mean, logvar = encoder(torch.randn(8, 4))  # and the rest of a training step
+    10 2
+    20 2
+    25 2
+    """
+
+    def __init__(
+        self,
+        log: Callable[[CollapseCheck], object] | SummaryWriter | None = None,
+        *,
+        every: int | None = None,
+        epsilon: float = 0.01,
+        delta: float = 0.01,
+    ) -> None:
+        self.every = None if every is None else check_integer("CollapseMonitor", "every", every, 1)
+        self.epsilon = _check_in_range("epsilon", epsilon, math.inf)
+        self.delta = _check_in_range("delta", delta, 1)
+        self.step = 0
+        self.last: CollapseCheck | None = None
+        self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
+        self._statistics: CollapseStatistics | None = None
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending_rows = 0
+        self._window_steps = 0
+        self._collapsed: NDArray[np.bool_] | None = None
+
+    @contextmanager
+    def watch(self, module: nn.Module, extract: Extract | None = None) -> Iterator[CollapseMonitor]:
+        """Observe what a module returns in its forward passes while it is in training mode.
+
+        Each pass counts as a step; those in evaluation mode, such as validation, do not count. At the end
+        what was observed since the last check is checked; on an exception it is not. Either way the module is
+        left as it was.
+
+        Parameters
+        ----------
+        module
+            The encoder, or whichever module's output has the posterior in it. Watch it before its first call
+            under ``torch.compile``, which leaves out hooks that come later.
+        extract
+            Function of the module's output that gives mean and log-variance, (N, K) each. By default the
+            output must be this pair. ``lambda output: output.chunk(2, dim=-1)`` is for an encoder with both
+            in one tensor, ``lambda output: output[1:]`` for a model with (reconstruction, mean, logvar).
+
+        Warns
+        -----
+        RuntimeWarning
+            The module was not called in training mode.
+
+        Raises
+        ------
+        TypeError, ValueError
+            In the forward pass: there is no pair of tensors (N, K), or K has changed.
+        """
+        first_step = self.step
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def hook(module: nn.Module, args: object, output: Any) -> None:
+            if module.training:
+                self.observe(*_pair(output if extract is None else extract(output)))
+
+        handle = module.register_forward_hook(hook)
+        try:
+            yield self
+        finally:
+            handle.remove()
+        self.check()
+        if self.step == first_step:
+            warnings.warn(
+                "CollapseMonitor: the watched module was not called in training mode; nothing was observed",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def observe(self, mean: Tensor, logvar: Tensor) -> None:
+        """Observe the posterior means and log-variances, (N, K), of one training step.
+
+        For models without a module whose output they are; :meth:`watch` calls it otherwise.
+        """
+        _check_posterior(mean, logvar)
+        if self._statistics is None:
+            self._statistics = CollapseStatistics(mean.shape[1], [self.epsilon]).to(mean.device)
+        if mean.shape[1] != self._statistics.latent_dim:
+            raise ValueError(
+                f"CollapseMonitor: mean must have shape (N, K) with K={self._statistics.latent_dim}, "
+                f"that of earlier steps, got {tuple(mean.shape)}"
+            )
+        # copies: the model may write to what it returned, and a CUDA graph will
+        self._pending.append((mean.clone(), logvar.clone()))
+        self._pending_rows += len(mean)
+        if self._pending_rows >= _PENDING_ROWS:
+            self._count_pending(self._statistics)
+        self.step += 1
+        self._window_steps += 1
+        if self._window_steps == self.every:
+            self.check()
+
+    def check(self) -> CollapseCheck | None:
+        """Check what was observed since the last check, log it and begin a new window.
+
+        Returns
+        -------
+        CollapseCheck or None
+            None where nothing was observed.
+        """
+        if self._statistics is None or not self._window_steps:
+            return None
+        if self._pending:
+            self._count_pending(self._statistics)
+        report = self._statistics.compute()
+        self._statistics.reset()
+        self._window_steps = 0
+        before = np.zeros(report.latent_dim, bool) if self._collapsed is None else self._collapsed
+        # without a finite KL there is no news of a latent
+        collapsed = np.where(report.num_finite > 0, report.collapsed(self.epsilon, self.delta), before)
+        changed = (collapsed != before) & (self._collapsed is not None)
+        self.last = CollapseCheck(
+            step=self.step,
+            report=report,
+            collapsed=collapsed,
+            died=tuple(np.flatnonzero(changed & collapsed).tolist()),
+            revived=tuple(np.flatnonzero(changed & ~collapsed).tolist()),
+        )
+        self._collapsed = collapsed
+        if self._log is not None:
+            self._log(self.last)
+        return self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the step and the last verdicts, in plain Python; the window under way is not saved."""
+        return {
+            "step": self.step,
+            "collapsed": None if self._collapsed is None else self._collapsed.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave, with a new window."""
+        collapsed = state["collapsed"]
+        self.step = state["step"]
+        self._collapsed = None if collapsed is None else np.array(collapsed, bool)
+        self._statistics, self._pending, self._pending_rows, self._window_steps = None, [], 0, 0
+
+    def _count_pending(self, statistics: CollapseStatistics) -> None:
+        mean, logvar = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+        # under autocast one of them may be of half precision
+        dtype = torch.promote_types(mean.dtype, logvar.dtype)
+        statistics.update(mean.to(dtype), logvar.to(dtype))
+        self._pending.clear()
+        self._pending_rows = 0
+
+
+def _pair(output: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(output, (tuple, list)) or len(output) != 2:
+        got = f"{len(output)} items" if isinstance(output, (tuple, list)) else type(output).__name__
+        raise TypeError(
+            "CollapseMonitor: the output must be a pair of mean and logvar, or extract must make one of it, "
+            f"got {got}"
+        )
+    return output[0], output[1]
+
+
+def _check_posterior(mean: Tensor, logvar: Tensor) -> None:
+    for name, tensor in (("mean", mean), ("logvar", logvar)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"CollapseMonitor: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if mean.ndim != 2:
+        raise ValueError(f"CollapseMonitor: mean must have shape (N, K), got {tuple(mean.shape)}")
+    if logvar.shape != mean.shape:
+        raise ValueError(
+            f"CollapseMonitor: logvar must have the shape of mean, {tuple(mean.shape)}, "
+            f"got {tuple(logvar.shape)}"
+        )
+
+
+def _check_in_range(name: str, value: float, end: float) -> float:
+    number = check_number("CollapseMonitor", name, value)
+    if not 0 <= number < end:
+        raise ValueError(f"CollapseMonitor: {name} must be >= 0 and below {end}, got {value}")
+    return number
+
+
+def _write_to(writer: SummaryWriter) -> Callable[[CollapseCheck], None]:
+    def write(check: CollapseCheck) -> None:
+        for name, number in check.scalars().items():
+            writer.add_scalar(name, number, check.step)
+        for name, text in check.texts().items():
+            writer.add_text(name, text, check.step)
+
+    return write
