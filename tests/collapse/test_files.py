@@ -1,0 +1,368 @@
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lineavae.collapse.files import Keys, PosteriorFileError, find_shards
+
+NUM_SAMPLES, LATENT_DIM = 8500, 257
+
+
+def draw(num_samples=NUM_SAMPLES, latent_dim=LATENT_DIM, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    mean, logvar = rng.standard_normal((2, num_samples, latent_dim)).astype(dtype)
+    return {"mean": mean, "logvar": logvar}
+
+
+def save_safetensors(path, arrays):
+    save_file({name: torch.as_tensor(array).contiguous() for name, array in arrays.items()}, path)
+
+
+def save_npy(path, arrays):
+    """Save a pair of files whose common beginning is the path without its suffix."""
+    for name, array in arrays.items():
+        np.save(f"{path.with_suffix('')}_{name}.npy", array)
+
+
+SAVE = {
+    "safetensors": (save_safetensors, "x.safetensors", "x.safetensors"),
+    "npz": (lambda path, arrays: np.savez(path, **arrays), "x.npz", "x.npz"),
+    "compressed": (lambda path, arrays: np.savez_compressed(path, **arrays), "x.npz", "x.npz"),
+    "npy": (save_npy, "x.npy", "x_mean.npy"),
+}
+
+
+def store(folder, kind, arrays):
+    """Save a shard and give the file that stands for it."""
+    save, path, named = SAVE[kind]
+    save(folder / path, arrays)
+    return folder / named
+
+
+def read(shard):
+    """All rows of a shard, and the sizes of its blocks."""
+    blocks = [(mean.clone(), logvar.clone()) for mean, logvar in shard.blocks()]
+    mean, logvar = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return mean, logvar, [len(mean) for mean, _ in blocks]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("kind", SAVE)
+def test_rows_come_back_as_they_were_saved(tmp_path, kind, dtype):
+    arrays = draw(dtype=dtype)
+    (shard,) = find_shards([store(tmp_path, kind, arrays)])
+    assert (shard.num_samples, shard.latent_dim) == (NUM_SAMPLES, LATENT_DIM)
+    assert shard.num_bytes == 2 * arrays["mean"].nbytes
+    mean, logvar, sizes = read(shard)
+    assert mean.dtype == logvar.dtype == torch.from_numpy(arrays["mean"]).dtype
+    assert np.array_equal(mean, arrays["mean"])
+    assert np.array_equal(logvar, arrays["logvar"])
+    assert len(sizes) > 2  # or nothing is overwritten by a later block
+    assert sizes == [4096, 4096, 308]
+
+
+def test_bfloat16(tmp_path):
+    arrays = {name: torch.as_tensor(array).bfloat16() for name, array in draw().items()}
+    (shard,) = find_shards([store(tmp_path, "safetensors", arrays)])
+    mean, logvar, _ = read(shard)
+    assert mean.dtype == torch.bfloat16
+    assert torch.equal(mean, arrays["mean"])
+    assert torch.equal(logvar, arrays["logvar"])
+
+
+def test_two_dtypes_give_the_wider(tmp_path):
+    arrays = draw()
+    arrays["mean"] = arrays["mean"].astype(np.float16)
+    (shard,) = find_shards([store(tmp_path, "npz", arrays)])
+    mean, logvar, _ = read(shard)
+    assert mean.dtype == logvar.dtype == torch.float32
+    assert np.array_equal(mean, arrays["mean"].astype(np.float32))
+    assert np.array_equal(logvar, arrays["logvar"])
+    assert shard.num_bytes == arrays["mean"].nbytes + arrays["logvar"].nbytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "result", "tolerance"),
+    [
+        (np.float64, torch.float64, 1e-15),
+        (np.float32, torch.float32, 2e-7),
+        (np.float16, torch.float32, 2e-7),
+    ],
+)
+def test_standard_deviations_become_log_variances(tmp_path, dtype, result, tolerance):
+    mean = draw(1000, 7, dtype)["mean"]
+    std = (np.abs(mean) + dtype(1e-3)).astype(dtype)
+    (shard,) = find_shards([store(tmp_path, "npz", {"mean": mean, "std": std})])
+    read_mean, logvar, _ = read(shard)
+    assert logvar.dtype == read_mean.dtype == result
+    np.testing.assert_allclose(logvar, 2 * np.log(std.astype(np.float64)), rtol=tolerance, atol=tolerance)
+
+
+def test_logvar_is_taken_where_there_is_std_too(tmp_path):
+    arrays = draw(10, 3)
+    (shard,) = find_shards([store(tmp_path, "npz", {**arrays, "std": np.ones((10, 3))})])
+    assert np.array_equal(read(shard)[1], arrays["logvar"])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_standard_deviations_are_positive(tmp_path, value):
+    arrays = {"mean": np.zeros((NUM_SAMPLES, LATENT_DIM)), "std": np.ones((NUM_SAMPLES, LATENT_DIM))}
+    arrays["std"][8400, 5] = value
+    (shard,) = find_shards([store(tmp_path, "npy", arrays)])
+    with pytest.raises(
+        PosteriorFileError,
+        match=rf"x_mean.npy: a standard deviation must be positive, got {value} in row 8400, latent 5",
+    ):
+        read(shard)
+
+
+def test_a_standard_deviation_that_is_no_number_stays_none(tmp_path):
+    arrays = {"mean": np.zeros((2, 2)), "std": np.array([[np.nan, 1], [np.inf, 1]])}
+    (shard,) = find_shards([store(tmp_path, "npz", arrays)])
+    assert torch.equal(read(shard)[1].isfinite(), torch.tensor([[False, True], [False, True]]))
+
+
+@pytest.mark.parametrize("kind", SAVE)
+def test_names_of_the_arrays(tmp_path, kind):
+    arrays = draw(20, 3)
+    # one is the ending of another, and there is a third array that is of no concern
+    renamed = {"mu": arrays["mean"], "log_mu": arrays["logvar"], "labels": np.arange(20)}
+    store(tmp_path, kind, renamed)
+    (shard,) = find_shards([tmp_path], Keys(mean="mu", logvar="log_mu"))
+    mean, logvar, _ = read(shard)
+    assert np.array_equal(mean, arrays["mean"])
+    assert np.array_equal(logvar, arrays["logvar"])
+
+
+def test_a_folder_a_pattern_and_a_file_find_the_same(tmp_path, monkeypatch):
+    for index, name in enumerate(("b.npz", "a.npz")):
+        np.savez(tmp_path / name, **draw(5 + index, 3))
+    save_npy(tmp_path / "c.npy", draw(7, 3))
+    (tmp_path / "notes.txt").write_text("not a shard")
+    (tmp_path / ".a-temporary.npz").write_text("being written")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "b.npz")
+    sizes = [6, 5, 7]
+    assert [shard.num_samples for shard in find_shards([tmp_path])] == sizes
+    files = [tmp_path / name for name in ("c_logvar.npy", "a.npz", "b.npz")]
+    assert [shard.num_samples for shard in find_shards(files)] == sizes
+    everything = [tmp_path / "*.np?", *files, tmp_path, tmp_path / ".." / tmp_path.name / "a.npz"]
+    assert [shard.num_samples for shard in find_shards(everything)] == sizes
+    monkeypatch.chdir(tmp_path)
+    assert [shard.name for shard in find_shards(["a.npz", "./b.npz"])] == ["a.npz", "b.npz"]
+
+
+def test_a_pattern_reaches_into_folders(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "x.npz", **draw(5, 3))
+    assert len(find_shards([f"{tmp_path}/**/*.npz"])) == 2
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    np.savez(tmp_path / "x[1].npz", **draw(5, 3))
+    assert len(find_shards([tmp_path / "x[1].npz"])) == 1
+
+
+def test_shards_without_rows(tmp_path):
+    np.savez(tmp_path / "a.npz", **draw(0, 3))
+    with pytest.raises(PosteriorFileError, match=r"a.npz: there is no row in any array"):
+        find_shards([tmp_path / "a.npz"])
+    np.savez(tmp_path / "b.npz", **draw(4, 3))
+    empty, other = find_shards([tmp_path])
+    assert list(empty.blocks()) == []
+    assert other.num_samples == 4
+
+
+def test_keys_differ():
+    with pytest.raises(ValueError, match="keys must differ from each other, got"):
+        find_shards(["x.npz"], Keys(mean="logvar"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing.npz", "nothing.npz: there is no such file or folder"),
+        ("*.npz", r"\*.npz: no file matches"),
+        ("empty", r"empty: the folder holds none of \*.safetensors, \*.npz, \*mean.npy"),
+        ("weights.pt", "weights.pt: the file must be a .safetensors, .npz or .npy file"),
+        ("labels.npy", "labels.npy: the name of an .npy file must end with one of mean.npy, logvar.npy"),
+        ("lonely_mean.npy", "lonely_mean.npy: it must hold 'mean' and either 'logvar' or 'std', got 'mean'"),
+    ],
+)
+def test_paths_that_are_no_shards(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("weights.pt", "labels.npy", "lonely_mean.npy"):
+        np.save(tmp_path / name, np.zeros((2, 2)))
+        (tmp_path / f"{name}.npy").rename(tmp_path / name) if name.endswith(".pt") else None
+    with pytest.raises(PosteriorFileError, match=f"^{message}"):
+        find_shards([path])
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_missing_keys_are_said_with_those_there_are(tmp_path, kind):
+    path = store(tmp_path, kind, {"mu": np.zeros((2, 2)), "logvar": np.zeros((2, 2))})
+    with pytest.raises(
+        PosteriorFileError, match=r"must hold 'mean' and either 'logvar' or 'std', got ('mu'|'logvar'), "
+    ):
+        find_shards([path])
+
+
+WRONG = {
+    "shapes": (
+        {"logvar": np.zeros((4, 2))},
+        r"'logvar' must have the shape of 'mean', \(3, 2\), got \(4, 2\)",
+    ),
+    "flat": ({"mean": np.zeros(3)}, r"must have shape \(N, K\) with K >= 1, got \(3,\)"),
+    "no latents": ({"mean": np.zeros((3, 0))}, r"must have shape \(N, K\) with K >= 1, got \(3, 0\)"),
+    "integers": ({"mean": np.zeros((3, 2), np.int32)}, "must be of one of the dtypes .*, got (<i4|I32)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("kind", SAVE)
+def test_arrays_that_are_no_posterior(tmp_path, kind, case):
+    changed, message = WRONG[case]
+    arrays = {"mean": np.zeros((3, 2)), "logvar": np.zeros((3, 2)), **changed}
+    path = store(tmp_path, kind, arrays)
+    with pytest.raises(PosteriorFileError, match=message) as caught:
+        find_shards([path])
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda array: array.astype(">f8"), "must be of one of the dtypes <f8, <f4, <f2, got >f8"),
+        (lambda array: array.astype("g"), "must be of one of the dtypes"),
+        (np.asfortranarray, "is in Fortran order: save np.ascontiguousarray of it"),
+    ],
+)
+def test_layouts_that_are_refused(tmp_path, kind, change, message):
+    arrays = draw(5, 3, np.float64)
+    arrays["mean"] = change(arrays["mean"])
+    path = store(tmp_path, kind, arrays)
+    with pytest.raises(PosteriorFileError, match=message):
+        find_shards([path])
+
+
+class Unpickled:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_nothing_is_unpickled(tmp_path, kind):
+    trace = tmp_path / "unpickled"
+    arrays = {"mean": np.array([[Unpickled(trace)]], dtype=object), "logvar": np.zeros((1, 1))}
+    path = store(tmp_path, kind, arrays)
+    with pytest.raises(PosteriorFileError, match="holds pickled Python objects, which are not read"):
+        find_shards([path])
+    assert not trace.exists()
+
+
+def test_a_bare_pickle_is_no_npy_file(tmp_path):
+    trace = tmp_path / "unpickled"
+    import pickle
+
+    (tmp_path / "mean.npy").write_bytes(pickle.dumps(Unpickled(trace)))
+    np.save(tmp_path / "logvar.npy", np.zeros((1, 1)))
+    with pytest.raises(PosteriorFileError, match=r"mean.npy is not in NumPy's npy format: the magic string"):
+        find_shards([tmp_path])
+    assert not trace.exists()
+
+
+def test_shards_of_different_models(tmp_path):
+    for name, latent_dim in (("a", 3), ("b", 3), ("c", 4)):
+        np.savez(tmp_path / f"{name}.npz", **draw(5, latent_dim))
+    with pytest.raises(PosteriorFileError, match=r"c.npz has K=4 latents where .*a.npz has K=3"):
+        find_shards([tmp_path])
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("kind", SAVE)
+def test_a_truncated_file_is_named(tmp_path, kind, left):
+    path = store(tmp_path, kind, draw(1000, 3))
+    os.truncate(path, int(path.stat().st_size * left))
+    with pytest.raises(PosteriorFileError, match=path.name):
+        find_shards([path])
+
+
+@pytest.mark.parametrize("kind", ["npz", "compressed"])
+def test_a_member_is_as_long_as_its_header_says(tmp_path, kind):
+    path = store(tmp_path, kind, draw(1000, 3))
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in members.items():
+            archive.writestr(info, content[:-4] if info.filename == "logvar.npy" else content)
+    with pytest.raises(PosteriorFileError, match=r"x.npz: 'logvar' is truncated: 12124 bytes where .* 12128"):
+        find_shards([path])
+
+
+@pytest.mark.parametrize("kind", SAVE)
+def test_a_file_that_shrinks_after_it_was_found(tmp_path, kind):
+    path = store(tmp_path, kind, draw())
+    (shard,) = find_shards([path])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(PosteriorFileError, match=path.name):
+        read(shard)
+
+
+@pytest.mark.parametrize("kind", SAVE)
+def test_a_file_that_changes_while_it_is_read(tmp_path, kind):
+    path = store(tmp_path, kind, draw())
+    (shard,) = find_shards([path])
+    blocks = shard.blocks()
+    next(blocks)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(PosteriorFileError, match=f"{path.name} was changed while it was read"):
+        list(blocks)
+
+
+@pytest.mark.parametrize("where", [0.2, 0.45, 0.95])
+@pytest.mark.parametrize("kind", ["npz", "compressed"])
+def test_a_damaged_member_is_noticed_by_its_checksum(tmp_path, kind, where):
+    path = store(tmp_path, kind, draw())
+    (shard,) = find_shards([path])
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 0xFF
+    stamp = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(PosteriorFileError, match=r"x.npz is damaged: "):
+        read(shard)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = store(tmp_path, "npz", draw(5, 3))
+
+    def refuse(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(PosteriorFileError, match=r"x.npz: cannot be read: Permission denied"):
+        find_shards([path])
+
+
+def test_an_encrypted_member(tmp_path):
+    path = store(tmp_path, "npz", draw(5, 3))
+    content = bytearray(path.read_bytes())
+    # the flag of every entry, in the local headers and in the directory
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + offset] |= 1
+            start = content.find(signature, start + 1)
+    path.write_bytes(content)
+    with pytest.raises(PosteriorFileError, match=r"x.npz: 'mean' cannot be read: .*password"):
+        find_shards([path])
