@@ -1,11 +1,11 @@
-"""Posterior collapse in the training loop of Lightning. Imported only when asked for: it needs ``lightning``."""
+"""Posterior collapse in the training loop of Lightning, which is needed to import this module."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
 
-from torch import tensor
+import torch
 
 from lineavae._optional import require
 from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor, Extract
@@ -18,10 +18,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 class CollapseCallback(Callback):
     """Watches the encoder of a LightningModule for posterior collapse, with a `CollapseMonitor`.
 
-    Each check goes to all loggers of the trainer, at its ``global_step``, and to its ``callback_metrics``, where
-    ``EarlyStopping`` and ``ModelCheckpoint`` find it: ``collapse/collapsed_percent``, ``collapse/active_units``,
-    ``collapse/mean_kl``, ``collapse/died``, ``collapse/revived`` and ``collapse/nonfinite``. A logger that takes
-    text, that of TensorBoard, also gets the numbers of the latents that died or revived.
+    Each check goes to all loggers of the trainer, at its ``global_step``, and to its ``callback_metrics``,
+    where ``EarlyStopping`` and ``ModelCheckpoint`` find it: ``collapse/collapsed_percent``,
+    ``collapse/active_units``, ``collapse/mean_kl``, ``collapse/died``, ``collapse/revived`` and
+    ``collapse/nonfinite``. A logger that takes text, as TensorBoard's does, also gets the indices of the
+    latents that died or revived.
 
     Parameters
     ----------
@@ -41,8 +42,8 @@ class CollapseCallback(Callback):
 
     Notes
     -----
-    In distributed training a check is over the samples of all processes. Checkpoints hold the last verdicts, so
-    that a resumed run knows what died since; a window under way begins anew.
+    In distributed training a check is over the samples of all processes. Checkpoints hold the last verdicts,
+    so that a resumed run knows what died since; a window under way begins anew.
 
     Examples
     --------
@@ -111,10 +112,13 @@ class CollapseCallback(Callback):
         self._logged = check
         scalars, texts = check.scalars(), check.texts()
         # not by LightningModule.log, which drops what is not at a multiple of log_every_n_steps
-        trainer.callback_metrics.update({name: tensor(number) for name, number in scalars.items()})
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update(
+            {name: torch.tensor(number, device=device) for name, number in scalars.items()}
+        )
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-            add_text = getattr(logger.experiment, "add_text", None)
+            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add_text is not None:
                 for name, text in texts.items():
                     add_text(name, text, trainer.global_step)
