@@ -140,6 +140,11 @@ class TestStatistics:
         assert report.classification().tolist() == ["undefined"] * 2
         assert "0 samples" in str(report)
 
+    def test_number_of_samples_is_of_finite_and_other_elements(self) -> None:
+        report = report_of_kl(np.array([[np.inf, 1.0], [1.0, 1.0], [np.nan, 1.0]]), [])
+        assert report.num_samples == 3
+        assert (report.num_finite.tolist(), report.nonfinite.tolist()) == ([1, 3], [2, 0])
+
     def test_arrays_are_read_only(self, report: CollapseReport) -> None:
         for name, value in vars(report).items():
             if isinstance(value, np.ndarray) and not name.startswith("_"):

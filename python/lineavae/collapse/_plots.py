@@ -64,7 +64,10 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
     axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2)
     # linear below the histogram's range, so that zero has a place
     axes.set_yscale("symlog", linthresh=1e-7, linscale=0.5)
-    axes.set_ylim(-3e-8, _range(report, delta)[1])
+    values = np.concatenate([report.mean_kl, critical.estimate])
+    smallest = values.min(initial=1.0, where=np.isfinite(values))
+    axes.set_ylim(smallest / 2 if smallest > 1e-7 else -3e-8, _range(report, delta)[1])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("latents, by mean KL")
     axes.set_ylabel("nats")
     axes.legend(frameon=False, fontsize=9)
