@@ -199,6 +199,14 @@ class TestCriticalEpsilon:
         assert critical.lower.tolist() == [1e-12, 1e5]
         assert critical.upper.tolist() == [4e-12, 4e5]
 
+    def test_smallest_and_largest_are_exact(self) -> None:
+        values = np.linspace(1.001, 1.06, 10)[:, None]  # of one bin
+        report = report_of_kl(values, [])
+        for delta, expected in ((0.9, 1.001), (0.0, 1.06)):
+            critical = report.critical_epsilon(delta)
+            assert critical.lower == critical.upper == critical.estimate == expected
+            assert report.collapsed(1.03, delta).item() == (expected < 1.03)
+
     def test_narrowed_by_thresholds(self) -> None:
         values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
         critical = report_of_kl(values, [1.03, 1.02, 1.04]).critical_epsilon(delta=0.5)
@@ -249,7 +257,8 @@ class TestVerdict:
                 assert verdict.collapsed[latent] == is_collapsed(column, epsilon, delta)
             else:
                 assert not verdict.collapsed[latent]
-                assert critical.lower[latent] <= epsilon <= critical.upper[latent]
+                # KL <= 0 is KL < 5e-324
+                assert critical.lower[latent] < (epsilon or 5e-324) <= critical.upper[latent]
         if epsilon in thresholds or epsilon in histogram_edges()[1:-1]:
             assert verdict.decided.all()
 

@@ -67,7 +67,7 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
     values = np.concatenate([report.mean_kl, critical.estimate])
     smallest = values.min(initial=1.0, where=np.isfinite(values))
     axes.set_ylim(smallest / 2 if smallest > 1e-7 else -3e-8, _range(report, delta)[1])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "experiments").MaxNLocator(integer=True))
     axes.set_xlabel("latents, by mean KL")
     axes.set_ylabel("nats")
     axes.legend(frameon=False, fontsize=9)
