@@ -1,4 +1,4 @@
-// φ(x) = eˣ - 1 - x and eˣ - 1, accurate to rounding for every x and vectorisable: no branch, no table, no libm.
+// φ(x) = eˣ - 1 - x, eˣ - 1 and eˣ, accurate to rounding for every x and vectorisable: no branch, no table, no libm.
 // The same code runs on the CPU, on the GPU and in tests.
 //
 // With n = round(x / ln 2), r = x - n ln 2, s = 2ⁿ and the polynomial r² q(r) = eʳ - 1 - r, |r| <= ln 2 / 2:
@@ -78,9 +78,9 @@ LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
   T clamped = x < Traits::kMin ? Traits::kMin : x;
   clamped = clamped > Traits::kMax ? Traits::kMax : clamped;
   const T n = round_to_even(clamped * Traits::kLog2E);
-  const T r = (clamped - n * Traits::kLn2High) - n * Traits::kLn2Low;
+  const T r = multiply_add(n, -Traits::kLn2Low, multiply_add(n, -Traits::kLn2High, clamped));
   T q = Traits::coefficient(0);
-  for (int i = 1; i < Traits::kTerms; ++i) q = q * r + Traits::coefficient(i);
+  for (int i = 1; i < Traits::kTerms; ++i) q = multiply_add(q, r, Traits::coefficient(i));
   const Integer bits = (static_cast<Integer>(n) + Traits::kExponentBias) << Traits::kMantissaBits;
   T scale;
   std::memcpy(&scale, &bits, sizeof scale);
@@ -92,17 +92,25 @@ LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
   using Traits = ExpTraits<T>;
   const ExpParts<T> e = exp_parts(x);
   const T excess = e.scale - T(1);
-  const T offset = excess - e.n * Traits::kLn2;
-  const T value = e.scale * e.tail + (excess * e.r + offset);
+  const T offset = multiply_add(e.n, -Traits::kLn2, excess);
+  const T value = multiply_add(e.scale, e.tail, multiply_add(excess, e.r, offset));
   // below kMin the function is -1 - x, so what the clamp cut off is added back
   return x > Traits::kMax ? Traits::kInfinity : value + (e.clamped - x);
+}
+
+// eˣ, at least that of kMin.
+template <class T>
+LINEAVAE_HOST_DEVICE T exponential(T x) {
+  const ExpParts<T> e = exp_parts(x);
+  const T value = multiply_add(e.scale, e.tail + e.r, e.scale);
+  return x > ExpTraits<T>::kMax ? ExpTraits<T>::kInfinity : value;
 }
 
 template <class T>
 LINEAVAE_HOST_DEVICE T expm1(T x) {
   using Traits = ExpTraits<T>;
   const ExpParts<T> e = exp_parts(x);
-  const T value = e.scale * (e.tail + e.r) + (e.scale - T(1));
+  const T value = multiply_add(e.scale, e.tail + e.r, e.scale - T(1));
   return x > Traits::kMax ? Traits::kInfinity : value;
 }
 

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "common/half.h"
+
 namespace lineavae {
 
 using torch::headeronly::ScalarType;
@@ -90,6 +92,21 @@ void dispatch_floating(const char* op, const Tensor& tensor, const F& f) {
       break;
     default:
       STD_TORCH_CHECK(false, op, ": dtype must be float32 or float64");
+  }
+}
+
+// As dispatch_floating, and for half types.
+template <class F>
+void dispatch_all_floating(const char* op, const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      f.template operator()<Float16>();
+      break;
+    case ScalarType::BFloat16:
+      f.template operator()<BFloat16>();
+      break;
+    default:
+      dispatch_floating(op, tensor, f);
   }
 }
 

@@ -6,21 +6,6 @@
 namespace lineavae {
 namespace {
 
-// Calls f<T>() with the kernel's scalar type.
-template <class F>
-void dispatch(const char* op, const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half:
-      f.template operator()<Float16>();
-      break;
-    case ScalarType::BFloat16:
-      f.template operator()<BFloat16>();
-      break;
-    default:
-      dispatch_floating(op, tensor, f);
-  }
-}
-
 ScalarType value_dtype(const Tensor& mean) {
   return mean.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -43,7 +28,7 @@ Tensor forward(const Tensor& mean, const Tensor& logvar) {
   const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
   Tensor kl = empty_value(R, mean);
   const Backend<Device> backend(mean);
-  dispatch(kOp, mean, [&]<class T>() {
+  dispatch_all_floating(kOp, mean, [&]<class T>() {
     gaussian_kl<R>(backend.device(),
                    GaussianKL<T>{m.size(0), m.size(1), input<T>(m), input<T>(t), output<accumulate_t<T>>(kl)});
   });
@@ -64,7 +49,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& mean, cons
   const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
   Tensor grad_mean = empty({m.size(0), m.size(1)}, mean), grad_logvar = empty({m.size(0), m.size(1)}, mean);
   const Backend<Device> backend(mean);
-  dispatch(kOp, mean, [&]<class T>() {
+  dispatch_all_floating(kOp, mean, [&]<class T>() {
     gaussian_kl_backward<R>(backend.device(),
                             GaussianKLBackward<T>{m.size(0), m.size(1), input<accumulate_t<T>>(g), input<T>(m),
                                                   input<T>(t), output<T>(grad_mean), output<T>(grad_logvar)});

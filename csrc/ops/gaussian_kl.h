@@ -50,7 +50,7 @@ void gaussian_kl_backward(Cuda, const GaussianKLBackward<T>&);
 
 template <class A>
 LINEAVAE_HOST_DEVICE A gaussian_kl_element(A mean, A logvar) {
-  return A(0.5) * (mean * mean + expm1_minus_x(logvar));
+  return A(0.5) * multiply_add(mean, mean, expm1_minus_x(logvar));
 }
 
 template <class A>

@@ -36,6 +36,7 @@ def has_kernel(op: str, device_type: str) -> bool:
 
 
 OPS = (
+    "collapse_statistics",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
     "linear_vae_elbo",

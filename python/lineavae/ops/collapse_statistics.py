@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import check_tensors, widen
-from lineavae.reference.collapse_statistics import LatentStatistics
+from lineavae.ops._arguments import check_tensors, has_native, widen
+from lineavae.ops._registration import keep_signature
+from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
 
 _ext.load()
 
@@ -20,7 +23,7 @@ MAX_THRESHOLDS = 64
 
 
 def collapse_statistics(
-    mean: Tensor, logvar: Tensor, thresholds: Sequence[float] | Tensor
+    mean: Tensor, logvar: Tensor, thresholds: Sequence[float] | Tensor, *, histogram: bool = True
 ) -> LatentStatistics:
     """Statistics of the KL of each latent over N posteriors, for any number of thresholds in one pass.
 
@@ -36,6 +39,8 @@ def collapse_statistics(
     thresholds
         At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64 on
         the device of mean, whose values are not looked at; none counts below a NaN.
+    histogram
+        Without it the histogram has no bins, and one to a few thresholds cost half the time.
 
     Returns
     -------
@@ -82,7 +87,12 @@ def collapse_statistics(
                 "detach it or call this under torch.no_grad()"
             )
     thresholds = _check_thresholds(thresholds, mean.device)
-    return reference.collapse_statistics(widen(mean), widen(logvar), thresholds)
+    if not has_native(_OP, mean.device):
+        return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
+    models = mean.shape[:-2]
+    core = (models.numel(), *mean.shape[-2:])
+    outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
+    return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
 
 
 def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device) -> Tensor:
@@ -109,3 +119,53 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
     if len(tensor) > MAX_THRESHOLDS:
         raise ValueError(f"{_OP}: there must be at most {MAX_THRESHOLDS} thresholds, got {len(tensor)}")
     return tensor
+
+
+@torch.compiler.allow_in_graph
+class _CollapseStatistics(Function):
+    @staticmethod
+    @keep_signature
+    def forward(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> Any:
+        return torch.ops.lineavae.collapse_statistics(mean, logvar, thresholds, histogram)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(f"{_OP} is not differentiable")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        return _vmap(info, in_dims, *args)
+
+
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """Fold vmap's dimension into the models."""
+    mean, logvar, thresholds, histogram = args
+    if in_dims[2] is not None:
+        raise ValueError(f"{_OP}: vmap over thresholds is not supported: pass all of them in one call")
+    folded = []
+    for tensor, dim in ((mean, in_dims[0]), (logvar, in_dims[1])):
+        batched = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+        folded.append(batched.expand(info.batch_size, *batched.shape[1:]).flatten(0, 1))
+    outputs = torch.ops.lineavae.collapse_statistics(*folded, thresholds, histogram)
+    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in outputs), (0,) * len(outputs)
+
+
+@torch.library.register_fake(f"lineavae::{_OP}")
+def _fake(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> tuple[Tensor, ...]:
+    models, _, latents = mean.shape
+
+    def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
+        return mean.new_empty(models, latents, *sizes, dtype=dtype)
+
+    return (
+        empty(thresholds.shape[0], dtype=torch.int64),
+        empty(NUM_BINS if histogram else 0, dtype=torch.int64),
+        empty(NUM_MOMENTS, dtype=torch.float64),
+        empty(dtype=torch.float64),
+        empty(dtype=torch.float64),
+        empty(dtype=torch.int64),
+    )

@@ -57,7 +57,9 @@ def histogram_edges() -> Tensor:
     return torch.cat([inner.new_zeros(1), inner, inner.new_tensor([2.0**_END_OCTAVE, torch.inf])])
 
 
-def collapse_statistics(mean: Tensor, logvar: Tensor, thresholds: Tensor) -> LatentStatistics:
+def collapse_statistics(
+    mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool = True
+) -> LatentStatistics:
     """Statistics of (*models, N, K) posteriors with thresholds (E,) in nats.
 
     KL < ε is counted for ε > 0, and KL <= ε at ε = 0.
@@ -66,8 +68,10 @@ def collapse_statistics(mean: Tensor, logvar: Tensor, thresholds: Tensor) -> Lat
     finite = kl.isfinite()
     count = finite.sum(-1)
     below = [finite & ((kl < threshold) | (kl == 0) & (threshold == 0)) for threshold in thresholds]
-    bins = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
-    histogram = count.new_zeros((*count.shape, NUM_BINS)).scatter_add_(-1, bins, finite.long())
+    bins = count.new_zeros((*count.shape, NUM_BINS if histogram else 0))
+    if histogram:
+        indices = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
+        bins.scatter_add_(-1, indices, finite.long())
     moments = [count.double()]
     for values in (kl, mean.double().mT, logvar.double().mT.exp()):
         average = values.where(finite, 0).sum(-1) / count.clamp(min=1)
@@ -75,7 +79,7 @@ def collapse_statistics(mean: Tensor, logvar: Tensor, thresholds: Tensor) -> Lat
     none = kl.new_full((*count.shape, 1), torch.inf)
     return LatentStatistics(
         counts=torch.stack([*(b.sum(-1) for b in below)], -1) if below else count.new_zeros((*count.shape, 0)),
-        histogram=histogram,
+        histogram=bins,
         moments=torch.stack(moments, -1),
         minimum=torch.cat([kl.where(finite, torch.inf), none], -1).amin(-1),
         maximum=torch.cat([kl.where(finite, -torch.inf), -none], -1).amax(-1),
@@ -105,7 +109,7 @@ def merge_moments(moments: Tensor) -> Tensor:
             gap = other[..., mean] - merged[..., mean]
             combined.append(merged[..., mean] + share * gap)
             combined.append(
-                merged[..., squares] + other[..., squares] + gap.square() * share * merged[..., 0]
+                merged[..., squares] + other[..., squares] + gap * (share * merged[..., 0]) * gap
             )
         merged = torch.stack(combined, -1)
     return merged
