@@ -118,7 +118,7 @@ class TestStatistics:
                 column = values[finite, latent].astype(np.longdouble)
                 expected = column.mean()
                 size = float(abs(column).max())
-                assert average[latent] == pytest.approx(float(expected), rel=1e-12, abs=1e-13 * size)
+                assert average[latent] == pytest.approx(float(expected), rel=1e-12, abs=1e-13 * size + 1e-320)
                 assert spread[latent] == pytest.approx(
                     float(((column - expected) ** 2).mean()), rel=1e-11, abs=1e-20 * size**2
                 )
@@ -205,7 +205,8 @@ class TestCriticalEpsilon:
         for delta, expected in ((0.9, 1.001), (0.0, 1.06)):
             critical = report.critical_epsilon(delta)
             assert critical.lower == critical.upper == critical.estimate == expected
-            assert report.collapsed(1.03, delta).item() == (expected < 1.03)
+            for epsilon in (1.0005, 1.001, 1.03, 1.06, 1.0601):
+                assert report.collapsed(epsilon, delta).item() == (expected < epsilon)
 
     def test_narrowed_by_thresholds(self) -> None:
         values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
