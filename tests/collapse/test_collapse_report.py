@@ -162,6 +162,10 @@ class TestStatistics:
         statistics = collapse_statistics(mean[0], mean[0], [0.1])
         with pytest.raises(ValueError, match="thresholds must be the 1 of the statistics, got 2"):
             CollapseReport.from_statistics(statistics, [0.1, 0.2])
+        with pytest.raises(TypeError, match=r"thresholds must be float64, got torch\.float32"):
+            CollapseReport.from_statistics(statistics, torch.tensor([0.1]))
+        with pytest.raises(TypeError, match="thresholds must be a number, got str"):
+            CollapseReport.from_statistics(statistics, ["0.1"])
         for bad in (-1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="thresholds must be finite and >= 0"):
                 CollapseReport.from_statistics(statistics, [bad])

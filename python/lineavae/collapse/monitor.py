@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lineavae._arguments import check_integer, check_number
 from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
-from lineavae.linear._arguments import check_integer, check_number
 
 Extract = Callable[[Any], tuple[Tensor, Tensor]]
 

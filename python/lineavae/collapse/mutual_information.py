@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lineavae.linear._arguments import check_integer
+from lineavae._arguments import check_integer
 from lineavae.ops import gaussian_kl
 
 Method = Literal["full", "minibatch"]

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console, RenderableType
 from scipy.special import betaincinv
 from torch import Tensor
 
 from lineavae import _io
+from lineavae._arguments import check_number
 from lineavae._optional import require
 from lineavae.collapse import _plots, _tables
-from lineavae.linear._arguments import check_number
 from lineavae.ops import LatentStatistics, histogram_edges
 
 if TYPE_CHECKING:
@@ -177,11 +178,16 @@ class CollapseReport:
 
         Raises
         ------
+        TypeError
+            The thresholds are a tensor of another dtype than float64, or one of them is no number.
         ValueError
             The statistics are of several models, of no latent, or not of the same samples for all latents;
             the thresholds are not as many as theirs, or not finite and >= 0.
         """
-        thresholds = thresholds.tolist() if isinstance(thresholds, Tensor) else list(thresholds)
+        if isinstance(thresholds, Tensor):
+            if thresholds.dtype != torch.float64:
+                raise TypeError(f"CollapseReport: thresholds must be float64, got {thresholds.dtype}")
+            thresholds = thresholds.tolist()
         if statistics.nonfinite.ndim != 1:
             raise ValueError(
                 "CollapseReport: statistics must be of one model, got leading dimensions "
@@ -204,7 +210,7 @@ class CollapseReport:
         return cls(statistics, [_check_nonnegative("from_statistics", "thresholds", t) for t in thresholds])
 
     def active_units(self, threshold: float = 0.01) -> _Bools:
-        """Latents whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
+        """Tell whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
         return self.variance_of_mean >= _check_nonnegative("active_units", "threshold", threshold)
 
     def num_active(self, threshold: float = 0.01) -> int:

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 import lineavae
+from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.collapse.files import PosteriorFileError, Shard
-from lineavae.linear._tensor_file import read_tensors, write_tensors
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
 # Called with the bytes read so far and the bytes to be read by this process.

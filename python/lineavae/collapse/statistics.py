@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lineavae._arguments import check_integer
 from lineavae.collapse.report import CollapseReport
-from lineavae.linear._arguments import check_integer
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
 DEFAULT_THRESHOLDS = (0.0, 0.001, 0.01, 0.1, 1.0)
@@ -62,11 +62,11 @@ class CollapseStatistics(Metric):
     nonfinite: Tensor
 
     def __init__(
-        self, latent_dim: int, thresholds: Sequence[float] | Tensor = DEFAULT_THRESHOLDS, **kwargs: Any
+        self, latent_dim: int, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.latent_dim = check_integer(_NAME, "latent_dim", latent_dim, 1)
-        values = thresholds.tolist() if isinstance(thresholds, Tensor) else thresholds
+        values = list(thresholds)
         # of no rows: the neutral elements of every reduction, once the op has checked the thresholds
         empty = torch.empty(0, self.latent_dim)
         neutral = collapse_statistics(empty, empty, values)

@@ -46,10 +46,10 @@ def collapse(
     ],
     epsilon: Annotated[
         list[float],
-        typer.Option(help="Threshold ε in nats; repeated, the first is that of the report.", min=0),
+        typer.Option(help="Threshold ε in nats; repeated, the first is that of the report."),
     ] = [0.01],  # noqa: B006 (typer copies it)
     delta: Annotated[
-        float, typer.Option(help="Fraction δ of the samples that may have a larger KL.", min=0, max=1)
+        float, typer.Option(help="Fraction δ, below 1, of the samples that may have a larger KL.")
     ] = 0.01,
     mean_key: Annotated[str, typer.Option(help="Name of the means.")] = "mean",
     logvar_key: Annotated[str, typer.Option(help="Name of the log-variances.")] = "logvar",
@@ -85,12 +85,15 @@ def collapse(
     except ImportError as error:
         fail(str(error), 1)
     thresholds = sorted({*epsilon, *DEFAULT_THRESHOLDS})
+    keys = Keys(mean_key, logvar_key, std_key)
+    if len(set(keys)) < len(keys):
+        fail(f"--mean-key, --logvar-key and --std-key must differ, got {', '.join(keys)}")
     _check(thresholds, delta, plot)
     results = None if resume is None else ShardResults(resume, thresholds)
     with _processes(device) as (rank, device):
         check_device(device)
         try:
-            shards = _find_shards(files, Keys(mean_key, logvar_key, std_key))
+            shards = _find_shards(files, keys)
             statistics = _scan(shards, thresholds, results, device, rank)
         except PosteriorFileError as error:
             fail(str(error))

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lineavae.linear._tensor_file import read_tensors, write_tensors
+from lineavae._tensor_file import read_tensors, write_tensors
 
 # Elements of a block: 32 MB in float64, enough rows for the matrix product to dominate its cost.
 _BLOCK_ELEMENTS = 1 << 22

@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae.linear._arguments import check_integer, check_number
-from lineavae.linear._tensor_file import read_tensors, write_tensors
+from lineavae._arguments import check_integer, check_number
+from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear.moments import Moments
 from lineavae.ops import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 from lineavae.reference.linear_vae_elbo import gaussian_term

@@ -9,9 +9,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from lineavae._arguments import check_integer
+from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
-from lineavae.linear._arguments import check_integer
-from lineavae.linear._tensor_file import read_tensors, write_tensors
 from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import mean_elbo

@@ -28,8 +28,8 @@ def collapse_statistics(
     """Statistics of the KL of each latent over N posteriors, for any number of thresholds in one pass.
 
     Exact counts of KL < ε for every threshold ε (of KL <= 0 at ε = 0), where a KL is the value that
-    `gaussian_kl_per_dimension` returns; a histogram with bins of relative width 1/16 or less, which holds every
-    quantile; count, mean and spread of the KL, of the posterior mean and of the posterior variance.
+    `gaussian_kl_per_dimension` returns; a histogram with bins of relative width 1/16 or less, which holds
+    every quantile; count, mean and spread of the KL, of the posterior mean and of the posterior variance.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def collapse_statistics(
         Posterior means and log-variances, (*models, N, K), of one dtype: float64, float32, bfloat16 or
         float16. The leading dimensions are several models or checkpoints.
     thresholds
-        At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64 on
-        the device of mean, whose values are not looked at; none counts below a NaN.
+        At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64
+        on the device of mean, whose values are not looked at; none counts below a NaN.
     histogram
         Without it the histogram has no bins, and one to a few thresholds cost half the time.
 
@@ -53,13 +53,13 @@ def collapse_statistics(
     TypeError
         An argument is no tensor or of another dtype; a threshold is no number.
     ValueError
-        A shape or device does not fit; a threshold is negative or not finite; there are more than 64; an argument
-        requires grad: the statistics are not differentiable.
+        A shape or device does not fit; a threshold is negative or not finite; there are more than 64; an
+        argument requires grad: the statistics are not differentiable.
 
     Notes
     -----
-    The (ε, δ)-collapse of section 6.2 of Lucas et al. (2019): latent j is collapsed if at least the fraction 1 - δ
-    of its N KL values is below ε. Beyond the inputs the memory needed is in proportion to K.
+    The (ε, δ)-collapse of section 6.2 of Lucas et al. (2019): latent j is collapsed if at least the fraction
+    1 - δ of its N KL values is below ε. Beyond the inputs the memory needed is in proportion to K.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Statistics of the KL of each latent over many posteriors, which tell how collapsed it is at any threshold.
+"""Statistics of the KL of each latent over many posteriors: how collapsed it is at any threshold.
 
-The histogram has one bin below 2⁻²⁴ nats, sixteen bins of equal width per octave up to 2¹⁶ nats, and one above:
-those of a float's exponent and leading four bits.
+The histogram has one bin below 2⁻²⁴ nats, sixteen bins of equal width per octave up to 2¹⁶ nats, and one
+above: those of a float's exponent and leading four bits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NUM_MOMENTS = 7
 class LatentStatistics(NamedTuple):
     """Statistics of N posteriors, per model and latent; those of disjoint sets of posteriors merge.
 
-    Counts, histograms and nonfinite merge by adding, minimum and maximum by taking the smaller and the larger,
-    moments by `lineavae.ops.merge_moments`.
+    Counts, histograms and nonfinite merge by adding, minimum and maximum by taking the smaller and the
+    larger, moments by `lineavae.ops.merge_moments`.
     """
 
     counts: Tensor
@@ -31,8 +31,8 @@ class LatentStatistics(NamedTuple):
     histogram: Tensor
     """How many KL values are in each bin of `histogram_edges`, (*models, K, 642), int64."""
     moments: Tensor
-    """The number of finite elements, then mean and sum of squared deviations from it, of the KL, of the posterior
-    mean and of the posterior variance, (*models, K, 7), float64."""
+    """The number of finite elements, then mean and sum of squared deviations from it, of the KL, of the
+    posterior mean and of the posterior variance, (*models, K, 7), float64."""
     minimum: Tensor
     """The smallest KL, (*models, K), float64; infinite where no element is finite."""
     maximum: Tensor
@@ -67,7 +67,9 @@ def collapse_statistics(
     kl = gaussian_kl_per_dimension(mean, logvar).double().mT  # (*models, K, N)
     finite = kl.isfinite()
     count = finite.sum(-1)
-    below = [finite & ((kl < threshold) | (kl == 0) & (threshold == 0)) for threshold in thresholds]
+    counts = count.new_zeros((*count.shape, len(thresholds)))
+    for i, threshold in enumerate(thresholds):
+        counts[..., i] = (finite & ((kl < threshold) | (kl == 0) & (threshold == 0))).sum(-1)
     bins = count.new_zeros((*count.shape, NUM_BINS if histogram else 0))
     if histogram:
         indices = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
@@ -78,7 +80,7 @@ def collapse_statistics(
         moments += [average, (values - average[..., None]).where(finite, 0).square().sum(-1)]
     none = kl.new_full((*count.shape, 1), torch.inf)
     return LatentStatistics(
-        counts=torch.stack([*(b.sum(-1) for b in below)], -1) if below else count.new_zeros((*count.shape, 0)),
+        counts=counts,
         histogram=bins,
         moments=torch.stack(moments, -1),
         minimum=torch.cat([kl.where(finite, torch.inf), none], -1).amin(-1),
@@ -88,7 +90,7 @@ def collapse_statistics(
 
 
 def merge_moments(moments: Tensor) -> Tensor:
-    """Merge moments of disjoint sets of posteriors, (R, ..., 7) -> (..., 7), by Chan's formula in the order given.
+    """Merge moments of disjoint sets of posteriors, (R, ..., 7) -> (..., 7), by Chan's formula, in order.
 
     Examples
     --------
@@ -100,7 +102,7 @@ def merge_moments(moments: Tensor) -> Tensor:
     >>> torch.allclose(merge_moments(torch.stack(parts)), whole)
     True
     """
-    merged, *others = moments
+    merged, *others = moments.unbind()
     for other in others:
         count = merged[..., 0] + other[..., 0]
         share = other[..., 0] / count.clamp(min=1)
@@ -108,8 +110,6 @@ def merge_moments(moments: Tensor) -> Tensor:
         for mean, squares in ((1, 2), (3, 4), (5, 6)):
             gap = other[..., mean] - merged[..., mean]
             combined.append(merged[..., mean] + share * gap)
-            combined.append(
-                merged[..., squares] + other[..., squares] + gap * (share * merged[..., 0]) * gap
-            )
+            combined.append(merged[..., squares] + other[..., squares] + gap * (share * merged[..., 0]) * gap)
         merged = torch.stack(combined, -1)
     return merged

@@ -140,10 +140,12 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
                    double tolerance) {
   const Array& array = array_at(pointer);
   double largest = 0;
-  for (const double value : expected) largest = std::max(largest, std::abs(value));
+  for (const double value : expected)
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
   if (actual.size() != expected.size()) std::abort();
   for (size_t i = 0; i < actual.size(); ++i) {
-    if (!(std::abs(actual[i] - expected[i]) <= tolerance * largest)) {  // NaN fails, too
+    if (actual[i] == expected[i]) continue;  // infinities, too
+    if (!(std::abs(actual[i] - expected[i]) <= tolerance * largest)) {  // NaN fails
       std::ostringstream message;
       message.precision(17);
       message << array.name << '[' << i << "] is " << actual[i] << ", expected " << expected[i] << " to " << tolerance

@@ -49,6 +49,10 @@ template <>
 struct Scalar<uint32_t> {
   static constexpr const char* kName = "uint32";
 };
+template <>
+struct Scalar<int64_t> {
+  static constexpr const char* kName = "int64";
+};
 
 template <class T>
 T from_double(double value) {

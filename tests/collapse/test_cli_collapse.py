@@ -1,0 +1,306 @@
+"""The command ``lineavae collapse``, in this process, in others, in several at once, and killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from lineavae.cli import app
+from lineavae.collapse import CollapseReport
+from lineavae.collapse import scan as scan_module
+from lineavae.ops import collapse_statistics
+
+NUM_SAMPLES, LATENT_DIM = 600, 12
+SCALE = np.logspace(-3, 0, LATENT_DIM)
+
+
+def draw(num_samples=NUM_SAMPLES, seed=0):
+    """Posteriors of a pPCA model; mean KL is ½ log(1 + s²)."""
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.from_numpy(SCALE) ** 2
+    mean = torch.randn(num_samples, LATENT_DIM, generator=generator, dtype=torch.float64)
+    mean *= (square / (1 + square)).sqrt()
+    return {"mean": mean, "logvar": -square.log1p().expand_as(mean).contiguous()}
+
+
+def save(folder, num_shards=3, num_samples=NUM_SAMPLES):
+    """Save shards, and give all posteriors together."""
+    folder.mkdir(exist_ok=True)
+    for index in range(num_shards):
+        save_file(draw(num_samples, index), folder / f"shard-{index:03d}.safetensors")
+    parts = [draw(num_samples, index) for index in range(num_shards)]
+    return {name: torch.cat([part[name] for part in parts]) for name in ("mean", "logvar")}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["collapse", *map(str, arguments)])
+
+
+def report_of(*arguments):
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def expected_report(posterior, thresholds, epsilon, delta):
+    statistics = collapse_statistics(posterior["mean"], posterior["logvar"], thresholds)
+    return CollapseReport.from_statistics(statistics, thresholds).to_dict(epsilon, delta)
+
+
+def test_json_is_the_report_of_all_rows(tmp_path):
+    posterior = save(tmp_path / "posterior")
+    found = report_of(tmp_path / "posterior", "--epsilon", 0.02, "--epsilon", 0.5, "--delta", 0.05)
+    thresholds = [0.0, 0.001, 0.01, 0.02, 0.1, 0.5, 1.0]
+    expected = expected_report(posterior, thresholds, 0.02, 0.05)
+    assert found.pop("files") == [str(tmp_path / "posterior" / f"shard-00{i}.safetensors") for i in range(3)]
+    curve = found.pop("curve")
+    latents, expected_latents = found.pop("latents"), expected.pop("latents")
+    assert found == expected
+    for name, column in expected_latents.items():
+        if isinstance(column[0], float):
+            np.testing.assert_allclose(latents[name], column, rtol=1e-12, atol=1e-15, err_msg=name)
+        else:
+            assert latents[name] == column, name
+    # by hand: the share of the latents of which at most 5 % of the KL are not below ε
+    variance = posterior["logvar"].exp()
+    kl = 0.5 * (posterior["mean"].square() + variance - 1 - posterior["logvar"]).numpy()
+    percent = [
+        100 * np.mean((kl >= (threshold or 5e-324)).sum(0) <= 0.05 * len(kl)) for threshold in thresholds
+    ]
+    assert curve == {"epsilon": thresholds, "collapsed_percent": percent}
+    assert 0 < percent[3] < 100
+
+
+def test_table(tmp_path):
+    save(tmp_path / "posterior")
+    result = invoke(tmp_path / "posterior", "--epsilon", 0.02)
+    assert result.exit_code == 0
+    found = report_of(tmp_path / "posterior", "--epsilon", 0.02)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0] == "1800 samples, 12 latents"
+    assert lines[1].startswith(f"(0.02, 0.01)-collapsed {found['num_collapsed']} of 12 latents")
+    percent = dict(zip(*found["curve"].values(), strict=True))[0.02]
+    assert f"0.02 {percent:.1f} %" in lines
+    assert 0 < percent < 100
+    # progress goes elsewhere
+    assert "kB" in result.stderr
+    assert "kB" not in result.stdout
+
+
+def test_names_of_the_arrays(tmp_path):
+    posterior = draw()
+    np.savez(tmp_path / "x.npz", mu=posterior["mean"], sigma=(posterior["logvar"] / 2).exp())
+    result = invoke(tmp_path / "x.npz")
+    assert result.exit_code == 2
+    assert "it must hold 'mean' and either 'logvar' or 'std', got 'mu', 'sigma'" in result.stderr
+    found = report_of(tmp_path / "x.npz", "--mean-key", "mu", "--std-key", "sigma")
+    expected = expected_report(posterior, [0.01], 0.01, 0.01)
+    assert found["latents"]["collapsed"] == expected["latents"]["collapsed"]
+    renamed = {"mu": posterior["mean"].clone(), "lv": posterior["logvar"].clone()}
+    save_file(renamed, tmp_path / "x.safetensors")
+    again = report_of(tmp_path / "x.safetensors", "--mean-key", "mu", "--logvar-key", "lv")
+    assert again["latents"]["collapsed"] == found["latents"]["collapsed"]
+
+
+def test_plot(tmp_path):
+    save(tmp_path / "posterior", num_shards=1)
+    result = invoke(tmp_path / "posterior", "--plot", tmp_path / "figures" / "curve.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "figures" / "curve.png")
+    assert (tmp_path / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "figures").iterdir())) == 1
+
+
+def test_json_alone_on_stdout(tmp_path):
+    save(tmp_path / "posterior", num_shards=1)
+    result = invoke(tmp_path / "posterior", "--json", "--plot", tmp_path / "curve.pdf")
+    assert json.loads(result.stdout)["num_samples"] == NUM_SAMPLES
+    assert "600 samples" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.npz"], "nothing.npz: there is no such file or folder"),
+        (["posterior", "nothing-*.npz"], "nothing-*.npz: no file matches"),
+        (["posterior", "--mean-key", "mu"], "it must hold 'mu' and either"),
+        (
+            ["posterior", "--mean-key", "std"],
+            "--mean-key, --logvar-key and --std-key must differ, got std, logvar, std",
+        ),
+        (["posterior", "--epsilon", "nan"], "--epsilon: collapse_statistics: thresholds must be finite"),
+        (["posterior", "--epsilon", "-1"], "--epsilon: collapse_statistics: thresholds must be finite"),
+        (["posterior", "--delta", "-0.1"], "--delta must be at least 0 and below 1, got -0.1"),
+        (["posterior", "--delta", "1"], "--delta must be at least 0 and below 1, got 1.0"),
+        (["posterior", "--delta", "nan"], "--delta must be at least 0 and below 1, got nan"),
+        (["posterior", "--device", "tpu9"], "--device tpu9"),
+        (["posterior", "--plot", "curve.xyz"], "--plot curve.xyz: the name must end with one of"),
+        (["posterior", "broken.npz"], "broken.npz is damaged: File is not a zip file"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, arguments, message):
+    save(tmp_path / "posterior", num_shards=1)
+    (tmp_path / "broken.npz").write_text("")
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments, "--resume", "state")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["x.npz", "--epsilon", "one"], ["x.npz", "--colour"]])
+def test_wrong_usage_exits_with_2(arguments):
+    assert invoke(*arguments).exit_code == 2
+
+
+def test_a_missing_library_is_named_before_the_work(tmp_path, monkeypatch):
+    save(tmp_path / "posterior", num_shards=1)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    result = invoke(tmp_path / "posterior", "--plot", tmp_path / "x.png", "--resume", tmp_path / "state")
+    assert result.exit_code == 1
+    assert "pip install '.[experiments]'" in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_resumed_after_an_interrupt(tmp_path, monkeypatch):
+    save(tmp_path / "posterior")
+    expected = report_of(tmp_path / "posterior")
+    state = tmp_path / "state"
+    scan_shard, calls = scan_module._scan_shard, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scan_shard(*arguments)
+
+    monkeypatch.setattr(scan_module, "_scan_shard", interrupted)
+    result = invoke(tmp_path / "posterior", "--resume", state)
+    assert result.exit_code == 130
+    assert "interrupted; the same command continues after the finished files" in result.stderr
+    result = invoke(tmp_path / "posterior", "--resume", state, "--json")
+    assert len(calls) == 4  # the third shard alone
+    assert "2 of 3 files were finished earlier" in result.stderr
+    assert json.loads(result.stdout) == expected
+    assert "3 of 3 files were finished earlier" in invoke(tmp_path / "posterior", "--resume", state).stderr
+    assert len(calls) == 4
+
+
+def test_an_interrupt_without_a_folder_says_what_would_help(tmp_path, monkeypatch):
+    save(tmp_path / "posterior", num_shards=1)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scan_module, "_scan_shard", interrupted)
+    result = invoke(tmp_path / "posterior")
+    assert result.exit_code == 130
+    assert "interrupted; a command with --resume DIR continues after the finished files" in result.stderr
+
+
+def start(*arguments, launcher=(), **keywords):
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "lineavae", "collapse", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **keywords,
+    )
+
+
+def torchrun(num_processes):
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """Two processes, a result by one of them resumed by the other, and more processes than shards."""
+    posterior, state = tmp_path / "posterior", tmp_path / "state"
+    save(posterior)
+    expected = report_of(posterior)
+    for num_processes, others in ((2, ()), (2, ("--resume", state)), (4, ("--resume", state))):
+        if num_processes == 4:
+            next(state.iterdir()).unlink()
+        process = start(posterior, "--json", *others, launcher=torchrun(num_processes))
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+        assert json.loads(stdout) == expected
+        assert stderr.count("1800 samples, 12 latents") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_says_an_error_once(tmp_path):
+    save(tmp_path / "posterior")
+    np.savez(tmp_path / "posterior" / "other.npz", mean=np.zeros((3, 2)), std=np.ones((3, 2)))
+    process = start(tmp_path / "posterior", launcher=torchrun(2))
+    stdout, stderr = process.communicate()
+    assert process.returncode != 0
+    assert stdout == ""
+    assert stderr.count("latents where") == 1
+    assert "PosteriorFileError" not in stderr
+
+
+def results_in(folder):
+    """Finished results and when they were written; hidden files are being written."""
+    if not folder.exists():
+        return {}
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments(tmp_path):
+    """No shard is counted twice and none is missed: the report is that of an uninterrupted run."""
+    num_shards, chance = 64, random.Random(0)
+    posterior, state = tmp_path / "posterior", tmp_path / "state"
+    save(posterior, num_shards, num_samples=2000)
+    expected = report_of(posterior)
+    found = {}
+    for _ in range(10):
+        goal = len(found) + chance.randrange(6)
+        with start(posterior, "--resume", state) as process:
+            while len(results_in(state)) < goal and process.poll() is None:
+                time.sleep(1e-4)
+            time.sleep(chance.uniform(0, 0.01))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL, process.stderr.read()
+        before, found = found, results_in(state)
+        assert before.items() <= found.items()
+    assert 10 < len(found) < num_shards
+    with start(posterior, "--resume", state, "--json") as process:
+        stdout, stderr = process.communicate()
+    assert f"{len(found)} of {num_shards} files were finished earlier" in stderr
+    assert json.loads(stdout) == expected
+    assert found.items() <= results_in(state).items()
+    assert len(results_in(state)) == num_shards
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130(tmp_path):
+    posterior, state = tmp_path / "posterior", tmp_path / "state"
+    save(posterior, 64, num_samples=20_000)
+    # a process started in the background ignores the signal, and so would its children
+    with start(
+        posterior, "--resume", state, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as process:
+        while not results_in(state):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(1e-3)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "the same command continues after the finished files" in stderr
+    assert "Traceback" not in stderr
+    assert len(results_in(state)) < 64

@@ -1,0 +1,154 @@
+#include "ops/cuda/collapse_statistics.cuh"
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness.h"
+
+namespace lineavae::test {
+namespace {
+
+struct Shape {
+  int64_t models, rows, latents;
+};
+
+// Tiles of fewer and more than 16 columns, and several; one part and several; rows left over in each step.
+const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}, {2, 40, 16}}
+                                   : kFewThreads
+                                       ? std::vector<Shape>{{1, 40, 19}}
+                                       : std::vector<Shape>{{1, 0, 3},  {2, 5, 0},    {1, 1, 1},    {1, 700, 1},
+                                                            {2, 37, 5}, {1, 300, 16}, {2, 130, 35}, {1, 2100, 2}};
+
+// None, some that split bins, and some that cannot: two in one bin, the same twice, beyond all bins, zero, and those
+// that a float only approximates.
+const std::vector<std::vector<double>> kThresholds = {
+    {}, {0.01}, {0.5, 0.01, 0.51, 0.01, 0.0, 1e-9, 1e6, 0.0625, 2.5, 65536.0, 3e-8, 1e300, 5e-324, -1.0, NAN}};
+
+// Every latent has a scale of its own; some elements are not finite, and in one latent none is.
+template <class T>
+struct Posterior {
+  std::vector<double> mean, logvar;
+  Posterior(const Shape& s, bool finite)
+      : mean(normal<T>(s.models * s.rows * s.latents)), logvar(normal<T>(s.models * s.rows * s.latents, 2.0)) {
+    for (size_t i = 0; i < mean.size(); ++i) {
+      const int64_t latent = i % s.latents;
+      const double scale = std::exp2(-3.0 * (latent % 5));
+      mean[i] = to_double(from_double<T>(mean[i] * scale));
+      logvar[i] = to_double(from_double<T>(logvar[i] * scale));
+      if (finite) continue;
+      if (i % 7 == 3) mean[i] = NAN;
+      if (i % 11 == 5) logvar[i] = i % 2 == 0 ? -INFINITY : INFINITY;
+      if (i % 13 == 6) mean[i] = to_double(from_double<T>(1e300));
+      if (latent == 1) logvar[i] = NAN;
+    }
+  }
+};
+
+// What the definition says of one latent, from the values of its elements.
+template <class T>
+struct Expected {
+  using A = accumulate_t<T>;
+  std::vector<double> counts, histogram, moments, minimum, maximum, nonfinite;
+
+  Expected(const Shape& s, const Posterior<T>& posterior, const std::vector<double>& thresholds) {
+    for (int64_t model = 0; model < s.models; ++model) {
+      for (int64_t latent = 0; latent < s.latents; ++latent) {
+        std::vector<double> values[3];
+        for (int64_t row = 0; row < s.rows; ++row) {
+          const int64_t i = (model * s.rows + row) * s.latents + latent;
+          const A mean = static_cast<A>(posterior.mean[i]), logvar = static_cast<A>(posterior.logvar[i]);
+          const double kl = gaussian_kl_element(mean, logvar);
+          if (!std::isfinite(kl)) continue;
+          values[0].push_back(kl);
+          values[1].push_back(mean);
+          values[2].push_back(std::exp(static_cast<double>(logvar)));
+        }
+        add(s.rows, values, thresholds);
+      }
+    }
+  }
+
+  void add(int64_t rows, const std::vector<double> (&values)[3], const std::vector<double>& thresholds) {
+    const std::vector<double>& kl = values[0];
+    for (const double e : thresholds)
+      counts.push_back(std::count_if(kl.begin(), kl.end(), [=](double x) { return e == 0 ? x <= 0 : x < e; }));
+    std::vector<double> bins(642);
+    for (const double x : kl) {
+      const double octave = x > 0 ? std::floor(std::log2(x)) : -1000;
+      const double step = std::floor((x * std::exp2(-octave) - 1) * 16);
+      ++bins[octave < -24 ? 0 : octave >= 16 ? 641 : static_cast<int>(1 + (octave + 24) * 16 + step)];
+    }
+    histogram.insert(histogram.end(), bins.begin(), bins.end());
+    moments.push_back(kl.size());
+    for (const std::vector<double>& value : values) {
+      double mean = 0, squares = 0;
+      for (const double x : value) mean += x / value.size();
+      for (const double x : value) squares += (x - mean) * (x - mean);
+      moments.push_back(mean);
+      moments.push_back(squares);
+    }
+    minimum.push_back(kl.empty() ? INFINITY : *std::min_element(kl.begin(), kl.end()));
+    maximum.push_back(kl.empty() ? -INFINITY : *std::max_element(kl.begin(), kl.end()));
+    nonfinite.push_back(rows - kl.size());
+  }
+};
+
+template <class T>
+void test_statistics(const Shape& s, bool finite, bool with_histogram, const std::vector<double>& thresholds) {
+  using A = accumulate_t<T>;
+  const Posterior<T> posterior(s, finite);
+  const Expected<T> expected(s, posterior, thresholds);
+  const int64_t latents = s.models * s.latents;
+  const int E = static_cast<int>(thresholds.size()), cells = num_cells(with_histogram, E);
+  Case c(std::string("collapse_statistics ") + Scalar<T>::kName + " " + std::to_string(s.models) + "x" +
+         std::to_string(s.rows) + "x" + std::to_string(s.latents) + " " + std::to_string(E) + " thresholds" +
+         (finite ? "" : " not finite") + (with_histogram ? "" : " no histogram"));
+  const T *mean = c.input<T>("mean", posterior.mean), *logvar = c.input<T>("logvar", posterior.logvar);
+  const double* threshold = c.input<double>("thresholds", thresholds);
+  auto* table = reinterpret_cast<CellTable<A>*>(c.output<double>("table", sizeof(CellTable<A>) / sizeof(double) + 1));
+  int64_t* counted = c.in_out<int64_t>("cells", std::vector<double>(latents * cells));
+  auto* parts = reinterpret_cast<LatentMoments*>(
+      c.output<double>("parts", latents * num_row_parts(s.rows) * sizeof(LatentMoments) / sizeof(double)));
+  int64_t* counts = c.output<int64_t>("counts", latents * E);
+  int64_t* histogram = c.output<int64_t>("histogram", with_histogram ? latents * kHistogramBins : 0);
+  double* moments = c.output<double>("moments", latents * 7);
+  double *minimum = c.output<double>("minimum", latents), *maximum = c.output<double>("maximum", latents);
+  int64_t* nonfinite = c.output<int64_t>("nonfinite", latents);
+  c.run([&] {
+    collapse_statistics(
+        Cuda{}, CollapseStatistics<T>{s.models, s.rows, s.latents, E, with_histogram, mean, logvar, threshold, table,
+                                      counted, parts, counts, histogram, moments, minimum, maximum, nonfinite});
+  });
+  c.expect(counts, expected.counts, 0);
+  if (with_histogram) c.expect(histogram, expected.histogram, 0);
+  // v is computed in float where the input is not double
+  c.expect(moments, expected.moments, kTolerance<A>);
+  c.expect(minimum, expected.minimum, 0);
+  c.expect(maximum, expected.maximum, 0);
+  c.expect(nonfinite, expected.nonfinite, 0);
+  if (finite && s.latents % 8 == 0) c.expect_coalesced();
+}
+
+template <class T>
+void all_shapes() {
+  for (const Shape& s : kShapes) {
+    for (const std::vector<double>& thresholds : kThresholds) {
+      if ((kFewThreads || kTraceMemory) && thresholds.size() < 2) continue;
+      test_statistics<T>(s, true, true, thresholds);
+      test_statistics<T>(s, false, thresholds.empty(), thresholds);
+    }
+  }
+}
+
+void run_all() {
+  all_shapes<float>();
+  if (kFewThreads) return;
+  all_shapes<double>();
+  all_shapes<Float16>();
+  all_shapes<BFloat16>();
+}
+
+}  // namespace
+}  // namespace lineavae::test
+
+int main(int argc, char** argv) { return lineavae::test::run_program(argc, argv, lineavae::test::run_all); }
