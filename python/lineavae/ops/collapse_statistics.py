@@ -73,7 +73,7 @@ def collapse_statistics(
     >>> statistics.maximum
     tensor([0.5000, 0.0050], dtype=torch.float64)
     """
-    check_tensors(_OP, False, mean=mean, logvar=logvar)
+    mean, logvar = check_tensors(_OP, False, mean=mean, logvar=logvar)
     if mean.ndim < 2:
         raise ValueError(f"{_OP}: mean must have shape (*models, N, K), got {tuple(mean.shape)}")
     if mean.shape != logvar.shape:
