@@ -15,7 +15,7 @@ struct Shape {
 // Tiles of fewer and more than 16 columns, and several; one part and several; rows left over in each step.
 const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}, {2, 40, 16}}
                                    : kFewThreads
-                                       ? std::vector<Shape>{{1, 40, 19}}
+                                       ? std::vector<Shape>{{2, 40, 7}}
                                        : std::vector<Shape>{{1, 0, 3},  {2, 5, 0},    {1, 1, 1},    {1, 700, 1},
                                                             {2, 37, 5}, {1, 300, 16}, {2, 130, 35}, {1, 2100, 2}};
 
@@ -126,7 +126,8 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
   c.expect(minimum, expected.minimum, 0);
   c.expect(maximum, expected.maximum, 0);
   c.expect(nonfinite, expected.nonfinite, 0);
-  if (finite && s.latents % 8 == 0) c.expect_coalesced();
+  // all but a few per cent of the memory that is touched
+  c.expect_coalesced({mean, logvar});
 }
 
 template <class T>

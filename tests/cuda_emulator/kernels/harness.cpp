@@ -1,5 +1,6 @@
 #include "harness.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -144,7 +145,7 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
     if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
   if (actual.size() != expected.size()) std::abort();
   for (size_t i = 0; i < actual.size(); ++i) {
-    if (actual[i] == expected[i]) continue;  // infinities, too
+    if (actual[i] == expected[i]) continue;                             // infinities, too
     if (!(std::abs(actual[i] - expected[i]) <= tolerance * largest)) {  // NaN fails
       std::ostringstream message;
       message.precision(17);
@@ -160,10 +161,14 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
   record << '\n';
 }
 
-void Case::expect_coalesced() {
+void Case::expect_coalesced(const std::vector<const void*>& arrays) {
   if constexpr (kTraceMemory) {
+    const auto is_meant = [&](const memory_trace::Access& access) {
+      return arrays.empty() || std::any_of(arrays.begin(), arrays.end(),
+                                           [&](const void* array) { return access.array == array_at(array).name; });
+    };
     for (const memory_trace::Access& access : memory_trace::take()) {
-      if (access.sectors <= 1.1 * access.fewest_sectors) continue;
+      if (!is_meant(access) || access.sectors <= 1.1 * access.fewest_sectors) continue;
       std::ostringstream message;
       message << (access.writes ? "writes " : "reads ") << access.array << " in " << access.sectors << " sectors where "
               << access.fewest_sectors << " hold it (" << access.requests << " requests)";

@@ -126,8 +126,8 @@ class Case {
   }
 
   // In the build that traces memory: each access by a warp touches at most 1.1 times the sectors of 32 bytes that hold
-  // what it reads or writes.
-  void expect_coalesced();
+  // what it reads or writes. Of these arrays, or of all.
+  void expect_coalesced(const std::vector<const void*>& arrays = {});
 
  private:
   struct Array;
