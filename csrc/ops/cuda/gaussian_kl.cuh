@@ -1,6 +1,6 @@
-// Row sums: a group of lanes per row, kWidth latents per lane and step, then a shuffle. Elements and gradients: kWidth
-// elements per thread. Everything is read and written once; accumulation is in float, or double for double.
-// Deterministic.
+// Row sums: a group of lanes per row, kWidth latents per lane and step, then a shuffle; unrolled steps would take the
+// registers of more warps than their loads are worth. Elements and gradients: kWidth elements per thread. Everything is
+// read and written once; accumulation is in float, or double for double. Deterministic.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T>
   const int64_t row = thread_index() / kLanes;
   accumulate_t<T> sum = 0;
   if (row < a.rows) {
+#pragma unroll 1
     for (int64_t k = threadIdx.x % kLanes * kWidth; k < a.latents; k += kLanes * kWidth) {
       const auto mean = load_vector<kWidth>(a.mean + row * a.latents + k);
       const auto logvar = load_vector<kWidth>(a.logvar + row * a.latents + k);

@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kThreads) latent_constants_kernel(const Latent
   LINEAVAE_SHARED(partial, double[kWarps]);
   const int64_t model = blockIdx.x;
   double spread = 0, divergence = 0;
+#pragma unroll 1
   for (int64_t k = threadIdx.x; k < a.latents; k += kThreads) {
     const double log_d = a.log_d[model * a.latents + k];
     spread += exp(log_d) * a.column_norms[model * a.latents + k];

@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(kThreads) elbo_kernel(const ElboArguments<T> a
   const int64_t model = blockIdx.x, parts = num_parts(a.features), K = a.latents;
   double distortion = 0, divergence = 0;
   for (int64_t part = threadIdx.x; part < parts; part += kThreads) distortion += a.parts[model * parts + part];
+#pragma unroll 1
   for (int64_t k = threadIdx.x; k < K; k += kThreads) {
     const double encoded = a.encoded_offset[model * K + k];
     divergence += expm1_minus_x(static_cast<double>(a.log_d[model * K + k])) + a.aggregate[(model * K + k) * K + k] +
