@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lineavae.collapse.files import Keys, PosteriorFileError, find_shards
+from lineavae.collapse.files import Keys, PosteriorFileError, Shard, find_shards
 
 NUM_SAMPLES, LATENT_DIM = 8500, 257
 
@@ -286,6 +286,17 @@ def test_shards_of_different_models(tmp_path):
         np.savez(tmp_path / f"{name}.npz", **draw(5, latent_dim))
     with pytest.raises(PosteriorFileError, match=r"c.npz has K=4 latents where .*a.npz has K=3"):
         find_shards([tmp_path])
+
+
+@pytest.mark.parametrize("kind", SAVE)
+def test_a_shard_is_described_to_another_process(tmp_path, kind):
+    folder = tmp_path / "of two \n lines \x85 é"
+    folder.mkdir()
+    (shard,) = find_shards([store(folder, kind, draw(5, 3, np.float16))])
+    text = shard.to_json()
+    assert len(text.splitlines()) == 1
+    assert text.isascii()
+    assert Shard.from_json(text) == shard
 
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.999])

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -164,6 +164,21 @@ class Shard:
     def num_bytes(self) -> int:
         """Bytes of all rows."""
         return self.num_samples * self.row_bytes
+
+    def to_json(self) -> str:
+        """Describe the shard to another process, of which `from_json` gives it back."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Shard:
+        """Give back the shard that `to_json` describes, without a look at its files."""
+        fields = json.loads(text)
+        for name in ("mean", "spread"):
+            array = fields[name]
+            path, dtype = Path(array["path"]), getattr(torch, array["dtype"].removeprefix("torch."))
+            fields[name] = StoredArray(path, dtype, tuple(array["shape"]), array["offset"], array["member"])
+        fields["stamp"] = tuple(map(tuple, fields["stamp"]))
+        return cls(**fields)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the rows in order, in blocks, while the caller works on the block before.

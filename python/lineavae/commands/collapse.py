@@ -144,21 +144,32 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
 
 def _find_shards(files: Sequence[Path], keys: Keys) -> list[Shard]:
     """Find the shards in the first process: the others work on its list, and its errors are said once."""
-    from lineavae.collapse.files import PosteriorFileError, find_shards
+    from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
 
     if not dist.is_initialized():
         return find_shards(files, keys)
-    found: list[list[Shard] | None] = [None]
+    message = b""
     try:
         if dist.get_rank() == 0:
-            found = [find_shards(files, keys)]
+            message = "\n".join(shard.to_json() for shard in find_shards(files, keys)).encode()
     except PosteriorFileError as error:
         fail(str(error))
     finally:
-        dist.broadcast_object_list(found)
-    if found[0] is None:
+        message = _broadcast(message)
+    if not message:  # the first process has failed
         raise typer.Exit(2)
-    return found[0]
+    return [Shard.from_json(line) for line in message.decode().splitlines()]
+
+
+def _broadcast(message: bytes) -> bytes:
+    """Give every process the message of the first; torch's broadcast of objects would pickle them."""
+    length = torch.tensor(len(message))
+    dist.broadcast(length, 0)
+    content = torch.zeros(int(length), dtype=torch.uint8)
+    if dist.get_rank() == 0:
+        content.numpy()[:] = memoryview(message)
+    dist.broadcast(content, 0)
+    return content.numpy().tobytes()
 
 
 def _scan(
