@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from rich.console import Console
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2
 from torch import Tensor
 
 from lineavae.collapse import CollapseReport
@@ -52,6 +53,24 @@ def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseRe
         nonfinite=torch.tensor([len(kl) - len(c) for c in columns]),
     )
     return CollapseReport.from_statistics(statistics, thresholds)
+
+
+def report_of_counts(below: Sequence[int] | NDArray[np.int64], num_samples: int) -> CollapseReport:
+    """The report of latents with so many samples at KL = 0 and the others at 1, counted at 0.01."""
+    counts = torch.as_tensor(np.asarray(below))
+    edges = histogram_edges()
+    histogram = counts.new_zeros(len(counts), len(edges) - 1)
+    histogram[:, 0] = counts
+    histogram[:, torch.searchsorted(edges, 1.0, right=True) - 1] = num_samples - counts
+    statistics = LatentStatistics(
+        counts=counts[:, None],
+        histogram=histogram,
+        moments=torch.zeros(len(counts), 7, dtype=torch.float64),
+        minimum=torch.zeros(len(counts), dtype=torch.float64),
+        maximum=torch.ones(len(counts), dtype=torch.float64),
+        nonfinite=torch.zeros_like(counts),
+    )
+    return CollapseReport.from_statistics(statistics, [0.01])
 
 
 def finite_columns(kl: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -171,6 +190,8 @@ class TestStatistics:
                 CollapseReport.from_statistics(statistics, [bad])
         with pytest.raises(ValueError, match="at least one latent"):
             CollapseReport.from_statistics(collapse_statistics(mean[0, :, :0], mean[0, :, :0], []), [])
+        with pytest.raises(ValueError, match="must have a histogram, got those of histogram=False"):
+            CollapseReport.from_statistics(collapse_statistics(mean[0], mean[0], [], histogram=False), [])
         broken = statistics._replace(nonfinite=torch.tensor([0, 1]))
         with pytest.raises(ValueError, match="same samples for every latent, got 5 to 6"):
             CollapseReport.from_statistics(broken, [0.1])
@@ -282,6 +303,14 @@ class TestVerdict:
                         decimal,
                     )
 
+    @pytest.mark.parametrize("num_samples", [123_456_700, 1_000_000_000, 7_777_777_777_700])
+    @pytest.mark.parametrize("decimal", ["0.01", "0.07", "0.29", "0.57"])
+    def test_billions_of_samples(self, num_samples: int, decimal: str) -> None:
+        """One latent has just so many samples above ε as δ allows, another has one more."""
+        allowed = math.floor(Fraction(decimal) * num_samples)
+        report = report_of_counts([num_samples - allowed, num_samples - allowed - 1], num_samples)
+        assert report.collapsed(0.01, float(decimal)).tolist() == [True, False]
+
     def test_zero(self, posterior: tuple[Tensor, Tensor], report: CollapseReport) -> None:
         assert np.flatnonzero(report.collapsed(0.0, 0.0)).tolist() == [3]
         assert np.flatnonzero(report.collapsed(0.0, 0.04)).tolist() == [3, 9]
@@ -347,6 +376,15 @@ class TestConfidence:
             interval = report.confidence_interval(0.01, 0.9)
             assert interval.lower.item() == pytest.approx(0.05 ** (1 / num_samples), rel=1e-12)
             assert interval.upper.item() == 1
+
+    @pytest.mark.parametrize("num_samples", [10**8, 10**9, 10**12])
+    def test_billions_of_samples(self, num_samples: int) -> None:
+        """Where few of very many are above, their number is Poisson's, whose interval is of chi-squared."""
+        above = np.array([1, 10, 999, 1000, 1001, 30_000])
+        interval = report_of_counts(num_samples - above, num_samples).confidence_interval(0.01, 0.95)
+        few, many = chi2.ppf(0.025, 2 * above) / 2, chi2.ppf(0.975, 2 * above + 2) / 2
+        assert (1 - interval.upper) * num_samples == pytest.approx(few, rel=1e-3, abs=1e-3)
+        assert (1 - interval.lower) * num_samples == pytest.approx(many, rel=1e-3)
 
     def test_covers_what_is_not_known(self) -> None:
         values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
@@ -416,6 +454,8 @@ class TestCurveAndSurface:
             curve = report.collapse_curve(delta, epsilons)
             assert surface.lower[:, index].tolist() == curve.lower.tolist()
             assert surface.upper[:, index].tolist() == curve.upper.tolist()
+        assert report.collapse_surface([], []).lower.shape == (0, 0)
+        assert report.collapse_surface([0.1], []).upper.shape == (1, 0)
 
     def test_errors(self, report: CollapseReport) -> None:
         with pytest.raises(ValueError, match=r"epsilons must be finite and >= 0, got -1\.0"):

@@ -181,8 +181,8 @@ class CollapseReport:
         TypeError
             The thresholds are a tensor of another dtype than float64, or one of them is no number.
         ValueError
-            The statistics are of several models, of no latent, or not of the same samples for all latents;
-            the thresholds are not as many as theirs, or not finite and >= 0.
+            The statistics are of several models, of no latent, without a histogram, or not of the same
+            samples for all latents; the thresholds are not as many as theirs, or not finite and >= 0.
         """
         if isinstance(thresholds, Tensor):
             if thresholds.dtype != torch.float64:
@@ -196,6 +196,8 @@ class CollapseReport:
             )
         if not len(statistics.nonfinite):
             raise ValueError("CollapseReport: statistics must be of at least one latent, got K=0")
+        if not statistics.histogram.shape[-1]:
+            raise ValueError("CollapseReport: statistics must have a histogram, got those of histogram=False")
         num_rows = statistics.histogram.sum(-1) + statistics.nonfinite
         if (num_rows != num_rows[0]).any():
             raise ValueError(
@@ -220,10 +222,11 @@ class CollapseReport:
     def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
         """Give the critical ε of each latent: for every ε above it the latent is (ε, δ)-collapsed.
 
-        It is the (1 - δ) quantile of the latent's KL, order statistic number N_j - floor(δ N_j + 1e-9).
-        It lies in one bin of the histogram: in [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative
-        to the lower, and the estimate is at most 1/32 off. Thresholds, minimum and maximum narrow the bounds;
-        at δ = 0 they are equal. They are NaN for a latent without a finite element.
+        It is the (1 - δ) quantile of the latent's KL, order statistic number N_j - floor(δ N_j), where a
+        product that is an integer but for rounding counts as that integer. It lies in one bin of the
+        histogram: in [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the
+        estimate is at most 1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are
+        equal. They are NaN for a latent without a finite element.
 
         Examples
         --------
@@ -252,10 +255,10 @@ class CollapseReport:
         are open whose critical ε has ε between its bounds.
         """
         epsilon = _check_nonnegative("verdict", "epsilon", epsilon)
-        surely, possibly = self._collapsed(
-            np.array([epsilon]), np.array([_check_delta("verdict", "delta", delta)])
-        )
-        return Verdict(surely[:, 0, 0], (surely == possibly)[:, 0, 0])
+        delta = _check_delta("verdict", "delta", delta)
+        bounds = self._count_below(np.array([epsilon]))
+        surely, possibly = (self._collapsed(count[:, 0], delta) for count in bounds)
+        return Verdict(surely, surely == possibly)
 
     def collapsed(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> _Bools:
         """Tell which latents are (ε, δ)-collapsed, (K,).
@@ -300,14 +303,10 @@ class CollapseReport:
                 f"CollapseReport.confidence_interval: level must be above 0 and below 1, got {level}"
             )
         low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
-        tail = (1 - level) / 2
+        total, tail = self.num_finite, (1 - level) / 2
         return Interval(
-            np.where(low > 0, betaincinv(np.maximum(low, 1), self.num_finite - low + 1, tail), 0.0),
-            np.where(
-                high < self.num_finite,
-                betaincinv(high + 1, np.maximum(self.num_finite - high, 1), 1 - tail),
-                1.0,
-            ),
+            np.where(low > 0, _beta_quantile(np.maximum(low, 1), total - low + 1, tail), 0.0),
+            np.where(high < total, _beta_quantile(high + 1, np.maximum(total - high, 1), 1 - tail), 1.0),
         )
 
     def collapse_test(
@@ -317,7 +316,8 @@ class CollapseReport:
 
         ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
         ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
-        level 0.95 no fewer than 368 samples prove a collapse.
+        level 0.95 no fewer than 368 samples prove a collapse. The level is that of one latent: for all K
+        statements to hold together, give 1 - 0.05/K.
         """
         delta = _check_delta("collapse_test", "delta", delta)
         lower, upper = self.confidence_interval(epsilon, level)
@@ -344,7 +344,11 @@ class CollapseReport:
         """Give the percentage of collapsed latents for every pair of ε in nats, (P,), and δ, (Q,)."""
         epsilons = _check_all(_check_nonnegative, "collapse_surface", "epsilons", epsilons)
         deltas = _check_all(_check_delta, "collapse_surface", "deltas", deltas)
-        lower, upper = (100 * collapsed.mean(0) for collapsed in self._collapsed(epsilons, deltas))
+        bounds = self._count_below(epsilons)
+        lower, upper = np.empty((2, len(epsilons), len(deltas)))
+        for percent, count in ((lower, bounds[0]), (upper, bounds[1])):
+            for q, delta in enumerate(deltas):
+                percent[:, q] = 100 * self._collapsed(count, delta).mean(0)
         return CollapseSurface(epsilons, deltas, lower, upper)
 
     def classification(self, var_threshold: float = 0.1, mean_error_range: float = 0.1) -> NDArray[np.str_]:
@@ -396,17 +400,15 @@ class CollapseReport:
         high = np.where(epsilons <= smallest, 0, np.minimum(high, total - (epsilons <= largest)))
         return low, high
 
-    def _allowed(self, delta: float | _Floats) -> _Ints:
+    def _allowed(self, delta: float) -> _Ints:
         """How many samples may have a larger KL; minus one where there is no sample."""
-        allowed = np.floor(delta * self.num_finite + 1e-9).astype(np.int64)
-        return np.minimum(allowed, self.num_finite - 1)
+        # δ and the product are rounded: where δN is an integer, not to fall below it however large N is
+        allowed: _Floats = np.floor(delta * self.num_finite * (1 + 2.0**-51) + 1e-9)
+        return np.minimum(allowed.astype(np.int64), self.num_finite - 1)
 
-    def _collapsed(self, epsilons: _Floats, deltas: _Floats) -> tuple[_Bools, _Bools]:
-        """Which latents are collapsed for certain, and which may be, for every pair, (K, P, Q) each."""
-        allowed = np.stack([self._allowed(delta) for delta in deltas], -1)[:, None, :]
-        low, high = self._count_below(epsilons)
-        above, certainly_above = (self.num_finite[:, None] - count for count in (low, high))
-        return above[..., None] <= allowed, certainly_above[..., None] <= allowed
+    def _collapsed(self, below: _Ints, delta: float) -> _Bools:
+        """Which latents are collapsed if so many samples are below ε, (K, ...)."""
+        return ((self.num_finite - below.T) <= self._allowed(delta)).T
 
     def to_dict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> dict[str, Any]:
         """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
@@ -511,6 +513,12 @@ def _strict(epsilons: _Floats) -> _Floats:
 def _unstrict(knots: _Floats) -> _Floats:
     """Undo `_strict`."""
     return np.where(knots == _TINY, 0.0, knots)
+
+
+def _beta_quantile(a: _Ints, b: _Ints, probability: float) -> _Floats:
+    # SciPy's is wrong, for a large b, where a is 1000 to the bit: next to it, it is right
+    quantile: _Floats = betaincinv(np.nextafter(a, np.inf), np.nextafter(b, np.inf), probability)
+    return quantile
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
