@@ -309,8 +309,9 @@ class TestMergeState:
                 r"thresholds must be .* of shape \(3,\), got .* shape \(2,\)",
             ),
             (CollapseStatistics(1, THRESHOLDS), r"counts must be .* shape \(5, 3\), got .* shape \(1, 3\)"),
-            (MeanMetric(), "thresholds must be among the states"),
-            ({"counts": torch.zeros(5, 3)}, r"thresholds must be among the states, got \['counts'\]"),
+            (MeanMetric(), "thresholds must be a tensor among the states"),
+            ({"counts": torch.zeros(5, 3)}, r"thresholds must be a tensor .* got \['counts'\]"),
+            ({"thresholds": list(THRESHOLDS)}, "thresholds must be a tensor among the states"),
         ],
     )
     def test_others_are_refused(

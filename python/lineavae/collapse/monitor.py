@@ -135,7 +135,7 @@ class CollapseMonitor:
         self.last: CollapseCheck | None = None
         self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
         self._statistics: CollapseStatistics | None = None
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[Tensor] = []
         self._pending_rows = 0
         self._window_steps = 0
         self._collapsed: NDArray[np.bool_] | None = None
@@ -202,8 +202,9 @@ class CollapseMonitor:
                 f"CollapseMonitor: mean must have shape (N, K) with K={self._statistics.latent_dim}, "
                 f"that of earlier steps, got {tuple(mean.shape)}"
             )
-        # copies: the model may write to what it returned, and a CUDA graph will
-        self._pending.append((mean.clone(), logvar.clone()))
+        # a copy: the model may write to what it returned, and a CUDA graph will. Under autocast one of them
+        # may be of half precision: it is widened
+        self._pending.append(torch.stack([mean, logvar]))
         self._pending_rows += len(mean)
         if self._pending_rows >= _PENDING_ROWS:
             self._count_pending(self._statistics)
@@ -258,10 +259,7 @@ class CollapseMonitor:
         self._statistics, self._pending, self._pending_rows, self._window_steps = None, [], 0, 0
 
     def _count_pending(self, statistics: CollapseStatistics) -> None:
-        mean, logvar = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
-        # under autocast one of them may be of half precision
-        dtype = torch.promote_types(mean.dtype, logvar.dtype)
-        statistics.update(mean.to(dtype), logvar.to(dtype))
+        statistics.update(*torch.cat(self._pending, dim=1))
         self._pending.clear()
         self._pending_rows = 0
 

@@ -192,8 +192,8 @@ class CollapseStatistics(Metric):
         """Say why these states are not of such a metric."""
         for name in self._defaults:
             own, other = getattr(self, name), states.get(name)
-            if other is None:
-                return f"{name} must be among the states, got {sorted(states)}"
+            if not isinstance(other, Tensor):
+                return f"{name} must be a tensor among the states, got {sorted(states)}"
             if (own.dtype, own.shape) != (other.dtype, other.shape):
                 return (
                     f"{name} must be {own.dtype} of shape {tuple(own.shape)}, "
