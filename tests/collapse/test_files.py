@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lineavae.collapse.files import Keys, PosteriorFileError, Shard, find_shards
 
-NUM_SAMPLES, LATENT_DIM = 8500, 257
+NUM_SAMPLES, LATENT_DIM = 17_000, 257
 
 
 def draw(num_samples=NUM_SAMPLES, latent_dim=LATENT_DIM, dtype=np.float32, seed=0):
@@ -61,7 +61,7 @@ def test_rows_come_back_as_they_were_saved(tmp_path, kind, dtype):
     assert np.array_equal(mean, arrays["mean"])
     assert np.array_equal(logvar, arrays["logvar"])
     assert len(sizes) > 2  # or nothing is overwritten by a later block
-    assert sizes == [4096, 4096, 308]
+    assert sizes == [8192, 8192, 616]
 
 
 def test_bfloat16(tmp_path):
@@ -110,11 +110,11 @@ def test_logvar_is_taken_where_there_is_std_too(tmp_path):
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_standard_deviations_are_positive(tmp_path, value):
     arrays = {"mean": np.zeros((NUM_SAMPLES, LATENT_DIM)), "std": np.ones((NUM_SAMPLES, LATENT_DIM))}
-    arrays["std"][8400, 5] = value
+    arrays["std"][16_900, 5] = value
     (shard,) = find_shards([store(tmp_path, "npy", arrays)])
     with pytest.raises(
         PosteriorFileError,
-        match=rf"x_mean.npy: a standard deviation must be positive, got {value} in row 8400, latent 5",
+        match=rf"x_mean.npy: a standard deviation must be positive, got {value} in row 16900, latent 5",
     ):
         read(shard)
 

@@ -13,7 +13,7 @@ from lineavae.collapse.scan import ShardResults, scan
 from lineavae.ops import LatentStatistics, histogram_edges
 
 THRESHOLDS = [0.0, 0.01, 0.1, 1.0]
-NUM_SAMPLES, LATENT_DIM = 30_000, 50
+NUM_SAMPLES, LATENT_DIM = 30_000, 100
 
 
 @pytest.fixture(scope="module")
