@@ -303,8 +303,8 @@ class TestVerdict:
                         decimal,
                     )
 
-    @pytest.mark.parametrize("num_samples", [123_456_700, 1_000_000_000, 7_777_777_777_700])
-    @pytest.mark.parametrize("decimal", ["0.01", "0.07", "0.29", "0.57"])
+    @pytest.mark.parametrize("num_samples", [100_000_000, 3_000_000_000, 7_000_000_000_000])
+    @pytest.mark.parametrize("decimal", ["0.01", "0.29", "0.57"])
     def test_billions_of_samples(self, num_samples: int, decimal: str) -> None:
         """One latent has just so many samples above ε as δ allows, another has one more."""
         allowed = math.floor(Fraction(decimal) * num_samples)
