@@ -26,7 +26,8 @@ struct Block {
   static constexpr int kVariables = LatentMoments::kVariables;
   alignas(64) A value[kVariables][kGroup * kTile + kPad];  // KL, m and v of a group, row after row
   alignas(64) uint16_t cell[kTile];
-  // sums over the block of x - shift and its square
+  // sums over the block of x - shift and its square; the shift is a column's first finite value
+  bool has_shift[kTile];
   alignas(64) double shift[kVariables][kTile];
   alignas(64) double sum[kVariables][kTile];
   alignas(64) double squares[kVariables][kTile];
@@ -125,19 +126,31 @@ LINEAVAE_INLINE void add_group(int columns, const CellTable<A>& table, uint16_t*
   for (int row = 0; row < kRows; ++row) add_counts<kCheck>(columns, row, table, counters, stride, block);
 }
 
-// Takes the values of the block's first row as its shifts, and forgets every earlier row.
+// Forgets every earlier row.
 template <class A>
 LINEAVAE_INLINE void begin_block(int columns, Block<A>& block) {
   for (int j = 0; j < columns; ++j) {
-    const bool finite = is_finite(block.value[0][j]);
-    for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      block.shift[i][j] = finite ? block.value[i][j] : 0;
-      block.sum[i][j] = block.squares[i][j] = 0;
-    }
+    block.has_shift[j] = false;
+    for (int i = 0; i < LatentMoments::kVariables; ++i) block.shift[i][j] = block.sum[i][j] = block.squares[i][j] = 0;
     block.minimum[j] = std::numeric_limits<A>::infinity();
     block.maximum[j] = -std::numeric_limits<A>::infinity();
     block.nonfinite[j] = 0;
   }
+}
+
+// Looks in the group for the shifts that are missing; returns whether none is any more.
+template <class A>
+LINEAVAE_INLINE bool find_shifts(int rows, int columns, Block<A>& block) {
+  bool complete = true;
+  for (int j = 0; j < columns; ++j) {
+    for (int index = j; index < rows * columns && !block.has_shift[j]; index += columns) {
+      if (!is_finite(block.value[0][index])) continue;
+      for (int i = 0; i < LatentMoments::kVariables; ++i) block.shift[i][j] = block.value[i][index];
+      block.has_shift[j] = true;
+    }
+    complete &= block.has_shift[j];
+  }
+  return complete;
 }
 
 template <class A>
@@ -167,6 +180,8 @@ LINEAVAE_INLINE void tile_body(const CollapseStatistics<T>& a, const Tile& tile,
   const int64_t stride = num_cells(a.with_histogram, a.thresholds);
   for (int64_t begin = tile.begin; begin < tile.end; begin += kBlockRows) {
     const int64_t end = std::min(tile.end, begin + kBlockRows);
+    bool shifted = false;
+    begin_block(tile.columns, block);
     for (int64_t row = begin; row < end;) {
       const int rows = end - row < kGroup ? 1 : kGroup;
       const int64_t offset = (tile.model * a.rows + row) * a.latents + tile.first;
@@ -179,7 +194,7 @@ LINEAVAE_INLINE void tile_body(const CollapseStatistics<T>& a, const Tile& tile,
           all_finite &= evaluate(a.mean + row_offset, a.logvar + row_offset, tile.columns, i * tile.columns, block);
         }
       }
-      if (row == begin) begin_block(tile.columns, block);
+      if (!shifted) shifted = find_shifts(rows, tile.columns, block);
       if (!all_finite) {
         rows == 1 ? add_group<1, true>(tile.columns, *a.table, counters, stride, block)
                   : add_group<kGroup, true>(tile.columns, *a.table, counters, stride, block);
