@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_table(tmp_path):
     assert f"0.02 {percent:.1f} %" in lines
     assert 0 < percent < 100
     # progress goes elsewhere
-    assert "kB" in result.stderr
+    assert re.search(r"reading .* 345.6/345.6 kB .* [kM]B/s", result.stderr)
     assert "kB" not in result.stdout
 
 
@@ -241,15 +242,30 @@ def test_torchrun(tmp_path):
         assert stderr.count("1800 samples, 12 latents") == 1
 
 
+def add_other_model(folder):
+    np.savez(folder / "other.npz", mean=np.zeros((3, 2)), std=np.ones((3, 2)))
+
+
+def add_damaged(folder):
+    """A fourth file, which is thus the second of the second process; seen only by reading it."""
+    np.savez(folder / "z.npz", **draw())
+    content = bytearray((folder / "z.npz").read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    (folder / "z.npz").write_bytes(content)
+
+
 @pytest.mark.slow
-def test_torchrun_says_an_error_once(tmp_path):
+@pytest.mark.parametrize(
+    ("spoil", "message"), [(add_other_model, "latents where"), (add_damaged, "z.npz is damaged")]
+)
+def test_torchrun_says_an_error_once(tmp_path, spoil, message):
     save(tmp_path / "posterior")
-    np.savez(tmp_path / "posterior" / "other.npz", mean=np.zeros((3, 2)), std=np.ones((3, 2)))
-    process = start(tmp_path / "posterior", launcher=torchrun(2))
+    spoil(tmp_path / "posterior")
+    process = start(tmp_path / "posterior", "--json", launcher=torchrun(2))
     stdout, stderr = process.communicate()
     assert process.returncode != 0
     assert stdout == ""
-    assert stderr.count("latents where") == 1
+    assert stderr.count(message) == 1
     assert "PosteriorFileError" not in stderr
 
 

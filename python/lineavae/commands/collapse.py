@@ -15,7 +15,14 @@ import torch.distributed as dist
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from lineavae._io import atomic_path
@@ -179,14 +186,15 @@ def _scan(
     device: str,
     rank: int,
 ) -> LatentStatistics:
-    """Scan with a progress bar on stderr, that of the first process."""
+    """Scan with a progress bar on stderr, which is that of the first process."""
     from lineavae.collapse.scan import scan
 
     console = Console(stderr=True)
     finished = sum(results.has(shard) for shard in shards) if results is not None else 0
     if finished and rank == 0:
         console.print(f"{finished} of {len(shards)} files were finished earlier")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    what = f"process 1 of {dist.get_world_size()}" if dist.is_initialized() else "reading"
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=rank > 0 or finished == len(shards)) as bar:
         task = bar.add_task("")
         return scan(
