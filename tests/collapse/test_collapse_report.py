@@ -594,6 +594,9 @@ class TestText:
         assert "latents 1" in lines
         assert "with 95 % confidence 1 collapsed, 2 not collapsed, 0 undetermined" in lines
         assert not any("not decided" in line for line in lines)
+        # the mean KL of statistics made by hand is zero
+        assert "0 0 1 1 no no no active" in lines
+        assert "1 0 1e-05 1e-05 yes yes no active" in lines
 
     def test_ranges(self) -> None:
         kl = np.ones((10, 12))
@@ -647,6 +650,17 @@ class TestPlots:
         assert deltas[0] < 0.001 < 0.5 < deltas[-1]
         # all but the broken latent and the one that the histogram's range does not hold
         assert mesh.get_array().max() == pytest.approx(100 * 9 / 11)
+
+    def test_ranges_hold_the_thresholds_and_zero_only_where_it_has_a_place(self) -> None:
+        mean = torch.tensor([0.0, 3.0, 5.0], dtype=torch.float64).mul(2).sqrt().repeat(9, 1)
+        report = report_of(mean, torch.zeros_like(mean))  # of KL 0, 3 and 5
+        assert report.plot_curve().axes[0].get_xlim() == pytest.approx((0.005, 10.0))
+        assert report.plot_surface().axes[0].get_xlim() == pytest.approx((0.005, 10.0))
+        bottom, top = report.plot_spectrum(epsilon=1e-3).axes[0].get_ylim()
+        assert -1e-3 < bottom < 0
+        assert top == pytest.approx(10.0)
+        report = report_of(mean[:, 1:2], torch.zeros(9, 1, dtype=torch.float64))
+        assert report.plot_spectrum(epsilon=1e-3).axes[0].get_ylim() == pytest.approx((0.0005, 6.0))
 
     @pytest.mark.parametrize("value", [0.0, 1e-12, 1e7, math.nan])
     def test_draws_anything(self, value: float) -> None:

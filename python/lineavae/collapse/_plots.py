@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lineavae._optional import require
 
@@ -24,21 +25,22 @@ _FLOOR = 2.0**-24
 def plot_curve(report: CollapseReport, delta: float) -> Figure:
     """Draw the percentage of collapsed latents against ε, with ε = 0.01 marked."""
     curve = report.collapse_curve(delta)
-    figure, axes = _panel(f"Collapsed of {_size(report)}, δ = {delta:g}")
-    axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8)
-    axes.axvline(0.01, color=_GREY, linestyle=":", linewidth=1.2)
+    figure, axes = _panel(f"{_size(report)}, δ = {delta:g}")
+    axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8, drawstyle="steps-post")
+    axes.axvline(0.01, color=_GREY, linestyle=":", linewidth=1.2, label="ε = 0.01")
     axes.set_xscale("log")
-    axes.set_xlim(*_range(report, delta))
+    axes.set_xlim(*_range(report.critical_epsilon(delta).estimate))
     axes.set_ylim(-3, 103)
     axes.set_xlabel("ε (nats)")
     axes.set_ylabel("collapsed latents (%)")
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
 def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figure:
     """Draw mean KL and critical ε of each latent, ordered by mean KL and coloured by verdict."""
     verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
-    figure, axes = _panel(f"KL of {_size(report)}")
+    figure, axes = _panel(f"{_size(report)}, δ = {delta:g}")
     order = np.argsort(-report.mean_kl, kind="stable")
     groups = (
         (verdict.collapsed, _VERMILION, "collapsed"),
@@ -61,12 +63,13 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
         axes.plot(
             rank, report.mean_kl[latents], color=color, marker=".", linestyle="none", label=f"mean KL, {name}"
         )
-    axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2)
-    # linear below the histogram's range, so that zero has a place
-    axes.set_yscale("symlog", linthresh=1e-7, linscale=0.5)
-    values = np.concatenate([report.mean_kl, critical.estimate])
-    smallest = values.min(initial=1.0, where=np.isfinite(values))
-    axes.set_ylim(smallest / 2 if smallest > 1e-7 else -3e-8, _range(report, delta)[1])
+    axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {epsilon:g}")
+    values = np.concatenate([report.mean_kl, critical.estimate, [epsilon]])
+    bottom, top = _range(values)
+    # linear below the smallest decade, so that zero has a place
+    decade = 10 ** np.floor(np.log10(bottom))
+    axes.set_yscale("symlog", linthresh=decade, linscale=0.5)
+    axes.set_ylim(-0.3 * decade if (values < _FLOOR).any() else bottom, top)
     axes.xaxis.set_major_locator(require("matplotlib.ticker", "experiments").MaxNLocator(integer=True))
     axes.set_xlabel("latents, by mean KL")
     axes.set_ylabel("nats")
@@ -80,15 +83,14 @@ def plot_surface(report: CollapseReport) -> Figure:
     epsilons = report.collapse_curve().epsilons
     epsilons = epsilons[epsilons > 0]
     surface = report.collapse_surface(epsilons, deltas)
-    figure, axes = _panel(f"Collapsed of {_size(report)}")
+    figure, axes = _panel(f"{_size(report)}; the cross is at ε = δ = 0.01")
     mesh = axes.pcolormesh(
         epsilons, deltas, surface.lower.T, cmap="cividis", vmin=0, vmax=100, shading="nearest"
     )
-    axes.plot(0.01, 0.01, color="white", marker="+", markersize=10, clip_on=False)
+    axes.plot(0.01, 0.01, color="white", markeredgecolor="black", marker="P", markersize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    left, right = zip(*(_range(report, delta) for delta in deltas[[0, -1]]), strict=True)
-    axes.set_xlim(min(left), max(right))
+    axes.set_xlim(*_range(*(report.critical_epsilon(delta).estimate for delta in deltas[[0, -1]])))
     axes.set_xlabel("ε (nats)")
     axes.set_ylabel("δ")
     figure.colorbar(mesh, ax=axes, label="collapsed latents (%)")
@@ -113,8 +115,8 @@ def _size(report: CollapseReport) -> str:
     return f"{report.latent_dim} latents, N = {report.num_samples}"
 
 
-def _range(report: CollapseReport, delta: float) -> tuple[float, float]:
-    """Give the ε between which latents collapse, 0.01 among them, with room at both ends."""
-    critical = report.critical_epsilon(delta).estimate
-    values = np.append(critical[np.isfinite(critical)], 0.01)
-    return max(values.min() / 2, _FLOOR), values.max() * 2
+def _range(*values: NDArray[np.float64]) -> tuple[float, float]:
+    """Give the range of these values and 0.01, with room at both ends, less those below the floor."""
+    shown = np.concatenate([*values, [0.01]])
+    shown = shown[shown >= _FLOOR]
+    return shown.min() / 2, shown.max() * 2

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lineavae.collapse.report import CollapseReport
 
 _MOST_LATENTS = 20
+_SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
 
 def summarize(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
@@ -65,17 +66,22 @@ def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
 def _latents(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
     verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
     test, kinds, active = report.collapse_test(epsilon, delta), report.classification(), report.active_units()
-    table = Table(box=None, padding=(0, 3, 0, 0), show_edge=False)
-    table.add_column("latent", justify="right")
-    for heading in ("mean KL", "critical ε", "from", "to"):
-        table.add_column(heading, justify="right")
-    for heading in ("collapsed", "95 %", "unit", "variable"):
-        table.add_column(heading)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for heading in ("latent", "mean KL", "critical ε", "to"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("collapsed", "at 95 %", "active", "variable"):
+        table.add_column(heading, no_wrap=True)
     order = np.argsort(-report.mean_kl, kind="stable")
     for latent in order[:_MOST_LATENTS].tolist():
-        numbers = (report.mean_kl[latent], *(bound[latent] for bound in critical))
+        numbers = (report.mean_kl[latent], critical.lower[latent], critical.upper[latent])
         answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
-        unit = "active" if active[latent] else "inactive"
-        table.add_row(str(latent), *(f"{n:.4g}" for n in numbers), answer, test[latent], unit, kinds[latent])
+        table.add_row(
+            str(latent),
+            *(f"{number:.4g}" for number in numbers),
+            answer,
+            _SHORT[test[latent]],
+            "yes" if active[latent] else "no",
+            kinds[latent],
+        )
     left = report.latent_dim - _MOST_LATENTS
     return Group(table, f"and {left} with a smaller mean KL") if left > 0 else table
