@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from harness.measure import Contender
-from lineavae.collapse import CollapseStatistics
-from lineavae.collapse.monitor import CollapseMonitor
+from lineavae.collapse import CollapseMonitor, CollapseStatistics
 from lineavae.ops import gaussian_kl
 
 NUM_FEATURES, LATENT_DIM, BATCH, STEPS = 784, 200, 128, 32

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.tensorboard import SummaryWriter
 
-from lineavae.collapse import CollapseStatistics
-from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor
+from lineavae.collapse import CollapseCheck, CollapseMonitor, CollapseStatistics
 
 LIVE, COLLAPSED = 1.0, 1e-3  # posterior means whose KL is 0.5 and 5e-7 nats
 

@@ -12,18 +12,12 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lineavae.collapse.mutual_information import (
-    InformationBoundWarning,
-    MutualInformation,
-    mutual_information,
-)
+from lineavae.collapse import InformationBoundWarning, MutualInformation, mutual_information
 from lineavae.linear import LinearVAE
 
 MODULE = importlib.import_module("lineavae.collapse.mutual_information")
 
-near_bound = pytest.mark.filterwarnings(
-    "ignore::lineavae.collapse.mutual_information.InformationBoundWarning"
-)
+near_bound = pytest.mark.filterwarnings("ignore::lineavae.collapse.InformationBoundWarning")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -125,6 +119,15 @@ class TestAgainstDense:
         result = mutual_information(mean, logvar.double(), generator=seeded())
         expected = dense(draw(mean, logvar, rows := torch.arange(600), seeded()), mean, logvar, rows)
         assert 1 < expected.mean() < 5
+        assert result.value == pytest.approx(expected.mean(), abs=1e-9)
+
+    def test_posteriors_far_apart_keep_their_digits(self):
+        """Two clusters, around 0 and 1e12: what is small near 0 is lost beside their distance."""
+        clusters = torch.tensor([0.0, 1e12], dtype=torch.float64).repeat(300)[:, None]
+        mean = clusters + torch.randn(600, 1, generator=seeded(2), dtype=torch.float64)
+        logvar = torch.full_like(mean, -1.0)
+        result = mutual_information(mean, logvar, generator=seeded())
+        expected = dense(draw(mean, logvar, rows := torch.arange(600), seeded()), mean, logvar, rows)
         assert result.value == pytest.approx(expected.mean(), abs=1e-9)
 
     def test_posteriors_narrower_than_float64_resolves(self):
@@ -327,6 +330,7 @@ ZEROS = torch.zeros(5, 3)
             ValueError,
             r"mean must be finite .* got nan at index \(2, 1\)",
         ),
+        ({"mean": with_value(math.inf, (0, 1))}, ValueError, r"mean must be finite .* got inf at"),
         ({"logvar": with_value(-math.inf, (4, 0))}, ValueError, r"logvar .* got -inf at index \(4, 0\)"),
         ({"logvar": with_value(701.0, (0, 2))}, ValueError, r"at most 700 .* got 701.0 at index \(0, 2\)"),
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),

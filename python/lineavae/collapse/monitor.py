@@ -103,7 +103,7 @@ class CollapseMonitor:
     --------
     >>> import torch
     >>> from torch import nn
-    >>> from lineavae.collapse.monitor import CollapseMonitor
+    >>> from lineavae.collapse import CollapseMonitor
     >>> class Encoder(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

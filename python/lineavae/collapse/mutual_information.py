@@ -137,8 +137,8 @@ def mutual_information(
     bound. (``calc_mi`` takes the entropy of q(z|x) in closed form, which has the same expectation.)
 
     Log densities are accurate to 1e-9 nats: latents whose posteriors are so narrow that the products would
-    lose these digits are summed by differences, which takes longer. Beyond the inputs the memory holds z,
-    (num_rows, K) in float64, and a few blocks of 1024 x 1024 numbers; nothing is N x N.
+    lose these digits are summed by differences, which takes longer. Beyond the inputs the memory holds a few
+    arrays (num_rows, K) in float64, such as z, and a few blocks of 1024 x 1024 numbers; nothing is N x N.
 
     References
     ----------
@@ -151,7 +151,7 @@ def mutual_information(
     --------
     >>> import math
     >>> import torch
-    >>> from lineavae.collapse.mutual_information import mutual_information
+    >>> from lineavae.collapse import mutual_information
     >>> generator = torch.Generator().manual_seed(0)
     >>> mean = torch.randn(2000, 2, generator=generator) * torch.tensor([0.9, 0.0])
     >>> logvar = torch.tensor([0.19, 1.0]).log().expand(2000, 2)
@@ -245,9 +245,12 @@ def _log_aggregate(z: Tensor, mean: Tensor, logvar: Tensor, rows: Tensor, num_co
 
 def _log_mixture(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """log (1/N) Σ_n N(z; m_n, diag v_n) in float64, (R, K), (N, K), (N, K) -> (R,)."""
-    centre = z.mean(0)  # differences keep more of their digits around it
+    centre = z.mean(0)
+    largest = (z - centre).abs().amax(0)
+    narrow = largest.square() * logvar.amin(0).double().neg().exp() > _LARGEST_SQUARE
+    # products keep more of their digits around the centre, differences would lose some to it
+    centre = centre.masked_fill(narrow, 0)
     z = z - centre
-    narrow = z.abs().amax(0).square() * logvar.amin(0).double().neg().exp() > _LARGEST_SQUARE
     log_sum = z.new_full((len(z),), -math.inf)
     for block_mean, block_logvar in _blocks(mean, logvar):
         components = block_mean.double() - centre, block_logvar.double()
@@ -305,7 +308,8 @@ def _check_posteriors(mean: Tensor, logvar: Tensor) -> None:
 
 
 def _check_magnitude(name: str, tensor: Tensor, largest: float) -> None:
-    good = tensor.abs() <= largest
+    # in float32 and below the largest itself is infinite
+    good = tensor.isfinite() & (tensor.abs() <= largest)
     if not good.all():
         index = tuple((~good).nonzero()[0].tolist())
         raise ValueError(
