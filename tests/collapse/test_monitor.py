@@ -300,6 +300,7 @@ class TestBadInput:
             ({"epsilon": -1}, ValueError, "epsilon must be >= 0 and below inf, got -1"),
             ({"epsilon": "0.1"}, TypeError, "epsilon must be a number, got str"),
             ({"delta": 1}, ValueError, "delta must be >= 0 and below 1, got 1"),
+            ({"log": "runs"}, TypeError, "log must be a function, a SummaryWriter .* or None, got str"),
         ],
     )
     def test_arguments(self, arguments, error, message):

@@ -134,6 +134,11 @@ class CollapseMonitor:
         self.step = 0
         self.last: CollapseCheck | None = None
         self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
+        if not (self._log is None or callable(self._log)):
+            raise TypeError(
+                "CollapseMonitor: log must be a function, a SummaryWriter of TensorBoard or None, "
+                f"got {type(log).__name__}"
+            )
         self._statistics: CollapseStatistics | None = None
         self._pending: list[Tensor] = []
         self._pending_rows = 0
