@@ -14,6 +14,7 @@ import csv
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ BUILD = HERE.parents[1] / "build" / "cuda_emulator"
 EQUIVALENT = HERE / "equivalent_mutants.tsv"
 
 BUILDS = ("plain", "address", "thread", "trace")
-TIMEOUT = 60  # seconds; an endless loop is noticed, too
+CPU_SECONDS = 30  # for one program, several times what the longest takes: an endless loop is noticed, too
 SYNCHRONISATION = re.compile(r"__(?:syncthreads|syncwarp|threadfence)\(\);")
 COMPARISON = re.compile(r"(?<!template) (<|>|<=|>=) ")
 
@@ -114,14 +115,12 @@ def notices(mutant: Mutant) -> str | None:
                 executable = f"{folder}/{program}_{build}"
                 link = ["g++", object_file, *objects(build), "-o", executable]
                 subprocess.run(link + (sanitizers if build != "trace" else []), check=True)
-                try:
-                    run = subprocess.run(
-                        [executable],
-                        capture_output=True,
-                        timeout=TIMEOUT,
-                        env={"TSAN_OPTIONS": "halt_on_error=1"},
-                    )
-                except subprocess.TimeoutExpired:
+                run = subprocess.run(
+                    ["prlimit", f"--cpu={CPU_SECONDS}", executable],
+                    capture_output=True,
+                    env={"TSAN_OPTIONS": "halt_on_error=1"},
+                )
+                if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
                     return f"{build}, {program} (never ends)"
                 if run.returncode != 0:
                     return f"{build}, {program}"
