@@ -37,7 +37,21 @@ class SummaryWriter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CollapseCheck:
-    """What a monitor found in the posteriors since the check before."""
+    """What a monitor found in the posteriors since the check before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseMonitor
+    >>> monitor = CollapseMonitor()
+    >>> for scale in (torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0])):
+    ...     monitor.observe(scale * torch.randn(1000, 2), torch.zeros(1000, 2))
+    ...     check = monitor.check()
+    >>> check.step, check.collapsed, check.died
+    (2, array([False,  True]), (1,))
+    >>> check.scalars()["collapse/collapsed_percent"], check.texts()
+    (50.0, {'collapse/died_latents': '1'})
+    """
 
     step: int
     """Posteriors observed until then, as many as there were training steps."""

@@ -24,6 +24,18 @@ class LatentStatistics(NamedTuple):
 
     Counts, histograms and nonfinite merge by adding, minimum and maximum by taking the smaller and the
     larger, moments by `lineavae.ops.merge_moments`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import collapse_statistics
+    >>> mean = torch.tensor([[1.0, 0.0], [3.0, torch.nan]])
+    >>> statistics = collapse_statistics(mean, torch.zeros(2, 2), thresholds=[0.01])
+    >>> statistics.minimum, statistics.nonfinite
+    (tensor([0.5000, 0.0000], dtype=torch.float64), tensor([0, 1]))
+    >>> statistics.moments[:, :2]  # the number of finite elements, and the mean KL
+    tensor([[2.0000, 2.5000],
+            [1.0000, 0.0000]], dtype=torch.float64)
     """
 
     counts: Tensor
