@@ -625,10 +625,11 @@ class TestText:
 
 class TestPlots:
     def test_curve(self, report: CollapseReport) -> None:
-        (axes,) = report.plot_curve(delta=0.1).axes
+        (axes,) = report.plot_curve(epsilon=0.3, delta=0.1).axes
         curve = report.collapse_curve(delta=0.1)
         assert axes.lines[0].get_xdata().tolist() == curve.epsilons.tolist()
         assert axes.lines[0].get_ydata().tolist() == curve.lower.tolist()
+        assert axes.lines[1].get_xdata() == [0.3, 0.3]
 
     def test_spectrum(self, report: CollapseReport) -> None:
         (axes,) = report.plot_spectrum(epsilon=0.3, delta=0.1).axes

@@ -22,14 +22,14 @@ _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
 _FLOOR = 2.0**-24
 
 
-def plot_curve(report: CollapseReport, delta: float) -> Figure:
-    """Draw the percentage of collapsed latents against ε, with ε = 0.01 marked."""
+def plot_curve(report: CollapseReport, epsilon: float, delta: float) -> Figure:
+    """Draw the percentage of collapsed latents against ε, with one ε marked."""
     curve = report.collapse_curve(delta)
     figure, axes = _panel(f"{_size(report)}, δ = {delta:g}")
     axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8, drawstyle="steps-post")
-    axes.axvline(0.01, color=_GREY, linestyle=":", linewidth=1.2, label="ε = 0.01")
+    axes.axvline(epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {epsilon:g}")
     axes.set_xscale("log")
-    axes.set_xlim(*_range(report.critical_epsilon(delta).estimate))
+    axes.set_xlim(*_range(np.append(report.critical_epsilon(delta).estimate, epsilon)))
     axes.set_ylim(-3, 103)
     axes.set_xlabel("ε (nats)")
     axes.set_ylabel("collapsed latents (%)")

@@ -477,9 +477,9 @@ class CollapseReport:
         }
         return {name: column.tolist() for name, column in columns.items()}
 
-    def plot_curve(self, delta: float = _DELTA) -> Figure:
-        """Draw the percentage of collapsed latents against ε; needs matplotlib."""
-        return _plots.plot_curve(self, delta)
+    def plot_curve(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
+        """Draw the percentage of collapsed latents against ε, with ``epsilon`` marked; needs matplotlib."""
+        return _plots.plot_curve(self, epsilon, delta)
 
     def plot_spectrum(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
         """Draw each latent's mean KL and critical ε, coloured by the (ε, δ)-verdict; needs matplotlib."""

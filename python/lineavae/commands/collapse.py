@@ -212,7 +212,7 @@ def _show(
     curve = report.collapse_curve(delta, report.thresholds)
     if plot is not None:
         with atomic_path(plot) as temporary:
-            report.plot_curve(delta).savefig(temporary, dpi=200)
+            report.plot_curve(epsilon, delta).savefig(temporary, dpi=200)
     if as_json:
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
         document = {"files": names, **report.to_dict(epsilon, delta), "curve": points}
