@@ -106,7 +106,7 @@ def bernoulli_cases() -> dict[str, Callable[[], Sample]]:
 
 @dataclass(frozen=True)
 class DecoderCase:
-    """Sizes of one call of an op of posterior and linear decoder; a tensor in ``shared`` has only one model."""
+    """Sizes of one call with posterior and linear decoder; a tensor in ``shared`` has only one model."""
 
     num_samples: int = 5
     num_features: int = 4

@@ -103,22 +103,20 @@ struct ExpectedSoftplus {
   T curvature;  // ∂E softplus(a) / ∂s²
 };
 
-template <class T>
-LINEAVAE_HOST_DEVICE void add_mixture_term(int i, T magnitude, T variance, ExpectedSoftplus<T>& sum) {
-  const T scale = sqrt(variance + static_cast<T>(mixture_variance(i))), inverse = T(1) / scale;
-  const NormalTail<T> normal = normal_tail(magnitude * inverse);
-  const T density = static_cast<T>(mixture_weight(i)) * normal.density;
-  const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
-  sum.excess = multiply_add(density * scale, loss, sum.excess);
-  sum.tail = multiply_add(density, normal.ratio, sum.tail);
-  sum.curvature = multiply_add(density * static_cast<T>(0.5 * kInverseSqrt2Pi), inverse, sum.curvature);
-}
-
-template <class T>
+// The sum over the terms of the mixture, written as a recursion because no loop around a term is vectorised.
+template <class T, int kTerms = kMixtureTerms>
 LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
-  ExpectedSoftplus<T> sum{0, 0, 0};
-  for (int i = 0; i < kMixtureTerms; ++i) add_mixture_term(i, magnitude, variance, sum);
-  return sum;
+  if constexpr (kTerms == 0) {
+    return {0, 0, 0};
+  } else {
+    const T scale = sqrt(variance + static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
+    const NormalTail<T> normal = normal_tail(magnitude * inverse);
+    const T density = static_cast<T>(mixture_weight(kTerms - 1)) * normal.density;
+    const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
+    const ExpectedSoftplus<T> others = expected_softplus<T, kTerms - 1>(magnitude, variance);
+    return {multiply_add(density * scale, loss, others.excess), multiply_add(density, normal.ratio, others.tail),
+            multiply_add(static_cast<T>(0.5 * kInverseSqrt2Pi) * density, inverse, others.curvature)};
+  }
 }
 
 }  // namespace lineavae

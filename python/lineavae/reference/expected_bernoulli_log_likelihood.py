@@ -1,4 +1,4 @@
-"""Expected Bernoulli log-likelihood of a linear decoder under a diagonal Gaussian posterior, without sampling.
+"""Expected Bernoulli log-likelihood of a linear decoder under a Gaussian posterior, without sampling.
 
 The logits W z + b of a sample are normal variables with means m = W μ + b and variances s² = (W ∘ W) v:
 
