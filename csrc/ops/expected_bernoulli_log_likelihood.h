@@ -109,7 +109,7 @@ LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T varian
   if constexpr (kTerms == 0) {
     return {0, 0, 0};
   } else {
-    const T scale = sqrt(variance + static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
+    const T scale = square_root(variance + static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
     const NormalTail<T> normal = normal_tail(magnitude * inverse);
     const T density = static_cast<T>(mixture_weight(kTerms - 1)) * normal.density;
     const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
