@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(kThreads) bernoulli_rows(const BernoulliLogLik
   LINEAVAE_SHARED(partial, A[kWarps]);
   const int64_t row = blockIdx.x;
   A loss = 0;
+#pragma unroll 1
   for (int64_t i = int64_t{threadIdx.x} * kWidth; i < a.features; i += kThreads * kWidth) {
     const auto x = load_vector<kWidth>(a.x + row * a.features + i);
     const auto logits = load_vector<kWidth>(a.logits + row * a.features + i);

@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kThreads) expected_bernoulli_kernel(const Expe
   const T* bias = a.bias + row / a.samples * a.features;
   T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
   T loss = 0;
+#pragma unroll 1
   for (int64_t i = threadIdx.x; i < a.features; i += kThreads) {
     const T m = slope[i] + bias[i];
     const ExpectedSoftplus<T> softplus = expected_softplus(m > 0 ? m : -m, curvature[i]);
