@@ -9,15 +9,15 @@
 // The logistic distribution is a scale mixture of normal ones. Six of them, N(0, τ_i²) with weights p_i, give, with
 // T_i = √(τ_i² + s²) and u_i = |m| / T_i,
 //
-//   E softplus(a) - max(m, 0) = Σ_i p_i T_i (φ(u_i) - u_i Φ(-u_i))     up to 5.2e-8, whatever m and s²
-//   E sigmoid(-|a|) with the sign of m inside: Σ_i p_i Φ(-u_i)
-//   ∂E softplus / ∂s² = ½ Σ_i p_i φ(u_i) / T_i
+//   E softplus(a) - max(m, 0)   = Σ_i p_i T_i (φ(u_i) - u_i Φ(-u_i))   up to 5.2e-8, whatever m and s²
+//   E sigmoid(a)                = Σ_i p_i Φ(-u_i) where m <= 0, and one minus that elsewhere
+//   ∂E softplus(a) / ∂s²        = ½ Σ_i p_i φ(u_i) / T_i
 //
-// Gradients, g_n the ones that come in, P = ∂ℓ/∂m and Q = ∂ℓ/∂s², both (N, D):
+// Gradients, g_n the ones that come in, with the rows r_n of ∂ℓ/∂m and c_n of ∂ℓ/∂s²:
 //
-//   dμ_n = g_n Wᵀp_n                     dlog v_n = g_n v_n ∘ (W ∘ W)ᵀq_n
-//   dW   = Σ_n p_n (g_n μ_n)ᵀ + 2 W ∘ Σ_n q_n (g_n v_n)ᵀ
-//   db   = Σ_n g_n p_n                   dx_n = g_n m_n
+//   dμ_n = g_n Wᵀr_n             dW = Σ_n r_n (g_n μ_n)ᵀ + 2 W ∘ Σ_n c_n (g_n v_n)ᵀ
+//   db   = Σ_n g_n r_n           dlog v_n = g_n v_n ∘ (W ∘ W)ᵀc_n
+//   dx_n = g_n m_n
 //
 // All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
 #pragma once
@@ -46,8 +46,8 @@ struct ExpectedBernoulli {
   const T* x;     // (models or 1, N, D)
   const T* bias;  // (models, D)
   T* value;       // (models, N): ℓ
-  T* slope;       // (models, N, D): W μ in, P out
-  T* curvature;   // (models, N, D): s² in, Q out
+  T* slope;       // (models, N, D): W μ in, ∂ℓ/∂m out
+  T* curvature;   // (models, N, D): s² in, ∂ℓ/∂s² out
 };
 
 template <class T>
@@ -56,8 +56,8 @@ struct PosteriorGradients {
   const T* grad;       // (models, N)
   const T* mean;       // (models, N, K): μ
   const T* variance;   // (models, N, K): v
-  T* grad_mean;        // (models, N, K): Wᵀp in, dμ out
-  T* grad_logvar;      // (models, N, K): (W ∘ W)ᵀq in, dlog v out
+  T* grad_mean;        // (models, N, K): Wᵀr in, dμ out
+  T* grad_logvar;      // (models, N, K): (W ∘ W)ᵀc in, dlog v out
   T* scaled_mean;      // (models, N, K): g μ
   T* scaled_variance;  // (models, N, K): g v
 };
@@ -66,8 +66,8 @@ template <class T>
 struct BernoulliWeightGradient {
   int64_t weights;     // number of elements
   const T* weight;     // (weights): W
-  const T* by_square;  // (weights): Σ q (g v)ᵀ
-  T* grad_weight;      // (weights): Σ p (g μ)ᵀ in, dW out
+  const T* by_square;  // (weights): Σ c (g v)ᵀ
+  T* grad_weight;      // (weights): Σ r (g μ)ᵀ in, dW out
 };
 
 #define LINEAVAE_DECLARE(Device)                                  \
