@@ -81,27 +81,29 @@ def gaussian_kl_cases() -> dict[str, Callable[[], Sample]]:
     return {label: lambda shape=shape: make(shape) for label, shape in GAUSSIAN_KL_SHAPES.items()}
 
 
+# of x and of the logits
 BERNOULLI_SHAPES = {
-    "plain": (5, 3),
-    "one_row": (1, 3),
-    "no_samples": (0, 3),
-    "one_feature": (5, 1),
-    "no_features": (5, 0),
-    "scalars": (5,),
-    "images": (3, 2, 4, 2),
-    "models": (3, 5, 2),
-    "large": (300, 133),
+    "plain": ((5, 3), (5, 3)),
+    "one_sample": ((1, 3), (1, 3)),
+    "no_samples": ((0, 3), (0, 3)),
+    "one_feature": ((5, 1), (5, 1)),
+    "no_features": ((5, 0), (5, 0)),
+    "models": ((3, 5, 2), (3, 5, 2)),
+    "models_share_statistics": ((5, 2), (3, 5, 2)),
+    "models_share_logits": ((3, 5, 2), (1, 5, 2)),
+    "two_model_dimensions": ((2, 1, 5, 2), (2, 5, 2)),
+    "large": ((300, 133), (300, 133)),
 }
 
 
 def bernoulli_cases() -> dict[str, Callable[[], Sample]]:
-    def make(shape: tuple[int, ...]) -> Sample:
-        generator = torch.Generator().manual_seed(sum(shape))
-        x = torch.rand(shape, generator=generator, dtype=torch.float64)
-        logits = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    def make(x_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> Sample:
+        generator = torch.Generator().manual_seed(sum(x_shape))
+        x = torch.rand(x_shape, generator=generator, dtype=torch.float64)
+        logits = 3 * torch.randn(logits_shape, generator=generator, dtype=torch.float64)
         return Sample({"x": x, "logits": logits}, {})
 
-    return {label: lambda shape=shape: make(shape) for label, shape in BERNOULLI_SHAPES.items()}
+    return {label: lambda shapes=shapes: make(*shapes) for label, shapes in BERNOULLI_SHAPES.items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// Log-likelihood of Bernoulli variables given their logits. With c = 1 - x where a > 0 and c = x elsewhere
+// Log-likelihood of Bernoulli variables given their logits, per sample. With c = 1 - x where a > 0 and c = x elsewhere
 //
 //   log p(x|a) = x a - softplus(a) = -(c |a| + softplus(-|a|))
 //   ℓ_n        = Σ_i log p(x_ni | a_ni)
@@ -16,22 +16,24 @@
 
 namespace lineavae {
 
-// Everything contiguous.
+// Everything contiguous, the first dimension over models.
 template <class T>
 struct BernoulliLogLikelihood {
-  int64_t rows, features;
-  const T* x;              // (rows, features)
-  const T* logits;         // (rows, features)
-  accumulate_t<T>* value;  // (rows)
+  int64_t models, samples, features;
+  bool shared;             // one x for all models
+  const T* x;              // (models or 1, N, D)
+  const T* logits;         // (models, N, D)
+  accumulate_t<T>* value;  // (models, N)
 };
 
 template <class T>
 struct BernoulliLogLikelihoodBackward {
-  int64_t rows, features;
-  const accumulate_t<T>* grad;  // (rows)
-  const T* x;                   // (rows, features)
-  const T* logits;              // (rows, features)
-  T* grad_logits;               // (rows, features)
+  int64_t models, samples, features;
+  bool shared;                  // one x for all models
+  const accumulate_t<T>* grad;  // (models, N)
+  const T* x;                   // (models or 1, N, D)
+  const T* logits;              // (models, N, D)
+  T* grad_logits;               // (models, N, D)
 };
 
 #define LINEAVAE_DECLARE(Device)                                           \

@@ -25,7 +25,7 @@
 #include <cstdint>
 
 #include "common/device.h"
-#include "common/normal.h"
+#include "common/normal_tail.h"
 #include "ops/bernoulli_log_likelihood.h"
 
 namespace lineavae {

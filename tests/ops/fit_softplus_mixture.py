@@ -54,7 +54,7 @@ def fit_normal_tail(limit: float, degree: int) -> np.ndarray:
 if __name__ == "__main__":
     for name, values in {
         "weights and scales of the mixture": np.concatenate(fit_mixture()),
-        "csrc/common/normal.h, float": fit_normal_tail(6.5, 5),
-        "csrc/common/normal.h, double": fit_normal_tail(9.0, 14),
+        "csrc/common/normal_tail.h, float": fit_normal_tail(6.5, 5),
+        "csrc/common/normal_tail.h, double": fit_normal_tail(9.0, 14),
     }.items():
         print(name, *(repr(float(value)) for value in values), sep="\n    ")

@@ -39,7 +39,7 @@ def test_value_against_mpmath_relative_to_itself(x, dtype):
     logits = logits_of_all_sizes(dtype)
     expected = torch.tensor([exact(x, a) for a in logits.tolist()], dtype=torch.float64)
     for function in (bernoulli_log_likelihood, reference.bernoulli_log_likelihood):
-        value = function(torch.full_like(logits, x), logits)
+        value = function(torch.full_like(logits, x)[:, None], logits[:, None])
         torch.testing.assert_close(value.double(), expected, rtol=ROUNDING[dtype], atol=0)
 
 
@@ -59,19 +59,18 @@ def test_gradient_against_mpmath(shape, dtype):
     assert torch.equal(x.grad, logits.detach())
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 2**32), st.booleans())
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(0, 2**32), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_equals_torch_distributions(shape, seed, binary):
     generator = torch.Generator().manual_seed(seed)
     x, logits = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    x = x.sigmoid()
+    x, logits = x.sigmoid(), 5 * logits
     if binary:
         x = x.round()
-        each = Bernoulli(logits=5 * logits).log_prob(x)
+        each = Bernoulli(logits=logits).log_prob(x)
     else:
-        each = -binary_cross_entropy_with_logits(5 * logits, x, reduction="none")
-    expected = each.sum(dim=tuple(range(1, len(shape)))) if len(shape) > 1 else each
-    torch.testing.assert_close(bernoulli_log_likelihood(x, 5 * logits), expected, rtol=1e-12, atol=1e-14)
+        each = -binary_cross_entropy_with_logits(logits, x, reduction="none")
+    torch.testing.assert_close(bernoulli_log_likelihood(x, logits), each.sum(-1), rtol=1e-12, atol=1e-14)
 
 
 def test_sum_of_a_long_row_in_float32():
@@ -84,7 +83,7 @@ def test_sum_of_a_long_row_in_float32():
 
 @each_dtype
 def test_never_positive(dtype):
-    logits = logits_of_all_sizes(dtype)
+    logits = logits_of_all_sizes(dtype)[:, None]
     for x in (0.0, 0.5, 1.0):
         assert (bernoulli_log_likelihood(torch.full_like(logits, x), logits) <= 0).all()
 
@@ -119,7 +118,7 @@ def test_not_a_number_stays_one(other, dtype):
 @each_dtype
 def test_finite_wherever_the_logit_is(dtype):
     largest = torch.finfo(dtype).max
-    logits = torch.tensor([largest, -largest, 1e4, -1e4], dtype=dtype, requires_grad=True)
+    logits = torch.tensor([[largest], [-largest], [1e4], [-1e4]], dtype=dtype, requires_grad=True)
     for x in (0.0, 0.5, 1.0):
         value = bernoulli_log_likelihood(torch.full_like(logits, x), logits)
         assert value.isfinite().all()
@@ -127,12 +126,25 @@ def test_finite_wherever_the_logit_is(dtype):
 
 
 def test_images_must_be_made_probabilities():
-    images = torch.arange(2, 34, dtype=torch.uint8).reshape(2, 1, 4, 4)
-    logits = torch.zeros(2, 1, 4, 4)
+    images = torch.arange(2, 34, dtype=torch.uint8).reshape(2, 16)
+    logits = torch.zeros(2, 16)
     with pytest.raises(TypeError, match=r"x must be float64, .*, got torch\.uint8"):
         bernoulli_log_likelihood(images, logits)
-    expected = r"x must be in \[0, 1\], got 2.0 at index \(0, 0, 0, 0\)"
+    expected = r"x must be in \[0, 1\], got 2.0 at index \(0, 0\)"
     with pytest.raises(ValueError, match=expected):
         bernoulli_log_likelihood(images.float(), logits, check_finite=True)
     value = bernoulli_log_likelihood(images / 255, logits, check_finite=True)
     torch.testing.assert_close(value, torch.full((2,), -16 * math.log(2)))
+
+
+def test_one_x_serves_many_posterior_samples():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 37, generator=generator)
+    logits = torch.randn(10, 4, 37, generator=generator)
+    value = bernoulli_log_likelihood(x, logits)
+    assert torch.equal(value, torch.stack([bernoulli_log_likelihood(x, sample) for sample in logits]))
+
+
+def test_names_models_that_do_not_broadcast():
+    with pytest.raises(ValueError, match=r"must broadcast, got x \(3,\), logits \(2,\)"):
+        bernoulli_log_likelihood(torch.zeros(3, 5, 4), torch.zeros(2, 5, 4))

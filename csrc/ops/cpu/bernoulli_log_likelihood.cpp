@@ -10,7 +10,7 @@ namespace {
 template <class T>
 LINEAVAE_INLINE void body(const BernoulliLogLikelihood<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = a.x + row * a.features;
+    const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
     const T* logits = a.logits + row * a.features;
     accumulate_t<T> loss = 0;
 #pragma omp simd reduction(+ : loss)
@@ -22,7 +22,7 @@ LINEAVAE_INLINE void body(const BernoulliLogLikelihood<T>& a, int64_t begin, int
 template <class T>
 LINEAVAE_INLINE void body(const BernoulliLogLikelihoodBackward<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = a.x + row * a.features;
+    const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
     const T* logits = a.logits + row * a.features;
     T* grad_logits = a.grad_logits + row * a.features;
     const accumulate_t<T> grad = a.grad[row];
@@ -45,7 +45,7 @@ LINEAVAE_CLONE_BOTH(BFloat16)
 
 template <class Arguments>
 void over_rows(const Arguments& a) {
-  parallel_for(a.rows, a.features, [&](int64_t begin, int64_t end) { clone(a, begin, end); });
+  parallel_for(a.models * a.samples, a.features, [&](int64_t begin, int64_t end) { clone(a, begin, end); });
 }
 
 }  // namespace

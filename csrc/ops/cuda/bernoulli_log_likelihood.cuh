@@ -13,10 +13,11 @@ __global__ void __launch_bounds__(kThreads) bernoulli_rows(const BernoulliLogLik
   using A = accumulate_t<T>;
   LINEAVAE_SHARED(partial, A[kWarps]);
   const int64_t row = blockIdx.x;
+  const T* x_row = a.x + (a.shared ? row % a.samples : row) * a.features;
   A loss = 0;
 #pragma unroll 1
   for (int64_t i = int64_t{threadIdx.x} * kWidth; i < a.features; i += kThreads * kWidth) {
-    const auto x = load_vector<kWidth>(a.x + row * a.features + i);
+    const auto x = load_vector<kWidth>(x_row + i);
     const auto logits = load_vector<kWidth>(a.logits + row * a.features + i);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) loss += bernoulli_loss(load(x.at[j]), load(logits.at[j]));
@@ -29,9 +30,9 @@ __global__ void __launch_bounds__(kThreads) bernoulli_rows(const BernoulliLogLik
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) bernoulli_gradients(const BernoulliLogLikelihoodBackward<T> a) {
   const int64_t index = thread_index() * kWidth;
-  if (index >= a.rows * a.features) return;
+  if (index >= a.models * a.samples * a.features) return;
   const accumulate_t<T> grad = a.grad[index / a.features];
-  const auto x = load_vector<kWidth>(a.x + index);
+  const auto x = load_vector<kWidth>(a.x + (a.shared ? index % (a.samples * a.features) : index));
   const auto logits = load_vector<kWidth>(a.logits + index);
   Vector<T, kWidth> grad_logits;
 #pragma unroll
@@ -52,14 +53,15 @@ void bernoulli_log_likelihood(Cuda device, const BernoulliLogLikelihood<T>& a) {
   using namespace cuda;
   constexpr int kWidth = kBernoulliWidth<T>;
   const bool vectors = a.features % kWidth == 0 && are_aligned<kWidth>(a.x, a.logits);
-  launch(vectors ? &bernoulli_rows<T, kWidth> : &bernoulli_rows<T, 1>, blocks(a.rows), kThreads, device, a);
+  launch(vectors ? &bernoulli_rows<T, kWidth> : &bernoulli_rows<T, 1>, blocks(a.models * a.samples), kThreads, device,
+         a);
 }
 
 template <class T>
 void bernoulli_log_likelihood_backward(Cuda device, const BernoulliLogLikelihoodBackward<T>& a) {
   using namespace cuda;
   constexpr int kWidth = kBernoulliWidth<T>;
-  const int64_t count = a.rows * a.features;
+  const int64_t count = a.models * a.samples * a.features;
   if (a.features % kWidth == 0 && are_aligned<kWidth>(a.x, a.logits, a.grad_logits)) {
     launch(&bernoulli_gradients<T, kWidth>, blocks_of_threads(count / kWidth), kThreads, device, a);
   } else {

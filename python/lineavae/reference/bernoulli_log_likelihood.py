@@ -1,4 +1,4 @@
-"""Log-likelihood of Bernoulli variables given their logits.
+"""Log-likelihood of Bernoulli variables given their logits, per sample.
 
 log p(x|a) = x a - softplus(a) = x log sigmoid(a) + (1 - x) log sigmoid(-a)
 """
@@ -8,6 +8,5 @@ from torch.nn.functional import logsigmoid
 
 
 def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
-    """x (N, ...), logits (N, ...) -> (N,), in nats."""
-    each = x * logsigmoid(logits) + (1 - x) * logsigmoid(-logits)
-    return each.reshape(x.shape[0], x.shape[1:].numel()).sum(-1)
+    """x (..., N, D), logits (..., N, D) -> (..., N), in nats."""
+    return (x * logsigmoid(logits) + (1 - x) * logsigmoid(-logits)).sum(-1)
