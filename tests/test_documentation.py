@@ -35,10 +35,11 @@ def test_public_functions_have_examples() -> None:
 
 
 @pytest.mark.slow
-def test_readme_example(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    elbo, likelihood = (
-        float(re.search(r"-?\d+\.\d+", line)[0]) for line in capsys.readouterr().out.split("\n")[:2]
-    )
+def test_readme_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    elbo, likelihood = (float(re.search(r"-?\d+\.\d+", line)[0]) for line in printed.split("\n")[:2])
     assert likelihood - 1.0 < elbo <= likelihood + 1e-9
+    assert "1000 samples, 50 latents" in printed
