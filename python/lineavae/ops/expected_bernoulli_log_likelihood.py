@@ -87,7 +87,7 @@ def expected_bernoulli_log_likelihood(
     >>> from lineavae.ops import expected_bernoulli_log_likelihood
     >>> x, weight, bias = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0], [-1.0]]), torch.zeros(2)
     >>> expected_bernoulli_log_likelihood(x, torch.tensor([[1.0]]), torch.tensor([[0.0]]), weight, bias)
-    tensor([-0.8535])
+    tensor([-0.7632])
     """
     op = "expected_bernoulli_log_likelihood"
     x, mean, logvar, weight, bias = map(
