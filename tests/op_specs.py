@@ -81,6 +81,78 @@ def gaussian_kl_cases() -> dict[str, Callable[[], Sample]]:
     return {label: lambda shape=shape: make(shape) for label, shape in GAUSSIAN_KL_SHAPES.items()}
 
 
+# of x and of the logits
+BERNOULLI_SHAPES = {
+    "plain": ((5, 3), (5, 3)),
+    "one_sample": ((1, 3), (1, 3)),
+    "no_samples": ((0, 3), (0, 3)),
+    "one_feature": ((5, 1), (5, 1)),
+    "no_features": ((5, 0), (5, 0)),
+    "models": ((3, 5, 2), (3, 5, 2)),
+    "models_share_statistics": ((5, 2), (3, 5, 2)),
+    "models_share_logits": ((3, 5, 2), (1, 5, 2)),
+    "two_model_dimensions": ((2, 1, 5, 2), (2, 5, 2)),
+    "large": ((300, 133), (300, 133)),
+}
+
+
+def bernoulli_cases() -> dict[str, Callable[[], Sample]]:
+    def make(x_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> Sample:
+        generator = torch.Generator().manual_seed(sum(x_shape))
+        x = torch.rand(x_shape, generator=generator, dtype=torch.float64)
+        logits = 3 * torch.randn(logits_shape, generator=generator, dtype=torch.float64)
+        return Sample({"x": x, "logits": logits}, {})
+
+    return {label: lambda shapes=shapes: make(*shapes) for label, shapes in BERNOULLI_SHAPES.items()}
+
+
+@dataclass(frozen=True)
+class DecoderCase:
+    """Sizes of one call with posterior and linear decoder; a tensor in ``shared`` has only one model."""
+
+    num_samples: int = 5
+    num_features: int = 4
+    latent_dim: int = 3
+    models: tuple[int, ...] = ()
+    shared: tuple[str, ...] = ()
+
+
+DECODER_CASES = {
+    "plain": DecoderCase(),
+    "one_sample": DecoderCase(num_samples=1),
+    "no_samples": DecoderCase(num_samples=0),
+    "one_feature": DecoderCase(num_features=1),
+    "one_latent": DecoderCase(latent_dim=1),
+    "no_latents": DecoderCase(latent_dim=0),
+    "large": DecoderCase(num_samples=150, num_features=133, latent_dim=35),
+    "models": DecoderCase(models=(3,)),
+    "models_share_statistics": DecoderCase(models=(3,), shared=("x",)),
+    "models_share_decoder": DecoderCase(models=(3,), shared=("weight", "bias")),
+    "two_model_dimensions": DecoderCase(models=(2, 2)),
+}
+
+
+def decoder_cases() -> dict[str, Callable[[], Sample]]:
+    def make(case: DecoderCase) -> Sample:
+        N, D, K = case.num_samples, case.num_features, case.latent_dim  # noqa: N806
+        generator = torch.Generator().manual_seed(N + 10 * D + 100 * K)
+
+        def random(name: str, *shape: int) -> Tensor:
+            models = () if name in case.shared else case.models
+            return torch.randn((*models, *shape), generator=generator, dtype=torch.float64)
+
+        tensors = {
+            "x": random("x", N, D).sigmoid(),
+            "mean": random("mean", N, K),
+            "logvar": random("logvar", N, K),
+            "weight": random("weight", D, K),
+            "bias": random("bias", D),
+        }
+        return Sample(tensors, {})
+
+    return {label: lambda case=case: make(case) for label, case in DECODER_CASES.items()}
+
+
 @dataclass(frozen=True)
 class LinearCase:
     """Sizes and options of one call of a linear VAE's ELBO; a tensor in ``shared`` has only one model."""
@@ -154,6 +226,24 @@ def linear_cases(data: str, cases: dict[str, LinearCase]) -> dict[str, Callable[
 
 
 SPECS = [
+    OpSpec(
+        name="bernoulli_log_likelihood",
+        op=ops.bernoulli_log_likelihood,
+        reference=reference.bernoulli_log_likelihood,
+        differentiable=("x", "logits"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=bernoulli_cases(),
+    ),
+    OpSpec(
+        name="expected_bernoulli_log_likelihood",
+        op=ops.expected_bernoulli_log_likelihood,
+        reference=reference.expected_bernoulli_log_likelihood,
+        differentiable=("x", "mean", "logvar", "weight", "bias"),
+        tolerance=2e-6,
+        any_threads=False,
+        cases=decoder_cases(),
+    ),
     OpSpec(
         name="gaussian_kl",
         op=ops.gaussian_kl,

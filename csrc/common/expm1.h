@@ -71,12 +71,11 @@ struct ExpParts {
   T clamped, n, r, scale, tail;  // eˣ = scale * (1 + r + tail) with tail = eʳ - 1 - r
 };
 
+// `clamped` is in [kMin, kMax].
 template <class T>
-LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
+LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts_in_range(T clamped) {
   using Traits = ExpTraits<T>;
   using Integer = typename Traits::Integer;
-  T clamped = x < Traits::kMin ? Traits::kMin : x;
-  clamped = clamped > Traits::kMax ? Traits::kMax : clamped;
   const T n = round_to_even(clamped * Traits::kLog2E);
   const T r = multiply_add(n, -Traits::kLn2Low, multiply_add(n, -Traits::kLn2High, clamped));
   T q = Traits::coefficient(0);
@@ -85,6 +84,14 @@ LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
   T scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return {clamped, n, r, scale, q * r * r};
+}
+
+template <class T>
+LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
+  using Traits = ExpTraits<T>;
+  T clamped = x < Traits::kMin ? Traits::kMin : x;
+  clamped = clamped > Traits::kMax ? Traits::kMax : clamped;
+  return exp_parts_in_range(clamped);
 }
 
 template <class T>

@@ -14,6 +14,9 @@ namespace lineavae {
 LINEAVAE_HOST_DEVICE float round_to_even(float x) { return rintf(x); }
 LINEAVAE_HOST_DEVICE double round_to_even(double x) { return rint(x); }
 
+LINEAVAE_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
+LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
+
 // a b + c, rounded once: written out wherever a value must not depend on where the compiler would contract.
 LINEAVAE_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 LINEAVAE_HOST_DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }

@@ -36,7 +36,9 @@ def has_kernel(op: str, device_type: str) -> bool:
 
 
 OPS = (
+    "bernoulli_log_likelihood",
     "collapse_statistics",
+    "expected_bernoulli_log_likelihood",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
     "linear_vae_elbo",

@@ -4,7 +4,9 @@ Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.f
 is twice differentiable. Half-precision inputs give float32 results and half-precision gradients.
 """
 
+from lineavae.ops.bernoulli_log_likelihood import bernoulli_log_likelihood
 from lineavae.ops.collapse_statistics import collapse_statistics
+from lineavae.ops.expected_bernoulli_log_likelihood import expected_bernoulli_log_likelihood
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
@@ -13,7 +15,9 @@ from lineavae.reference.collapse_statistics import LatentStatistics, histogram_e
 
 __all__ = [
     "LatentStatistics",
+    "bernoulli_log_likelihood",
     "collapse_statistics",
+    "expected_bernoulli_log_likelihood",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
     "histogram_edges",

@@ -57,6 +57,14 @@ def _check_finite(op: str, name: str, tensor: Tensor) -> None:
         raise FloatingPointError(f"{op}: {name} must be finite, got {tensor[index].item()} at index {index}")
 
 
+def check_probabilities(op: str, x: Tensor) -> None:
+    """Check that every entry of ``x`` is in [0, 1]; this looks at the values and waits for the device."""
+    outside = (x < 0) | (x > 1)
+    if outside.any():
+        index = tuple(outside.nonzero()[0].tolist())
+        raise ValueError(f"{op}: x must be in [0, 1], got {x[index].item()} at index {index}")
+
+
 def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> None:
     """Check the trailing dimensions of ``tensor`` against ``core``, a symbol -> size mapping."""
     sizes = tuple(core.values())

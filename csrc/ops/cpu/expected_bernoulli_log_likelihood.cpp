@@ -1,0 +1,66 @@
+// Rows of a matrix, or elements, are split over threads; the sum over the features of a row runs in the vector lanes of
+// T, so the result does not depend on the number of threads.
+#include "ops/expected_bernoulli_log_likelihood.h"
+
+#include "common/cpu.h"
+
+namespace lineavae {
+
+// The weights follow the latents in one range of indices.
+template <class T>
+LINEAVAE_INLINE void second_moments_body(const SecondMoments<T>& a, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < std::min(end, a.latents); ++i) a.variance[i] = exponential(a.logvar[i]);
+#pragma omp simd
+  for (int64_t i = std::max<int64_t>(begin - a.latents, 0); i < end - a.latents; ++i) {
+    a.squared_weight[i] = a.weight[i] * a.weight[i];
+  }
+}
+LINEAVAE_CPU_KERNEL(second_moments, SecondMoments, a.latents + a.weights, 1)
+
+template <class T>
+LINEAVAE_INLINE void expected_bernoulli_body(const ExpectedBernoulli<T>& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
+    const T* bias = a.bias + row / a.samples * a.features;
+    T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
+    T loss = 0;
+#pragma omp simd reduction(+ : loss)
+    for (int64_t i = 0; i < a.features; ++i) {
+      const T m = slope[i] + bias[i];
+      const ExpectedSoftplus<T> softplus = expected_softplus(m > 0 ? m : -m, curvature[i]);
+      loss += bernoulli_loss(x[i], m, softplus.excess);
+      slope[i] = bernoulli_slope(x[i], m, softplus.tail);
+      curvature[i] = -softplus.curvature;
+    }
+    a.value[row] = -loss;
+  }
+}
+LINEAVAE_CPU_KERNEL(expected_bernoulli, ExpectedBernoulli, a.models* a.samples, a.features* kMixtureTerms)
+
+template <class T>
+LINEAVAE_INLINE void posterior_gradients_body(const PosteriorGradients<T>& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T grad = a.grad[row];
+    const T *mean = a.mean + row * a.latents, *variance = a.variance + row * a.latents;
+    T *grad_mean = a.grad_mean + row * a.latents, *grad_logvar = a.grad_logvar + row * a.latents;
+    T *scaled_mean = a.scaled_mean + row * a.latents, *scaled_variance = a.scaled_variance + row * a.latents;
+#pragma omp simd
+    for (int64_t k = 0; k < a.latents; ++k) {
+      grad_mean[k] *= grad;
+      scaled_mean[k] = grad * mean[k];
+      scaled_variance[k] = grad * variance[k];
+      grad_logvar[k] *= scaled_variance[k];
+    }
+  }
+}
+LINEAVAE_CPU_KERNEL(posterior_gradients, PosteriorGradients, a.models* a.samples, a.latents)
+
+template <class T>
+LINEAVAE_INLINE void bernoulli_weight_gradient_body(const BernoulliWeightGradient<T>& a, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) a.grad_weight[i] += 2 * a.weight[i] * a.by_square[i];
+}
+LINEAVAE_CPU_KERNEL(bernoulli_weight_gradient, BernoulliWeightGradient, a.weights, 1)
+
+}  // namespace lineavae

@@ -1,0 +1,122 @@
+// Expected Bernoulli log-likelihood of a linear decoder under a diagonal Gaussian posterior, per sample: what is fused
+// around the matrix products.
+//
+// For each model the logits of a sample are W z + b with z ~ N(μ_n, diag v_n), each of them a normal variable:
+//
+//   m_n = W μ_n + b,   s²_n = (W ∘ W) v_n
+//   ℓ_n = Σ_i E log p(x_ni | a_ni) = Σ_i (x_ni m_ni - E softplus(a_ni)),   a_ni ~ N(m_ni, s²_ni)
+//
+// The logistic distribution is a scale mixture of normal ones. Six of them, N(0, τ_i²) with weights p_i, give, with
+// T_i = √(τ_i² + s²) and u_i = |m| / T_i,
+//
+//   E softplus(a) - max(m, 0)   = Σ_i p_i T_i (φ(u_i) - u_i Φ(-u_i))   up to 5.2e-8, whatever m and s²
+//   E sigmoid(a)                = Σ_i p_i Φ(-u_i) where m <= 0, and one minus that elsewhere
+//   ∂E softplus(a) / ∂s²        = ½ Σ_i p_i φ(u_i) / T_i
+//
+// Gradients, g_n the ones that come in, with the rows r_n of ∂ℓ/∂m and c_n of ∂ℓ/∂s²:
+//
+//   dμ_n = g_n Wᵀr_n             dW = Σ_n r_n (g_n μ_n)ᵀ + 2 W ∘ Σ_n c_n (g_n v_n)ᵀ
+//   db   = Σ_n g_n r_n           dlog v_n = g_n v_n ∘ (W ∘ W)ᵀc_n
+//   dx_n = g_n m_n
+//
+// All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
+#pragma once
+
+#include <cstdint>
+
+#include "common/device.h"
+#include "common/normal_tail.h"
+#include "ops/bernoulli_log_likelihood.h"
+
+namespace lineavae {
+
+template <class T>
+struct SecondMoments {
+  int64_t latents, weights;  // numbers of elements
+  const T* logvar;           // (latents)
+  const T* weight;           // (weights)
+  T* variance;               // (latents): v
+  T* squared_weight;         // (weights): W ∘ W
+};
+
+template <class T>
+struct ExpectedBernoulli {
+  int64_t models, samples, features;
+  bool shared;    // one x for all models
+  const T* x;     // (models or 1, N, D)
+  const T* bias;  // (models, D)
+  T* value;       // (models, N): ℓ
+  T* slope;       // (models, N, D): W μ in, ∂ℓ/∂m out
+  T* curvature;   // (models, N, D): s² in, ∂ℓ/∂s² out
+};
+
+template <class T>
+struct PosteriorGradients {
+  int64_t models, samples, latents;
+  const T* grad;       // (models, N)
+  const T* mean;       // (models, N, K): μ
+  const T* variance;   // (models, N, K): v
+  T* grad_mean;        // (models, N, K): Wᵀr in, dμ out
+  T* grad_logvar;      // (models, N, K): (W ∘ W)ᵀc in, dlog v out
+  T* scaled_mean;      // (models, N, K): g μ
+  T* scaled_variance;  // (models, N, K): g v
+};
+
+template <class T>
+struct BernoulliWeightGradient {
+  int64_t weights;     // number of elements
+  const T* weight;     // (weights): W
+  const T* by_square;  // (weights): Σ c (g v)ᵀ
+  T* grad_weight;      // (weights): Σ r (g μ)ᵀ in, dW out
+};
+
+#define LINEAVAE_DECLARE(Device)                                  \
+  template <class T>                                              \
+  void second_moments(Device, const SecondMoments<T>&);           \
+  template <class T>                                              \
+  void expected_bernoulli(Device, const ExpectedBernoulli<T>&);   \
+  template <class T>                                              \
+  void posterior_gradients(Device, const PosteriorGradients<T>&); \
+  template <class T>                                              \
+  void bernoulli_weight_gradient(Device, const BernoulliWeightGradient<T>&);
+LINEAVAE_DECLARE(Cpu)
+LINEAVAE_DECLARE(Cuda)
+#undef LINEAVAE_DECLARE
+
+// The weights p and the variances τ² of the mixture; tests/ops/fit_softplus_mixture.py derives p and τ.
+constexpr int kMixtureTerms = 6;
+LINEAVAE_HOST_DEVICE double mixture_weight(int i) {
+  constexpr double p[kMixtureTerms] = {0.027836408056434753, 0.217757324042343,   0.3947711209363421,
+                                       0.27834600927989245,  0.07654291449928365, 0.004746223185704037};
+  return p[i];
+}
+LINEAVAE_HOST_DEVICE double mixture_variance(int i) {
+  constexpr double tau[kMixtureTerms] = {0.8546025722195498, 1.1666483790533457, 1.5808688999526925,
+                                         2.1414132393207583, 2.887057992452868,  3.8995440031456132};
+  return tau[i] * tau[i];
+}
+
+template <class T>
+struct ExpectedSoftplus {
+  T excess;     // E softplus(a) - max(m, 0)
+  T tail;       // E sigmoid(a) where m <= 0, else 1 - E sigmoid(a)
+  T curvature;  // ∂E softplus(a) / ∂s²
+};
+
+// The sum over the terms of the mixture, written as a recursion because no loop around a term is vectorised.
+template <class T, int kTerms = kMixtureTerms>
+LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
+  if constexpr (kTerms == 0) {
+    return {0, 0, 0};
+  } else {
+    const T scale = square_root(variance + static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
+    const NormalTail<T> normal = normal_tail(magnitude * inverse);
+    const T density = static_cast<T>(mixture_weight(kTerms - 1)) * normal.density;
+    const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
+    const ExpectedSoftplus<T> others = expected_softplus<T, kTerms - 1>(magnitude, variance);
+    return {multiply_add(density * scale, loss, others.excess), multiply_add(density, normal.ratio, others.tail),
+            multiply_add(static_cast<T>(0.5 * kInverseSqrt2Pi) * density, inverse, others.curvature)};
+  }
+}
+
+}  // namespace lineavae

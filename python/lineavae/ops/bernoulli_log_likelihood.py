@@ -1,0 +1,158 @@
+"""Log-likelihood of Bernoulli variables given their logits, one value per sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lineavae import _ext, reference
+from lineavae.ops._arguments import (
+    broadcast_models,
+    check_probabilities,
+    check_shape,
+    check_tensors,
+    flatten_models,
+    flatten_shared,
+    has_native,
+    widen,
+)
+from lineavae.ops._registration import keep_signature, register_rules, second_order
+
+_ext.load()
+_raw = torch.ops.lineavae
+
+
+def bernoulli_log_likelihood(x: Tensor, logits: Tensor, *, check_finite: bool = False) -> Tensor:
+    """Log-likelihood of Bernoulli variables given their logits, per sample, in nats.
+
+    Σ_i x_i log sigmoid(a_i) + (1 - x_i) log sigmoid(-a_i), accurate to rounding for every logit a: 0 where an
+    infinite one is right, -inf where it is wrong. The sum is over the last dimension: images become rows by
+    ``flatten(1)``.
+
+    Parameters
+    ----------
+    x
+        Data, (*models, N, D): zeros and ones, or anything between. Of integers, as of images, make
+        probabilities first: ``images / 255``.
+    logits
+        Logits a of the probabilities, (*models, N, D). The leading dimensions broadcast: one x serves many
+        models, or many posterior samples of one. Both arguments share one dtype, float64, float32, bfloat16
+        or float16, and one device.
+    check_finite
+        Raise at the first NaN or infinity of an argument, and at an x outside [0, 1], instead of computing
+        with it. Without it no value is looked at: that would wait for the device.
+
+    Returns
+    -------
+    Tensor
+        (*models, N), float64 for float64 inputs and float32 for all others.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor, or of another dtype; integers among them.
+    ValueError
+        A shape or device does not fit; with ``check_finite``: x is outside [0, 1].
+    FloatingPointError
+        With ``check_finite``: an argument has a NaN or an infinity; the index is named.
+
+    Notes
+    -----
+    log p(x|z) of the Bernoulli decoder in appendix C.3 of Lucas et al. (2019). One kernel forward, one
+    backward.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import bernoulli_log_likelihood
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.5]])
+    >>> bernoulli_log_likelihood(x, torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
+    tensor([-1.3863, -0.6931])
+    """
+    op = "bernoulli_log_likelihood"
+    x, logits = check_tensors(op, check_finite, x=x, logits=logits)
+    if x.ndim < 2:
+        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
+    num_samples, num_features = x.shape[-2:]
+    check_shape(op, "logits", logits, {"N": num_samples, "D": num_features})
+    if check_finite:
+        check_probabilities(op, x)
+    models = broadcast_models(op, {"x": x.shape[:-2], "logits": logits.shape[:-2]})
+    if not has_native(op, x.device):
+        return _formula(x, logits)
+    if logits.shape[:-2] != models or x.shape[:-2].numel() not in (1, models.numel()):
+        # one that is repeated has a gradient that is summed: not in half precision
+        x, logits = widen(x), widen(logits)
+    value: Tensor = _BernoulliLogLikelihood.apply(
+        flatten_shared(x, models, 2), flatten_models(logits, models, 2)
+    )
+    return value.reshape((*models, num_samples))
+
+
+@torch.compiler.allow_in_graph
+class _BernoulliLogLikelihood(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @keep_signature
+    def forward(x: Tensor, logits: Tensor) -> Any:
+        return _raw.bernoulli_log_likelihood(x, logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _BernoulliLogLikelihoodBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+
+
+class _BernoulliLogLikelihoodBackward(Function):
+    """Gradients for x (only where asked for) and logits."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @keep_signature
+    def forward(grad: Tensor, x_requires_grad: bool, x: Tensor, logits: Tensor) -> Any:
+        grad_x = None
+        if x_requires_grad:
+            grad_x = grad.unsqueeze(-1) * logits
+            if x.shape[0] != grad_x.shape[0]:
+                grad_x = grad_x.sum(0, keepdim=True)
+            grad_x = grad_x.to(x.dtype)
+        return grad_x, _raw.bernoulli_log_likelihood_backward(grad, x, logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad, _, x, logits = inputs
+        ctx.save_for_backward(grad, x, logits)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        grad, *inputs = ctx.saved_tensors
+        grad_grad, grad_x, grad_logits = second_order(_formula, grad, tuple(inputs), upstream)
+        return grad_grad, None, grad_x, grad_logits
+
+
+def _formula(x: Tensor, logits: Tensor) -> Tensor:
+    return reference.bernoulli_log_likelihood(widen(x), widen(logits))
+
+
+@torch.library.register_fake("lineavae::bernoulli_log_likelihood")
+def _fake(x: Tensor, logits: Tensor) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty(logits.shape[:2], dtype=dtype)
+
+
+@torch.library.register_fake("lineavae::bernoulli_log_likelihood_backward")
+def _fake_backward(grad: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+register_rules("bernoulli_log_likelihood", shared=(0,))
+register_rules("bernoulli_log_likelihood_backward", shared=(1,))
