@@ -9,6 +9,7 @@ from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.ops.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+from lineavae.ops.reparameterized_kl import reparameterized_kl
 from lineavae.reference.collapse_statistics import LatentStatistics, histogram_edges, merge_moments
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",
     "merge_moments",
+    "reparameterized_kl",
 ]

@@ -60,15 +60,18 @@ def _unfold(tensor: Tensor, batch: int) -> Tensor:
 
 
 def second_order(
-    function: Any, grad_output: Tensor, inputs: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
-) -> tuple[Tensor, ...]:
+    function: Any,
+    grad_output: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    upstream: tuple[Tensor | None, ...],
+) -> tuple[Any, ...]:
     """Pull ``upstream`` back through the gradient of ``function``, by differentiating its reference twice.
 
     The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too.
-    Returns the gradients with respect to ``grad_output`` and each input.
+    Returns the gradients with respect to ``grad_output``, of one output or a tuple of them, and each input.
     """
 
-    def gradient(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def gradient(grad_output: Tensor | tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
         gradients: tuple[Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
         return gradients
 
@@ -77,8 +80,8 @@ def second_order(
         for tensor, grad in zip(inputs, upstream, strict=True)
     )
 
-    def second(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
+    def second(*inputs: Tensor) -> tuple[Any, ...]:
+        gradients: tuple[Any, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
         return gradients
 
-    return without_autocast(second, grad_output, *inputs)
+    return without_autocast(second, *inputs)
