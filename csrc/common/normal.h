@@ -28,19 +28,18 @@ struct NormalTraits<float> {
   static constexpr float kLn2 = 0.693147182f;
   static constexpr float kAnglePerWord = 1.46291807927e-9f;  // 2π / 2³²
 
-  // ln(1 + f), √½ <= 1 + f < √2
-  LINEAVAE_HOST_DEVICE static float log1p(float f) {
-    float p = 7.0376836292e-2f;
-    p = multiply_add(p, f, -1.1514610310e-1f);
-    p = multiply_add(p, f, 1.1676998740e-1f);
-    p = multiply_add(p, f, -1.2420140846e-1f);
-    p = multiply_add(p, f, 1.4249322787e-1f);
-    p = multiply_add(p, f, -1.6668057665e-1f);
-    p = multiply_add(p, f, 2.0000714765e-1f);
-    p = multiply_add(p, f, -2.4999993993e-1f);
-    p = multiply_add(p, f, 3.3333331174e-1f);
-    const float square = f * f;
-    return multiply_add(f * square, p, multiply_add(-0.5f, square, f));
+  // -2 ln(1 + f), √½ <= 1 + f < √2
+  LINEAVAE_HOST_DEVICE static float minus_two_log1p(float f) {
+    float p = -1.40753672584e-1f;
+    p = multiply_add(p, f, 2.3029220620e-1f);
+    p = multiply_add(p, f, -2.3353997480e-1f);
+    p = multiply_add(p, f, 2.4840281692e-1f);
+    p = multiply_add(p, f, -2.8498645574e-1f);
+    p = multiply_add(p, f, 3.3336115330e-1f);
+    p = multiply_add(p, f, -4.0001429530e-1f);
+    p = multiply_add(p, f, 4.9999987986e-1f);
+    p = multiply_add(p, f, -6.6666662348e-1f);
+    return multiply_add(f * (f * f), p, multiply_add(f, f, -(f + f)));
   }
 
   // |a| <= π/4
@@ -69,7 +68,7 @@ struct NormalTraits<double> {
   static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kAnglePerWord = 1.4629180792671596e-9;
 
-  LINEAVAE_HOST_DEVICE static double log1p(double f) {
+  LINEAVAE_HOST_DEVICE static double minus_two_log1p(double f) {
     const double s = f / (2.0 + f), square = s * s, half = 0.5 * f * f;
     double p = 1.479819860511658591e-01;
     p = multiply_add(p, square, 1.531383769920937332e-01);
@@ -78,7 +77,7 @@ struct NormalTraits<double> {
     p = multiply_add(p, square, 2.857142874366239149e-01);
     p = multiply_add(p, square, 3.999999999940941908e-01);
     p = multiply_add(p, square, 6.666666666666735130e-01);
-    return f - multiply_add(-s, multiply_add(p, square, half), half);
+    return -2.0 * (f - multiply_add(-s, multiply_add(p, square, half), half));
   }
 
   LINEAVAE_HOST_DEVICE static double sine(double a) {
@@ -121,17 +120,19 @@ LINEAVAE_HOST_DEVICE T from_bits(typename NormalTraits<T>::Bits bits) {
 template <class T>
 LINEAVAE_HOST_DEVICE T normal_radius(uint32_t word) {
   using Traits = NormalTraits<T>;
-  using Signed = std::make_signed_t<typename Traits::Bits>;
-  // (w | 1) / 2³² is (⌊w / 2⌋ + ½) / 2³¹; conversions of 31 bits are signed, as every instruction set has them
+  using Bits = typename Traits::Bits;
+  // (w | 1) / 2³² is (⌊w / 2⌋ + ½) / 2³¹; conversions of 31 bits are signed, as every instruction set has them. Near 1,
+  // where u would lose its last bits, 1 - u is what keeps them.
+  constexpr int32_t kRootHalf = 0x5a827999;  // √½ 2³¹
   const int32_t half = static_cast<int32_t>(word >> 1);
-  const T u = multiply_add(static_cast<T>(half), T(0x1p-31), T(0x1p-32));
-  const T complement = multiply_add(static_cast<T>(half ^ 0x7fffffff), T(0x1p-31), T(0x1p-32));  // 1 - u
-  // u = 2ᵉ (1 + f), √½ <= 1 + f < √2; where e = 0, f is the complement, because u itself has lost its last bits there
-  const typename Traits::Bits bits = as_bits(u);
-  const Signed e = static_cast<Signed>(bits - Traits::kRootHalf) >> Traits::kMantissaBits;
-  const T scaled = from_bits<T>(bits - (static_cast<typename Traits::Bits>(e) << Traits::kMantissaBits));
-  const T f = e == 0 ? -complement : scaled - T(1);
-  return square_root(T(-2) * multiply_add(static_cast<T>(static_cast<int32_t>(e)), Traits::kLn2, Traits::log1p(f)));
+  const bool near_one = half > kRootHalf;
+  const T v = multiply_add(static_cast<T>(near_one ? half ^ 0x7fffffff : half), T(0x1p-31), T(0x1p-32));
+  // u = 2ᵉ (1 + f), √½ <= 1 + f < √2
+  const Bits bits = as_bits(v) - Traits::kRootHalf;
+  const Bits scaled = (bits & ((Bits{1} << Traits::kMantissaBits) - 1)) + Traits::kRootHalf;
+  const int32_t exponent = static_cast<int32_t>(static_cast<std::make_signed_t<Bits>>(bits) >> Traits::kMantissaBits);
+  const T f = near_one ? -v : from_bits<T>(scaled) - T(1), e = static_cast<T>(near_one ? 0 : exponent);
+  return square_root(multiply_add(e, T(-2) * Traits::kLn2, Traits::minus_two_log1p(f)));
 }
 
 template <class T>

@@ -29,10 +29,7 @@ struct GaussianPosterior {
   const T* mean;          // (models, rows, latents)
   const T* logvar;        // (models, rows, latents)
   KLWeight<T> kl_weight;  // of the latents, in groups by model
-  const int64_t* seed;    // (models), or (1)
-  bool shared_seed;       // one seed stands for all models
-
-  LINEAVAE_HOST_DEVICE PhiloxKey key(int64_t model) const { return key_of(seed[shared_seed ? 0 : model]); }
+  const int64_t* seed;    // (models)
 };
 
 template <class T>
@@ -71,8 +68,8 @@ LINEAVAE_HOST_DEVICE GaussianElement<A> gaussian_element(A mean, A logvar) {
   const A half = A(0.5) * logvar;
   const ExpParts<A> parts = exp_parts(half);
   const A a = expm1(half, parts);
-  const A phi = multiply_add(a, a, A(2) * expm1_minus_x(half, parts));
-  return {exponential(half, parts), A(0.5) * multiply_add(mean, mean, phi)};
+  const A squares = multiply_add(a, a, mean * mean);
+  return {exponential(half, parts), multiply_add(A(0.5), squares, expm1_minus_x(half, parts))};
 }
 
 template <class A>

@@ -89,7 +89,7 @@ struct Values {
       kl[i] = element.kl;
     }
     for (int64_t sample = 0; sample < a.samples; ++sample) {
-      const A* epsilon = make_noise(a.key(block.model), sample * of_model + index, size, noise);
+      const A* epsilon = make_noise(key_of(a.seed[block.model]), sample * of_model + index, size, noise);
       A* z = a.z + (block.model * a.samples + sample) * of_model + index;
 #pragma omp simd
       for (int i = 0; i < size; ++i) z[i] = multiply_add(sigma[i], epsilon[i], load(mean[i]));
@@ -121,7 +121,7 @@ struct Gradients {
     const int size = block.size();
     const int64_t index = block.row * a.latents + block.column, of_model = a.rows * a.latents;
     for (int64_t sample = 0; sample < a.samples; ++sample) {
-      const A* epsilon = make_noise(a.key(block.model), sample * of_model + index, size, noise);
+      const A* epsilon = make_noise(key_of(a.seed[block.model]), sample * of_model + index, size, noise);
       const A* grad_z = a.grad_z + (block.model * a.samples + sample) * of_model + index;
       if (sample == 0) {
 #pragma omp simd

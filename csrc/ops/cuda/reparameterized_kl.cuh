@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_rows(const Repara
   A sum = 0;
   if (row_of_all < a.models * a.rows) {
     const int64_t model = row_of_all / a.rows, row = row_of_all - model * a.rows, of_model = a.rows * a.latents;
-    const PhiloxKey key = a.key(model);
+    const PhiloxKey key = key_of(a.seed[model]);
     const A* weight = a.kl_weight.of(model, a.latents);
 #pragma unroll 1
     for (int64_t k = threadIdx.x % kLanes * kQuad; k < a.latents; k += kLanes * kQuad) {
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_gradients(const R
   const int count = a.latents - k < kQuad ? static_cast<int>(a.latents - k) : kQuad;
   const int64_t model = row_of_all / a.rows, of_model = a.rows * a.latents;
   const int64_t index = (row_of_all - model * a.rows) * a.latents + k;
-  const PhiloxKey key = a.key(model);
+  const PhiloxKey key = key_of(a.seed[model]);
   A sum[kQuad] = {}, product[kQuad] = {};
 #pragma unroll 1
   for (int64_t sample = 0; sample < a.samples; ++sample) {

@@ -83,21 +83,23 @@ def check_parameters(
 
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
     """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient."""
-    weight = _check_weight(op, "beta", beta, like)
+    weight = _check_weight(op, "beta", beta, like.device, like.dtype)
     return weight if isinstance(weight, Tensor) else like.new_full((), weight)
 
 
-def _check_weight(op: str, name: str, weight: Tensor | float, like: Tensor) -> Tensor | float:
-    """Check a number >= 0, or a tensor without gradient, and give it ``like``'s dtype and device.
+def _check_weight(
+    op: str, name: str, weight: Tensor | float, device: torch.device, dtype: torch.dtype
+) -> Tensor | float:
+    """Check a number >= 0, or a tensor without gradient, and give it this device and dtype.
 
     The values of a tensor are not looked at: that would wait for the device.
     """
     if isinstance(weight, Tensor):
         if weight.requires_grad:
             raise ValueError(f"{op}: {name} must not require grad: it is a weight, not a parameter")
-        if weight.device != like.device and weight.ndim > 0:
-            raise ValueError(f"{op}: {name} must be on device {like.device}, got {weight.device}")
-        return weight.to(like)
+        if weight.device != device and weight.ndim > 0:
+            raise ValueError(f"{op}: {name} must be on device {device}, got {weight.device}")
+        return weight.to(device, dtype)
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(weight).__name__}")
     if not (math.isfinite(weight) and weight >= 0):
@@ -108,7 +110,7 @@ def _check_weight(op: str, name: str, weight: Tensor | float, like: Tensor) -> T
 def check_kl_weight(op: str, kl_weight: Tensor | float, mean: Tensor) -> Tensor | float:
     """Check a weight of the KL: a number, or a tensor () or (K,), which gets the dtype of the KL."""
     dtype = torch.float32 if mean.dtype in _HALF else mean.dtype
-    weight = _check_weight(op, "kl_weight", kl_weight, mean.new_empty((), dtype=dtype))
+    weight = _check_weight(op, "kl_weight", kl_weight, mean.device, dtype)
     if isinstance(weight, Tensor) and weight.shape not in ((), mean.shape[-1:]):
         raise ValueError(
             f"{op}: kl_weight must be a number or have shape () or (K,) with K={mean.shape[-1]}, "

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 from lineavae.ops._arguments import without_autocast
 
@@ -20,6 +21,12 @@ def keep_signature(forward: _F) -> _F:
     """Keep the signature of a Function's forward, which torch otherwise works out again at every call."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
+
+
+def apply_backward(function: type[Function], *args: Any) -> Any:
+    """Apply a Function that computes gradients; where nothing differentiates it, only its forward, for speed."""
+    differentiates = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return function.apply(*args) if differentiates else function.forward(*args)
 
 
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
@@ -46,6 +53,11 @@ def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
         return tuple(_unfold(output, batch) for output in outputs), (0,) * len(outputs)
 
     torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
+    register_autocast(op)
+
+
+def register_autocast(op: str) -> None:
+    """Have ``torch.ops.lineavae.<op>`` run in float32 under autocast."""
     for device in _AUTOCAST_DEVICES:
         torch.library.register_autocast(f"lineavae::{op}", device, torch.float32)
 

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import check_kl_weight, check_tensors, has_native, per_latent, scale, widen
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -181,7 +181,7 @@ def _differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
             mean, logvar, *kl_weight = ctx.saved_tensors
-            return *Backward.apply(grad, mean, logvar, *kl_weight), *(None,) * len(kl_weight)
+            return *apply_backward(Backward, grad, mean, logvar, *kl_weight), *(None,) * len(kl_weight)
 
     return Forward
 

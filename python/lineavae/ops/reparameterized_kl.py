@@ -11,7 +11,7 @@ from torch.autograd import Function
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
 from lineavae.ops._arguments import check_kl_weight, has_native, per_latent, scale, widen
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_autocast, second_order
 from lineavae.ops.gaussian_kl import check_posterior
 
 _ext.load()
@@ -95,11 +95,8 @@ def reparameterized_kl(
     kl_weight = check_kl_weight(_OP, kl_weight, mean)
     if not has_native(_OP, mean.device):
         return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
-    rows = (1, mean.shape[:-1].numel(), mean.shape[-1])
-    z, kl = _ReparameterizedKL.apply(
-        num_samples, mean.reshape(rows), logvar.reshape(rows), seed.unsqueeze(0), per_latent(kl_weight)
-    )
-    return z.reshape((num_samples, *mean.shape)), scale(kl, kl_weight).reshape(mean.shape[:-1])
+    z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
+    return z, scale(kl, kl_weight)
 
 
 def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
@@ -136,13 +133,10 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         grad_z, grad_kl, mean, logvar, seed, kl_weight = ctx.saved_tensors
-        # of the one model that there is outside of the kernels
         weight = 1.0 if kl_weight is None else kl_weight.squeeze(0)
 
-        def formula(mean: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
-            mean, logvar = widen(mean.squeeze(0)), widen(logvar.squeeze(0))
-            outputs = reference.reparameterized_kl(mean, logvar, seed.squeeze(0), grad_z.shape[1], weight)
-            return tuple(output.unsqueeze(0) for output in outputs)
+        def formula(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+            return reference.reparameterized_kl(widen(mean), widen(logvar), seed, grad_z.shape[0], weight)
 
         grads, *gradients = second_order(formula, (grad_z, grad_kl), (mean, logvar), upstream)
         return *grads, *gradients, None, None
@@ -165,17 +159,20 @@ class _ReparameterizedKL(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> Any:
-        return None, *_Backward.apply(grad_z, grad_kl, *ctx.saved_tensors), None, None
+        return None, *apply_backward(_Backward, grad_z, grad_kl, *ctx.saved_tensors), None, None
+
+
+# To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is over
+# models as well, but that of weights may be 1.
 
 
 @torch.library.register_fake("lineavae::reparameterized_kl")
 def _fake(
     mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    models, rows, latents = mean.shape
     dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    z = mean.new_empty(models, num_samples, rows, latents, dtype=dtype)
-    return z, mean.new_empty(models, rows, dtype=dtype)
+    z = mean.new_empty((*seed.shape, num_samples, *mean.shape[seed.ndim :]), dtype=dtype)
+    return z, mean.new_empty(mean.shape[:-1], dtype=dtype)
 
 
 @torch.library.register_fake("lineavae::reparameterized_kl_backward")
@@ -185,5 +182,31 @@ def _fake_backward(
     return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
 
 
-register_rules("reparameterized_kl", shared=(2, 3))
-register_rules("reparameterized_kl_backward", shared=(4, 5))
+def _register(op: str, seed_position: int) -> None:
+    overload = getattr(_raw, op).default
+
+    def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        over_models = args[seed_position].ndim - (in_dims[seed_position] is not None)
+        folded = []
+        for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+            if not isinstance(arg, Tensor) or (i == seed_position + 1 and dim is None and len(arg) == 1):
+                folded.append(arg)
+                continue
+            tensor = arg.unsqueeze(0) if dim is None else arg.movedim(dim, 0)
+            if i == seed_position + 1:
+                tensor = tensor.expand(batch, folded[seed_position].numel() // batch, -1).flatten(0, 1)
+            else:
+                tensor = tensor.expand(batch, *tensor.shape[1:]).flatten(0, over_models)
+            folded.append(tensor)
+        outputs = overload(*folded)
+        if over_models:
+            outputs = tuple(output.unflatten(0, (batch, -1)) for output in outputs)
+        return outputs, (0,) * len(outputs)
+
+    torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
+    register_autocast(op)
+
+
+_register("reparameterized_kl", seed_position=2)
+_register("reparameterized_kl_backward", seed_position=4)
