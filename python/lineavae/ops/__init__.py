@@ -5,6 +5,7 @@ is twice differentiable. Half-precision inputs give float32 results and half-pre
 """
 
 from lineavae.ops.collapse_statistics import collapse_statistics
+from lineavae.ops.free_bits_kl import free_bits_kl
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
@@ -15,6 +16,7 @@ from lineavae.reference.collapse_statistics import LatentStatistics, histogram_e
 __all__ = [
     "LatentStatistics",
     "collapse_statistics",
+    "free_bits_kl",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
     "histogram_edges",

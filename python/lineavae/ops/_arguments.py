@@ -107,13 +107,13 @@ def _check_weight(
     return float(weight)
 
 
-def check_kl_weight(op: str, kl_weight: Tensor | float, mean: Tensor) -> Tensor | float:
-    """Check a weight of the KL: a number, or a tensor () or (K,), which gets the dtype of the KL."""
+def check_latent_weight(op: str, name: str, weight: Tensor | float, mean: Tensor) -> Tensor | float:
+    """Check a weight of the latents: a number, or a tensor () or (K,), then of the dtype of results."""
     dtype = torch.float32 if mean.dtype in _HALF else mean.dtype
-    weight = _check_weight(op, "kl_weight", kl_weight, mean.device, dtype)
+    weight = _check_weight(op, name, weight, mean.device, dtype)
     if isinstance(weight, Tensor) and weight.shape not in ((), mean.shape[-1:]):
         raise ValueError(
-            f"{op}: kl_weight must be a number or have shape () or (K,) with K={mean.shape[-1]}, "
+            f"{op}: {name} must be a number or have shape () or (K,) with K={mean.shape[-1]}, "
             f"got {tuple(weight.shape)}"
         )
     return weight

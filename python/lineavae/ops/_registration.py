@@ -24,7 +24,7 @@ def keep_signature(forward: _F) -> _F:
 
 
 def apply_backward(function: type[Function], *args: Any) -> Any:
-    """Apply a Function that computes gradients; where nothing differentiates it, only its forward, for speed."""
+    """Apply a Function of gradients; for speed only its forward where nothing differentiates it."""
     differentiates = torch.is_grad_enabled() or forward_ad._current_level >= 0
     return function.apply(*args) if differentiates else function.forward(*args)
 

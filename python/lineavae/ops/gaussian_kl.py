@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import check_kl_weight, check_tensors, has_native, per_latent, scale, widen
+from lineavae.ops._arguments import check_latent_weight, check_tensors, has_native, per_latent, scale, widen
 from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
@@ -22,16 +22,16 @@ def gaussian_kl(
 ) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, I)) of each posterior, in nats.
 
-    ½ Σ_j w_j (m_j² + v_j - log v_j - 1), each term free of cancellation: exactly 0 at the prior, and accurate to
-    rounding however close to it.
+    ½ Σ_j w_j (m_j² + v_j - log v_j - 1), each term free of cancellation: exactly 0 at the prior, and accurate
+    to rounding however close to it.
 
     Parameters
     ----------
     mean, logvar
         Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
     kl_weight
-        Weight of the KL: a number, or a tensor () or (K,), then one weight w_j per latent; not differentiable.
-        A weight that changes at every step of a compiled program should be a tensor.
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
+        Under `torch.compile` a weight that changes at every step should be a tensor.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -62,7 +62,7 @@ def gaussian_kl(
     tensor([0.5000, 0.0000])
     """
     mean, logvar = check_posterior("gaussian_kl", mean, logvar, check_finite)
-    kl_weight = check_kl_weight("gaussian_kl", kl_weight, mean)
+    kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean)
     if not has_native("gaussian_kl", mean.device):
         return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
     rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar), per_latent(kl_weight))
@@ -116,7 +116,7 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
 
 
 def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
-    """Check that both are floating tensors (..., K) of one shape, dtype and device; float32 under autocast."""
+    """Check that both are floating (..., K) of one shape, dtype and device; float32 under autocast."""
     checked = check_tensors(op, check_finite, mean=mean, logvar=logvar)
     if mean.ndim == 0:
         raise ValueError(f"{op}: mean must have at least one dimension, the latents, got shape ()")
@@ -138,7 +138,7 @@ def _widened(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
     """Make the Function of ``op`` whose backward is itself a Function, over the raw ``<op>_backward``.
 
-    After mean and logvar come the weights of the latents, or None; an op without weights has no such argument.
+    After mean and logvar come the weights of the latents, or None; an op without weights has none of it.
     """
     forward_op = getattr(_raw, op)
     backward_op = getattr(_raw, f"{op}_backward")

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
-from lineavae.ops._arguments import check_kl_weight, has_native, per_latent, scale, widen
+from lineavae.ops._arguments import check_latent_weight, has_native, per_latent, scale, widen
 from lineavae.ops._registration import apply_backward, keep_signature, register_autocast, second_order
 from lineavae.ops.gaussian_kl import check_posterior
 
@@ -30,7 +30,7 @@ def reparameterized_kl(
     kl_weight: Tensor | float = 1.0,
     check_finite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Samples of N(mean, exp(logvar)), and its KL to N(0, I), in one pass over the posteriors.
+    """Sample each posterior N(mean, exp(logvar)), with its KL to N(0, I), in one pass.
 
     z = m + ε e^(log v / 2) with standard normal noise ε, differentiable in mean and logvar (Kingma and
     Welling 2014), and KL = ½ Σ_j w_j (m_j² + v_j - log v_j - 1) as `gaussian_kl` gives it. The noise is
@@ -45,11 +45,11 @@ def reparameterized_kl(
     seed
         Fixes the noise: an int, or a tensor () of dtype int64 on the device of mean. By default one is drawn
         from torch's generator, which `torch.manual_seed` governs; under `torch.func.vmap` its ``randomness``
-        says whether models share it. A seed that changes at every step of a compiled program should be a
+        says whether models share it. Under `torch.compile` a seed that changes at every step should be a
         tensor.
     kl_weight
-        Weight of the KL: a number, or a tensor () or (K,), then one weight w_j per latent; not differentiable.
-        A weight that changes at every step of a compiled program should be a tensor.
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
+        Under `torch.compile` a weight that changes at every step should be a tensor.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -65,18 +65,18 @@ def reparameterized_kl(
     TypeError
         An argument is no tensor or of another dtype; num_samples or seed is no int.
     ValueError
-        The shapes or devices differ; num_samples is below 1; a seed is no tensor () or does not fit in 64 bits;
-        kl_weight is a number that is negative or not finite, or a tensor of another shape or one that
-        requires grad.
+        The shapes or devices differ; num_samples is below 1; seed is a tensor of another shape or a number
+        beyond 64 bits; kl_weight is a number that is negative or not finite, or a tensor of another shape or
+        one that requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
     Notes
     -----
-    Terms of the ELBO in section 3.1 of Lucas et al. (2019). One kernel forward, one backward. Noise is a function of
-    the seed and the index in z (Philox4x32-10 and the transform of Box and Muller): it does not depend on
-    the dtype but for rounding, nor on threads or device, and a model in an ensemble under `torch.func.vmap`
-    sees the noise that it sees alone with the same seed.
+    Terms of the ELBO in section 3.1 of Lucas et al. (2019). One kernel forward, one backward. The noise is a
+    function of the seed and of the index in z (Philox4x32-10, transformed as Box and Muller do): the same for
+    every dtype but for rounding, for any number of threads and on every device; and a model in an ensemble
+    under `torch.func.vmap` gets the noise that it gets alone with the same seed.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def reparameterized_kl(
     mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
     num_samples = check_integer(_OP, "num_samples", num_samples, 1)
     seed = _check_seed(seed, mean.device)
-    kl_weight = check_kl_weight(_OP, kl_weight, mean)
+    kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean)
     if not has_native(_OP, mean.device):
         return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
     z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
@@ -162,8 +162,8 @@ class _ReparameterizedKL(Function):
         return None, *apply_backward(_Backward, grad_z, grad_kl, *ctx.saved_tensors), None, None
 
 
-# To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is over
-# models as well, but that of weights may be 1.
+# To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is
+# over models as well; that of weights may be 1, and is there in any case.
 
 
 @torch.library.register_fake("lineavae::reparameterized_kl")

@@ -58,6 +58,6 @@ def reparameterized_kl(
     num_samples: int = 1,
     kl_weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Samples and KL: (..., K), (..., K) -> (num_samples, ..., K), (...)."""
+    """Sample, and take the KL: (..., K), (..., K) -> (num_samples, ..., K), (...)."""
     noise = standard_normal(seed, (num_samples, *mean.shape), mean.dtype)
     return mean + (0.5 * logvar).exp() * noise, gaussian_kl(mean, logvar, kl_weight)
