@@ -12,27 +12,44 @@ namespace cuda {
 
 constexpr int kQuad = 4;
 
-// `count` elements; whole vectors at once.
+template <class T>
+struct Quad {
+  T at[kQuad];
+};
+
+// 16 bytes, or all four.
+template <class T>
+constexpr int kWidth = sizeof(T) > 4 ? 2 : kQuad;
+
+// The first `count` elements; with kVectors all of them, aligned.
 template <bool kVectors, class T>
-__device__ __forceinline__ Vector<T, kQuad> load_quad(const T* p, int count) {
-  if constexpr (kVectors) return load_vector<kQuad>(p);
-  Vector<T, kQuad> quad{};
+__device__ __forceinline__ Quad<T> load_quad(const T* p, int count) {
+  Quad<T> quad{};
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) {
-    if (i < count) quad.at[i] = p[i];
+  for (int i = 0; i < kQuad; i += kVectors ? kWidth<T> : 1) {
+    if constexpr (kVectors) {
+      const auto vector = load_vector<kWidth<T>>(p + i);
+#pragma unroll
+      for (int j = 0; j < kWidth<T>; ++j) quad.at[i + j] = vector.at[j];
+    } else if (i < count) {
+      quad.at[i] = p[i];
+    }
   }
   return quad;
 }
 
 template <bool kVectors, class T>
-__device__ __forceinline__ void store_quad(T* p, int count, const Vector<T, kQuad>& quad) {
-  if constexpr (kVectors) {
-    store_vector(p, quad);
-    return;
-  }
+__device__ __forceinline__ void store_quad(T* p, int count, const Quad<T>& quad) {
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) {
-    if (i < count) p[i] = quad.at[i];
+  for (int i = 0; i < kQuad; i += kVectors ? kWidth<T> : 1) {
+    if constexpr (kVectors) {
+      Vector<T, kWidth<T>> vector;
+#pragma unroll
+      for (int j = 0; j < kWidth<T>; ++j) vector.at[j] = quad.at[i + j];
+      store_vector(p + i, vector);
+    } else if (i < count) {
+      p[i] = quad.at[i];
+    }
   }
 }
 
@@ -86,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_rows(const Repara
       for (int64_t sample = 0; sample < a.samples; ++sample) {
         A noise[kQuad];
         make_noise<kVectors>(key, sample * of_model + index, noise);
-        Vector<A, kQuad> z;
+        Quad<A> z;
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) z.at[i] = multiply_add(sigma[i], noise[i], load(mean.at[i]));
         store_quad<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
@@ -125,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_gradients(const R
   const A* weight = a.kl_weight.of(model, a.latents);
   const auto mean = load_quad<kVectors>(a.mean + model * of_model + index, count);
   const auto logvar = load_quad<kVectors>(a.logvar + model * of_model + index, count);
-  Vector<T, kQuad> grad_mean, grad_logvar;
+  Quad<T> grad_mean, grad_logvar;
 #pragma unroll
   for (int i = 0; i < kQuad; ++i) {
     const A of_kl = weight == nullptr || i >= count ? grad_kl : grad_kl * weight[k + i];
