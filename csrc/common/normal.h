@@ -164,13 +164,14 @@ LINEAVAE_HOST_DEVICE PhiloxKey key_of(int64_t seed) {
 
 // The elements 4 quad to 4 quad + 3.
 template <class T>
-LINEAVAE_HOST_DEVICE void normal_quad(PhiloxKey key, uint64_t quad, T (&normals)[4]) {
+LINEAVAE_HOST_DEVICE void normal_quad(PhiloxKey key, uint64_t quad, T* normals) {
   const PhiloxCounter words = philox({{static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32), 0, 0}}, key);
-  for (int i = 0; i < 4; i += 2) {
-    const NormalPair<T> pair = normal_pair<T>(words.word[i], words.word[i + 1]);
-    normals[i] = pair.first;
-    normals[i + 1] = pair.second;
-  }
+  const NormalPair<T> low = normal_pair<T>(words.word[0], words.word[1]);
+  const NormalPair<T> high = normal_pair<T>(words.word[2], words.word[3]);
+  normals[0] = low.first;
+  normals[1] = low.second;
+  normals[2] = high.first;
+  normals[3] = high.second;
 }
 
 }  // namespace lineavae

@@ -21,7 +21,6 @@ struct PhiloxKey {
 template <class Word>
 LINEAVAE_HOST_DEVICE void philox_rounds(Word (&word)[4], PhiloxKey key) {
   constexpr int kRounds = 10;
-#pragma GCC unroll 10
   for (int round = 0; round < kRounds; ++round) {
     const uint64_t even = uint64_t{0xd2511f53u} * (word[0] & 0xffffffffu);
     const uint64_t odd = uint64_t{0xcd9e8d57u} * (word[2] & 0xffffffffu);

@@ -12,27 +12,34 @@ namespace cuda {
 
 constexpr int kQuad = 4;
 
+// Per multiprocessor at least, so that the registers suffice.
+template <class T, bool kVectors>
+constexpr int kBlocks = sizeof(accumulate_t<T>) == 8 ? 2
+                        : kVectors                   ? 4
+                                                     : 3;
+
+// Of as few vectors as there can be.
 template <class T>
 struct Quad {
-  T at[kQuad];
-};
+  static constexpr int kWidth = sizeof(T) > 4 ? 2 : kQuad;
+  Vector<T, kWidth> part[kQuad / kWidth];
 
-// 16 bytes, or all four.
-template <class T>
-constexpr int kWidth = sizeof(T) > 4 ? 2 : kQuad;
+  __device__ __forceinline__ T& operator[](int i) { return part[i / kWidth].at[i % kWidth]; }
+  __device__ __forceinline__ const T& operator[](int i) const { return part[i / kWidth].at[i % kWidth]; }
+};
 
 // The first `count` elements; with kVectors all of them, aligned.
 template <bool kVectors, class T>
 __device__ __forceinline__ Quad<T> load_quad(const T* p, int count) {
+  constexpr int kWidth = Quad<T>::kWidth;
   Quad<T> quad{};
+  if constexpr (kVectors) {
 #pragma unroll
-  for (int i = 0; i < kQuad; i += kVectors ? kWidth<T> : 1) {
-    if constexpr (kVectors) {
-      const auto vector = load_vector<kWidth<T>>(p + i);
+    for (int i = 0; i < kQuad; i += kWidth) quad.part[i / kWidth] = load_vector<kWidth>(p + i);
+  } else {
 #pragma unroll
-      for (int j = 0; j < kWidth<T>; ++j) quad.at[i + j] = vector.at[j];
-    } else if (i < count) {
-      quad.at[i] = p[i];
+    for (int i = 0; i < kQuad; ++i) {
+      if (i < count) quad[i] = p[i];
     }
   }
   return quad;
@@ -40,45 +47,40 @@ __device__ __forceinline__ Quad<T> load_quad(const T* p, int count) {
 
 template <bool kVectors, class T>
 __device__ __forceinline__ void store_quad(T* p, int count, const Quad<T>& quad) {
+  constexpr int kWidth = Quad<T>::kWidth;
+  if constexpr (kVectors) {
 #pragma unroll
-  for (int i = 0; i < kQuad; i += kVectors ? kWidth<T> : 1) {
-    if constexpr (kVectors) {
-      Vector<T, kWidth<T>> vector;
+    for (int i = 0; i < kQuad; i += kWidth) store_vector(p + i, quad.part[i / kWidth]);
+  } else {
 #pragma unroll
-      for (int j = 0; j < kWidth<T>; ++j) vector.at[j] = quad.at[i + j];
-      store_vector(p + i, vector);
-    } else if (i < count) {
-      p[i] = quad.at[i];
+    for (int i = 0; i < kQuad; ++i) {
+      if (i < count) p[i] = quad[i];
     }
   }
 }
 
-// The noise at index to index + 3.
+// The noise at index to index + 3; with kVectors they share a counter.
 template <bool kVectors, class A>
-__device__ __forceinline__ void make_noise(PhiloxKey key, uint64_t index, A (&noise)[kQuad]) {
-  normal_quad(key, index / kQuad, noise);
-  if constexpr (!kVectors) {
-    const int offset = static_cast<int>(index % kQuad);
-    if (offset == 0) return;
-    A next[kQuad];
-    normal_quad(key, index / kQuad + 1, next);
-    A shifted[kQuad];
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      shifted[i] = A(0);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        if (i + offset == j) shifted[i] = noise[j];
-        if (i + offset == j + kQuad) shifted[i] = next[j];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i) noise[i] = shifted[i];
+__device__ __forceinline__ Quad<A> make_noise(PhiloxKey key, uint64_t index) {
+  Quad<A> noise;
+  if constexpr (kVectors) {
+    normal_quad(key, index / kQuad, &noise[0]);
+    return noise;
   }
+  A both[2 * kQuad];
+  normal_quad(key, index / kQuad, both);
+  normal_quad(key, index / kQuad + 1, both + kQuad);
+  const bool by_one = index & 1, by_two = index & 2;
+#pragma unroll
+  for (int i = 0; i < kQuad + 2; ++i) both[i] = by_one ? both[i + 1] : both[i];
+#pragma unroll
+  for (int i = 0; i < kQuad; ++i) noise[i] = by_two ? both[i + 2] : both[i];
+  return noise;
 }
 
 template <class T, bool kVectors, int kLanes>
-__global__ void __launch_bounds__(kThreads) reparameterized_kl_rows(const ReparameterizedKL<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
+    reparameterized_kl_rows(const ReparameterizedKL<T> a) {
   using A = accumulate_t<T>;
   const int64_t row_of_all = thread_index() / kLanes;
   A sum = 0;
@@ -88,24 +90,23 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_rows(const Repara
     const A* weight = a.kl_weight.of(model, a.latents);
 #pragma unroll 1
     for (int64_t k = threadIdx.x % kLanes * kQuad; k < a.latents; k += kLanes * kQuad) {
-      const int count = a.latents - k < kQuad ? static_cast<int>(a.latents - k) : kQuad;
+      const int count = kVectors || a.latents - k >= kQuad ? kQuad : static_cast<int>(a.latents - k);
       const int64_t index = row * a.latents + k;
-      const auto mean = load_quad<kVectors>(a.mean + model * of_model + index, count);
-      const auto logvar = load_quad<kVectors>(a.logvar + model * of_model + index, count);
+      const Quad<T> mean = load_quad<kVectors>(a.mean + model * of_model + index, count);
+      const Quad<T> logvar = load_quad<kVectors>(a.logvar + model * of_model + index, count);
       A sigma[kQuad];
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) {
-        const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]));
+        const GaussianElement<A> element = gaussian_element(load(mean[i]), load(logvar[i]));
         sigma[i] = element.sigma;
         if (i < count) sum += weight == nullptr ? element.kl : weight[k + i] * element.kl;
       }
 #pragma unroll 1
       for (int64_t sample = 0; sample < a.samples; ++sample) {
-        A noise[kQuad];
-        make_noise<kVectors>(key, sample * of_model + index, noise);
+        const Quad<A> noise = make_noise<kVectors, A>(key, sample * of_model + index);
         Quad<A> z;
 #pragma unroll
-        for (int i = 0; i < kQuad; ++i) z.at[i] = multiply_add(sigma[i], noise[i], load(mean.at[i]));
+        for (int i = 0; i < kQuad; ++i) z[i] = multiply_add(sigma[i], noise[i], load(mean[i]));
         store_quad<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
       }
     }
@@ -117,41 +118,48 @@ __global__ void __launch_bounds__(kThreads) reparameterized_kl_rows(const Repara
 
 // The quads of a row begin at its first latent.
 template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads) reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
+    reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a) {
   using A = accumulate_t<T>;
   const int64_t quads = (a.latents + kQuad - 1) / kQuad;
   const int64_t row_of_all = thread_index() / quads, k = (thread_index() - row_of_all * quads) * kQuad;
   if (row_of_all >= a.models * a.rows) return;
-  const int count = a.latents - k < kQuad ? static_cast<int>(a.latents - k) : kQuad;
+  const int count = kVectors || a.latents - k >= kQuad ? kQuad : static_cast<int>(a.latents - k);
   const int64_t model = row_of_all / a.rows, of_model = a.rows * a.latents;
-  const int64_t index = (row_of_all - model * a.rows) * a.latents + k;
+  // among all models, and within one; with kVectors a multiple of kQuad that the compiler sees to be one
+  const int64_t place = kVectors ? thread_index() * kQuad : row_of_all * a.latents + k;
+  const int64_t index = place - model * of_model;
   const PhiloxKey key = key_of(a.seed[model]);
   A sum[kQuad] = {}, product[kQuad] = {};
 #pragma unroll 1
   for (int64_t sample = 0; sample < a.samples; ++sample) {
-    const auto grad = load_quad<kVectors>(a.grad_z + (model * a.samples + sample) * of_model + index, count);
-    A noise[kQuad];
-    make_noise<kVectors>(key, sample * of_model + index, noise);
+    const Quad<A> grad = load_quad<kVectors>(a.grad_z + (model * a.samples + sample) * of_model + index, count);
+    const Quad<A> noise = make_noise<kVectors, A>(key, sample * of_model + index);
 #pragma unroll
     for (int i = 0; i < kQuad; ++i) {
-      sum[i] += grad.at[i];
-      product[i] = multiply_add(grad.at[i], noise[i], product[i]);
+      sum[i] += grad[i];
+      product[i] = multiply_add(grad[i], noise[i], product[i]);
     }
   }
-  const A grad_kl = a.grad_kl[row_of_all];
   const A* weight = a.kl_weight.of(model, a.latents);
-  const auto mean = load_quad<kVectors>(a.mean + model * of_model + index, count);
-  const auto logvar = load_quad<kVectors>(a.logvar + model * of_model + index, count);
+  A of_kl[kQuad];
+#pragma unroll
+  for (int i = 0; i < kQuad; ++i) of_kl[i] = a.grad_kl[row_of_all];
+  if (weight != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) of_kl[i] *= i < count ? weight[k + i] : A(0);
+  }
+  const Quad<T> mean = load_quad<kVectors>(a.mean + place, count);
+  const Quad<T> logvar = load_quad<kVectors>(a.logvar + place, count);
   Quad<T> grad_mean, grad_logvar;
 #pragma unroll
   for (int i = 0; i < kQuad; ++i) {
-    const A of_kl = weight == nullptr || i >= count ? grad_kl : grad_kl * weight[k + i];
-    const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar.at[i]));
-    store(multiply_add(of_kl, load(mean.at[i]), sum[i]), grad_mean.at[i]);
-    store(A(0.5) * multiply_add(of_kl, element.expm1, element.sigma * product[i]), grad_logvar.at[i]);
+    const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar[i]));
+    store(multiply_add(of_kl[i], load(mean[i]), sum[i]), grad_mean[i]);
+    store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar[i]);
   }
-  store_quad<kVectors>(a.grad_mean + model * of_model + index, count, grad_mean);
-  store_quad<kVectors>(a.grad_logvar + model * of_model + index, count, grad_logvar);
+  store_quad<kVectors>(a.grad_mean + place, count, grad_mean);
+  store_quad<kVectors>(a.grad_logvar + place, count, grad_logvar);
 }
 
 }  // namespace cuda
