@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -14,7 +15,6 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import Tensor
 
 import lineavae
 from harness import machine, measure, report
@@ -22,6 +22,8 @@ from lineavae import _ext, _io
 
 # The same for all contenders: products of float32 matrices are float32 products, not TF32.
 torch.set_float32_matmul_precision("highest")
+
+T = TypeVar("T")
 
 RESULTS: list[dict[str, object]] = []
 
@@ -38,9 +40,11 @@ class Setting:
         """Return the size of a benchmark's data: as given, or small in a dry run."""
         return max(1, size // 100) if self.dry else size
 
-    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compiled(self, function: Callable[..., T], **options: bool) -> Callable[..., T]:
         """Compile for the very shapes it will see; a dry run traces and generates no code."""
-        return torch.compile(function, dynamic=False, backend="eager" if self.dry else "inductor")
+        if self.dry:
+            return torch.compile(function, dynamic=False, backend="eager")
+        return torch.compile(function, dynamic=False, options=options)
 
 
 def has_cuda() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,10 @@ class Sample:
         return replace(self, tensors={name: function(tensor) for name, tensor in self.tensors.items()})
 
     def to(self, dtype: torch.dtype) -> Sample:
-        options = {name: o.to(dtype) if isinstance(o, Tensor) else o for name, o in self.options.items()}
+        options = {
+            name: option.to(dtype) if isinstance(option, Tensor) and option.is_floating_point() else option
+            for name, option in self.options.items()
+        }
         return Sample({name: tensor.to(dtype) for name, tensor in self.tensors.items()}, options)
 
 
@@ -59,7 +64,7 @@ class OpSpec:
         return replace(sample.map(lambda tensor: tensor.to(device)), options=options).to(dtype)
 
 
-GAUSSIAN_KL_SHAPES = {
+POSTERIOR_SHAPES = {
     "plain": (5, 3),
     "one_row": (3,),
     "one_sample": (1, 3),
@@ -71,14 +76,28 @@ GAUSSIAN_KL_SHAPES = {
 }
 
 
-def gaussian_kl_cases() -> dict[str, Callable[[], Sample]]:
+def posterior_cases(weighted: bool = False, **options: Tensor | int) -> dict[str, Callable[[], Sample]]:
+    """Make Gaussian posteriors, and where ``weighted`` one weight of the KL per latent."""
+
     def make(shape: tuple[int, ...]) -> Sample:
         generator = torch.Generator().manual_seed(sum(shape))
         mean = torch.randn(shape, generator=generator, dtype=torch.float64)
         logvar = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
-        return Sample({"mean": mean, "logvar": logvar}, {})
+        weight = torch.rand(shape[-1], generator=generator, dtype=torch.float64)
+        return Sample({"mean": mean, "logvar": logvar}, options | ({"kl_weight": weight} if weighted else {}))
 
-    return {label: lambda shape=shape: make(shape) for label, shape in GAUSSIAN_KL_SHAPES.items()}
+    return {label: lambda shape=shape: make(shape) for label, shape in POSTERIOR_SHAPES.items()}
+
+
+def joined(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """Make one tensor of the samples, (S, ..., K), and the KL, (...): (..., S * K + 1)."""
+
+    @wraps(function)
+    def join(*args: Any, **options: Any) -> Tensor:
+        z, kl = function(*args, **options)
+        return torch.cat([z.movedim(0, -2).flatten(-2), kl.unsqueeze(-1)], -1)
+
+    return join
 
 
 # of x and of the logits
@@ -251,7 +270,16 @@ SPECS = [
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
-        cases=gaussian_kl_cases(),
+        cases=posterior_cases(),
+    ),
+    OpSpec(
+        name="gaussian_kl_weighted",
+        op=ops.gaussian_kl,
+        reference=reference.gaussian_kl,
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=posterior_cases(weighted=True),
     ),
     OpSpec(
         name="gaussian_kl_per_dimension",
@@ -260,7 +288,7 @@ SPECS = [
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
-        cases=gaussian_kl_cases(),
+        cases=posterior_cases(),
     ),
     OpSpec(
         name="linear_vae_elbo",
@@ -297,5 +325,23 @@ SPECS = [
         tolerance=2e-6,
         any_threads=False,
         cases=linear_cases("diagonal", LINEAR_CASES | DROPPED_FEATURES),
+    ),
+    OpSpec(
+        name="reparameterized_kl",
+        op=joined(ops.reparameterized_kl),
+        reference=joined(reference.reparameterized_kl),
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=posterior_cases(seed=torch.tensor(7)),
+    ),
+    OpSpec(
+        name="reparameterized_kl_weighted",
+        op=joined(ops.reparameterized_kl),
+        reference=joined(reference.reparameterized_kl),
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=True,
+        cases=posterior_cases(weighted=True, seed=torch.tensor(2**62 + 2**40 + 7), num_samples=3),
     ),
 ]

@@ -34,7 +34,7 @@ class Contender:
     the matrix products, two for each multiplication and addition.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: Sequence[Tensor]
     bytes: int | None = None
     flops: int | None = None
@@ -142,13 +142,15 @@ def calls_of(contender: Contender, cache_bytes: int) -> list[Call]:
     function = contender.function
     differentiates = any(tensor.requires_grad for tensor in inputs)
     if differentiates:
-        inputs.append(torch.ones_like(function(*inputs)))
+        results = function(*inputs)
+        inputs += [torch.ones_like(x) for x in (results if isinstance(results, tuple) else (results,))]
 
     def make_call() -> Call:
         copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
         if not differentiates:
             return partial(function, *copies)
-        *arguments, upstream = copies
+        count = len(contender.inputs)
+        arguments, upstream = copies[:count], copies[count:]
         leaves = [tensor for tensor in arguments if tensor.requires_grad]
         return lambda: torch.autograd.grad(function(*arguments), leaves, upstream)
 

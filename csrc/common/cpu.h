@@ -8,6 +8,10 @@
 
 #include "common/device.h"
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 // One binary, the best code for each machine. Levels of the instruction set, never CPU models: those match the model's
 // number and fall back to SSE2 on every other one. A clone cannot be a template and does not reach into a lambda, so a
 // kernel is an always-inline template body with one clone per dtype around it.
@@ -28,6 +32,20 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
     torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, cost)), f);
   }
 }
+
+// While it lives, this thread reads and writes denormal numbers as zero: each would cost a hundred cycles or more, and
+// a collapsed latent has many. What is lost is smaller than the smallest normal number.
+class WithoutDenormals {
+ public:
+#ifdef __SSE2__
+  WithoutDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero); }
+  ~WithoutDenormals() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  unsigned before_;
+#endif
+};
 
 }  // namespace lineavae
 

@@ -94,10 +94,10 @@ LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
   return exp_parts_in_range(clamped);
 }
 
+// φ, eˣ and eˣ - 1 from the parts of x, for those who need several of them.
 template <class T>
-LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
+LINEAVAE_HOST_DEVICE T expm1_minus_x(T x, const ExpParts<T>& e) {
   using Traits = ExpTraits<T>;
-  const ExpParts<T> e = exp_parts(x);
   const T excess = e.scale - T(1);
   const T offset = multiply_add(e.n, -Traits::kLn2, excess);
   const T value = multiply_add(e.scale, e.tail, multiply_add(excess, e.r, offset));
@@ -107,18 +107,28 @@ LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
 
 // eˣ, at least that of kMin.
 template <class T>
-LINEAVAE_HOST_DEVICE T exponential(T x) {
-  const ExpParts<T> e = exp_parts(x);
+LINEAVAE_HOST_DEVICE T exponential(T x, const ExpParts<T>& e) {
   const T value = multiply_add(e.scale, e.tail + e.r, e.scale);
   return x > ExpTraits<T>::kMax ? ExpTraits<T>::kInfinity : value;
 }
 
 template <class T>
-LINEAVAE_HOST_DEVICE T expm1(T x) {
-  using Traits = ExpTraits<T>;
-  const ExpParts<T> e = exp_parts(x);
+LINEAVAE_HOST_DEVICE T expm1(T x, const ExpParts<T>& e) {
   const T value = multiply_add(e.scale, e.tail + e.r, e.scale - T(1));
-  return x > Traits::kMax ? Traits::kInfinity : value;
+  return x > ExpTraits<T>::kMax ? ExpTraits<T>::kInfinity : value;
+}
+
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
+  return expm1_minus_x(x, exp_parts(x));
+}
+template <class T>
+LINEAVAE_HOST_DEVICE T exponential(T x) {
+  return exponential(x, exp_parts(x));
+}
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1(T x) {
+  return expm1(x, exp_parts(x));
 }
 
 }  // namespace lineavae

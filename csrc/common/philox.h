@@ -16,16 +16,25 @@ struct PhiloxKey {
   uint32_t word[2];
 };
 
-LINEAVAE_HOST_DEVICE PhiloxCounter philox(PhiloxCounter counter, PhiloxKey key) {
+// The ten rounds, in place. Words may be 64 bits wide: then only their low halves count, and loops over this vectorise
+// without a conversion in every round.
+template <class Word>
+LINEAVAE_HOST_DEVICE void philox_rounds(Word (&word)[4], PhiloxKey key) {
   constexpr int kRounds = 10;
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t even = uint64_t{0xd2511f53u} * counter.word[0];
-    const uint64_t odd = uint64_t{0xcd9e8d57u} * counter.word[2];
-    counter = {{static_cast<uint32_t>(odd >> 32) ^ counter.word[1] ^ key.word[0], static_cast<uint32_t>(odd),
-                static_cast<uint32_t>(even >> 32) ^ counter.word[3] ^ key.word[1], static_cast<uint32_t>(even)}};
+    const uint64_t even = uint64_t{0xd2511f53u} * (word[0] & 0xffffffffu);
+    const uint64_t odd = uint64_t{0xcd9e8d57u} * (word[2] & 0xffffffffu);
+    word[0] = static_cast<Word>(odd >> 32) ^ word[1] ^ key.word[0];
+    word[1] = static_cast<Word>(odd);
+    word[2] = static_cast<Word>(even >> 32) ^ word[3] ^ key.word[1];
+    word[3] = static_cast<Word>(even);
     key.word[0] += 0x9e3779b9u;
     key.word[1] += 0xbb67ae85u;
   }
+}
+
+LINEAVAE_HOST_DEVICE PhiloxCounter philox(PhiloxCounter counter, PhiloxKey key) {
+  philox_rounds(counter.word, key);
   return counter;
 }
 

@@ -9,11 +9,13 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "common/half.h"
+#include "common/kl_weight.h"
 
 namespace lineavae {
 
@@ -46,6 +48,24 @@ inline void check_like(const char* op, const char* name, const Tensor& tensor, c
                   name, " is on another device");
 }
 
+// Of values, weights and incoming gradients: double for double inputs, float for all others.
+inline ScalarType value_dtype(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Contiguous weights of the latents' KL, (groups, K), or (1, K) for all groups, for an input (..., K).
+inline std::optional<Tensor> checked_kl_weight(const char* op, const std::optional<Tensor>& kl_weight,
+                                               const Tensor& input, int64_t groups) {
+  if (!kl_weight) return std::nullopt;
+  const Tensor& weight = *kl_weight;
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": kl_weight must have two dimensions");
+  check_shape(op, "kl_weight", weight, {weight.size(0) == 1 ? 1 : groups, input.size(input.dim() - 1)});
+  STD_TORCH_CHECK(weight.scalar_type() == value_dtype(input), op, ": kl_weight must have the dtype of the value");
+  STD_TORCH_CHECK(weight.is_cuda() == input.is_cuda() && weight.get_device_index() == input.get_device_index(), op,
+                  ": kl_weight is on another device");
+  return torch::stable::contiguous(weight);
+}
+
 inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like) {
   return torch::stable::new_empty(like, std::vector<int64_t>(shape));
 }
@@ -62,6 +82,11 @@ const T* input(const Tensor& tensor) {
 template <class T>
 T* output(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+KLWeight<T> input_kl_weight(const std::optional<Tensor>& kl_weight) {
+  return kl_weight ? KLWeight<T>{input<accumulate_t<T>>(*kl_weight), kl_weight->size(0) == 1} : KLWeight<T>{};
 }
 
 inline Tensor transposed(const Tensor& matrices) { return torch::stable::transpose(matrices, -2, -1); }

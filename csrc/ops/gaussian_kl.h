@@ -1,11 +1,11 @@
 // KL divergence of diagonal Gaussians N(m, v) to N(0, I). With t = log v and φ(t) = eᵗ - 1 - t >= 0
 //
 //   gaussian_kl_per_dimension   KL_nk = ½ (m_nk² + φ(t_nk))
-//   gaussian_kl                 KL_n  = Σ_k KL_nk
-//   the backward of both        ∂KL/∂m = m,   ∂KL/∂t = ½ (eᵗ - 1)
+//   gaussian_kl                 KL_n  = Σ_k w_k KL_nk
+//   the backward of both        ∂KL/∂m = w m,   ∂KL/∂t = ½ w (eᵗ - 1)
 //
-// Values, and the gradient that comes in, are double for double inputs and float for all others; the gradients that go
-// out have the dtype of the inputs.
+// Values, weights, and the gradient that comes in, are double for double inputs and float for all others; the gradients
+// that go out have the dtype of the inputs.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include "common/device.h"
 #include "common/expm1.h"
 #include "common/half.h"
+#include "common/kl_weight.h"
 
 namespace lineavae {
 
@@ -23,9 +24,10 @@ enum class Reduction { kRow, kNone };
 template <class T>
 struct GaussianKL {
   int64_t rows, latents;
-  const T* mean;        // (rows, latents)
-  const T* logvar;      // (rows, latents)
-  accumulate_t<T>* kl;  // (rows) or (rows, latents)
+  const T* mean;          // (rows, latents)
+  const T* logvar;        // (rows, latents)
+  KLWeight<T> kl_weight;  // of the latents; for kRow alone
+  accumulate_t<T>* kl;    // (rows) or (rows, latents)
 };
 
 template <class T>
@@ -34,6 +36,7 @@ struct GaussianKLBackward {
   const accumulate_t<T>* grad;  // (rows) or (rows, latents)
   const T* mean;                // (rows, latents)
   const T* logvar;              // (rows, latents)
+  KLWeight<T> kl_weight;        // of the latents; for kRow alone
   T* grad_mean;                 // (rows, latents)
   T* grad_logvar;               // (rows, latents)
 };

@@ -44,4 +44,5 @@ OPS = (
     "linear_vae_elbo",
     "linear_vae_elbo_from_moments",
     "linear_vae_elbo_from_factor",
+    "reparameterized_kl",
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lineavae import reference
-from lineavae.ops import gaussian_kl, gaussian_kl_per_dimension
+from lineavae.ops import gaussian_kl, gaussian_kl_per_dimension, reparameterized_kl
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 IMPLEMENTATIONS = [gaussian_kl_per_dimension, reference.gaussian_kl_per_dimension]
@@ -155,3 +155,75 @@ def test_finite_wherever_float32_is(dtype):
         assert value.isfinite().all()
         expected = reference.gaussian_kl(means.double(), logvar.double())
         torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+
+
+# --- weights, of gaussian_kl and of reparameterized_kl ---
+
+
+def kl_of_samples(mean, logvar, **options):
+    return reparameterized_kl(mean, logvar, seed=0, **options)[1]
+
+
+each_weighted = pytest.mark.parametrize(
+    "op", [gaussian_kl, kl_of_samples], ids=["gaussian_kl", "reparameterized_kl"]
+)
+
+
+@each_dtype
+@each_weighted
+def test_weights_multiply_the_kl_of_each_latent(op, dtype, device):
+    mean, logvar = torch.randn(2, 5, 37, dtype=torch.float64).to(dtype).to(device)
+    per_dimension = gaussian_kl_per_dimension(mean.double(), logvar.double())
+    weight = torch.rand(37, dtype=torch.float64, device=device)
+    for given in (0.0, 0.3, 1, weight[0], weight, weight.float()):
+        expected = (torch.as_tensor(given).to(per_dimension) * per_dimension).sum(-1)
+        torch.testing.assert_close(
+            op(mean, logvar, kl_weight=given).double(), expected, rtol=1e-6, atol=1e-12
+        )
+
+
+@each_weighted
+def test_a_weight_of_one_changes_no_bit(op, device):
+    mean, logvar = torch.randn(2, 5, 37, device=device)
+    for one in (1, 1.0, torch.ones(()), torch.ones(37, device=device)):
+        assert torch.equal(op(mean, logvar, kl_weight=one), op(mean, logvar))
+
+
+@each_weighted
+@pytest.mark.parametrize("shape", [(3,), (3, 7)])
+def test_models_with_weights_of_their_own(op, shape, device):
+    mean, logvar = torch.randn(2, 3, 5, 7, device=device)
+    weights = torch.rand(shape, device=device)
+
+    def loss(mean, logvar, weight):
+        kl = op(mean, logvar, kl_weight=weight)
+        return kl.square().sum(), kl
+
+    gradient = torch.func.grad(loss, (0, 1), has_aux=True)
+    for in_dims in ((0, 0, 0), (None, 0, 0), (None, None, 0), (0, 0, None)):
+        arguments = [a if dim == 0 else a[1] for a, dim in zip((mean, logvar, weights), in_dims, strict=True)]
+        gradients, kl = torch.func.vmap(gradient, in_dims)(*arguments)
+        for i in range(3):
+            chosen = (a[i] if dim == 0 else a for a, dim in zip(arguments, in_dims, strict=True))
+            expected_gradients, expected = gradient(*chosen)
+            torch.testing.assert_close(kl[i], expected)
+            for actual, alone in zip(gradients, expected_gradients, strict=True):
+                torch.testing.assert_close(actual[i], alone)
+
+
+@each_weighted
+def test_says_what_is_wrong_with_a_weight(op):
+    mean = torch.zeros(4, 3)
+    for weight, error, message in (
+        (-0.5, ValueError, "kl_weight must be finite and >= 0, got -0.5"),
+        (math.nan, ValueError, "kl_weight must be finite and >= 0, got nan"),
+        ("1", TypeError, "kl_weight must be a number or a tensor, got str"),
+        (True, TypeError, "kl_weight must be a number or a tensor, got bool"),
+        (torch.ones(2), ValueError, "kl_weight must be a number or have shape () or (K,) with K=3, got (2,)"),
+        (torch.ones(4, 3), ValueError, "kl_weight must be a number or have shape () or (K,) with K=3"),
+        (torch.ones(3, requires_grad=True), ValueError, "kl_weight must not require grad"),
+        (torch.ones(3, device="meta"), ValueError, "kl_weight must be on device cpu, got meta"),
+    ):
+        with pytest.raises(error) as caught:
+            op(mean, mean, kl_weight=weight)
+        assert f"_kl: {message}" in str(caught.value)

@@ -13,9 +13,15 @@ LINEAVAE_INLINE void values(const GaussianKL<T>& a, int64_t begin, int64_t end) 
     const T* mean = a.mean + row * a.latents;
     const T* logvar = a.logvar + row * a.latents;
     if constexpr (R == Reduction::kRow) {
+      const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
       accumulate_t<T> sum = 0;
+      if (weight == nullptr) {
 #pragma omp simd reduction(+ : sum)
-      for (int64_t k = 0; k < a.latents; ++k) sum += gaussian_kl_element(load(mean[k]), load(logvar[k]));
+        for (int64_t k = 0; k < a.latents; ++k) sum += gaussian_kl_element(load(mean[k]), load(logvar[k]));
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t k = 0; k < a.latents; ++k) sum += weight[k] * gaussian_kl_element(load(mean[k]), load(logvar[k]));
+      }
       a.kl[row] = sum;
     } else {
       accumulate_t<T>* kl = a.kl + row * a.latents;
@@ -25,20 +31,31 @@ LINEAVAE_INLINE void values(const GaussianKL<T>& a, int64_t begin, int64_t end) 
   }
 }
 
+template <Reduction R, bool kWeighted, class T>
+LINEAVAE_INLINE void gradients_of_row(const GaussianKLBackward<T>& a, int64_t row) {
+  const int64_t offset = row * a.latents;
+  const T* mean = a.mean + offset;
+  const T* logvar = a.logvar + offset;
+  T* grad_mean = a.grad_mean + offset;
+  T* grad_logvar = a.grad_logvar + offset;
+  const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
+  const accumulate_t<T>* grad = R == Reduction::kRow ? a.grad + row : a.grad + offset;
+#pragma omp simd
+  for (int64_t k = 0; k < a.latents; ++k) {
+    accumulate_t<T> upstream = R == Reduction::kRow ? grad[0] : grad[k];
+    if constexpr (kWeighted) upstream *= weight[k];
+    store(upstream * load(mean[k]), grad_mean[k]);
+    store(upstream * gaussian_kl_grad_logvar(load(logvar[k])), grad_logvar[k]);
+  }
+}
+
 template <Reduction R, class T>
 LINEAVAE_INLINE void gradients(const GaussianKLBackward<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t offset = row * a.latents;
-    const T* mean = a.mean + offset;
-    const T* logvar = a.logvar + offset;
-    T* grad_mean = a.grad_mean + offset;
-    T* grad_logvar = a.grad_logvar + offset;
-    const accumulate_t<T>* grad = R == Reduction::kRow ? a.grad + row : a.grad + offset;
-#pragma omp simd
-    for (int64_t k = 0; k < a.latents; ++k) {
-      const accumulate_t<T> upstream = R == Reduction::kRow ? grad[0] : grad[k];
-      store(upstream * load(mean[k]), grad_mean[k]);
-      store(upstream * gaussian_kl_grad_logvar(load(logvar[k])), grad_logvar[k]);
+    if (R == Reduction::kRow && a.kl_weight.weight != nullptr) {
+      gradients_of_row<R, true>(a, row);
+    } else {
+      gradients_of_row<R, false>(a, row);
     }
   }
 }

@@ -13,18 +13,24 @@ namespace cuda {
 template <class T>
 constexpr int kFullWidth = 16 / sizeof(accumulate_t<T>);
 
+constexpr int kRowBlocks = 6;  // per multiprocessor at least
+
 // kLanes lanes per row, so that short rows do not leave most of a warp idle.
 template <class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T> a) {
+__global__ void __launch_bounds__(kThreads, kRowBlocks) gaussian_kl_rows(const GaussianKL<T> a) {
   const int64_t row = thread_index() / kLanes;
   accumulate_t<T> sum = 0;
   if (row < a.rows) {
+    const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
 #pragma unroll 1
     for (int64_t k = threadIdx.x % kLanes * kWidth; k < a.latents; k += kLanes * kWidth) {
       const auto mean = load_vector<kWidth>(a.mean + row * a.latents + k);
       const auto logvar = load_vector<kWidth>(a.logvar + row * a.latents + k);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) sum += gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]));
+      for (int i = 0; i < kWidth; ++i) {
+        const accumulate_t<T> kl = gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]));
+        sum += weight == nullptr ? kl : weight[k + i] * kl;
+      }
     }
   }
 #pragma unroll
@@ -53,9 +59,11 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const Gaussian
   if constexpr (R == Reduction::kNone) {
     grad = load_vector<kWidth>(a.grad + index);
   } else {
-    const accumulate_t<T> of_row = a.grad[index / a.latents];
+    const int64_t row = index / a.latents, k = index - row * a.latents;
+    const accumulate_t<T> of_row = a.grad[row];
+    const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) grad.at[i] = of_row;
+    for (int i = 0; i < kWidth; ++i) grad.at[i] = weight == nullptr ? of_row : of_row * weight[k + i];
   }
   const auto mean = load_vector<kWidth>(a.mean + index);
   const auto logvar = load_vector<kWidth>(a.logvar + index);

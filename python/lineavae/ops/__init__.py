@@ -7,10 +7,12 @@ is twice differentiable. Half-precision inputs give float32 results and half-pre
 from lineavae.ops.bernoulli_log_likelihood import bernoulli_log_likelihood
 from lineavae.ops.collapse_statistics import collapse_statistics
 from lineavae.ops.expected_bernoulli_log_likelihood import expected_bernoulli_log_likelihood
+from lineavae.ops.free_bits_kl import free_bits_kl
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.ops.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+from lineavae.ops.reparameterized_kl import reparameterized_kl
 from lineavae.reference.collapse_statistics import LatentStatistics, histogram_edges, merge_moments
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "collapse_statistics",
     "expected_bernoulli_log_likelihood",
+    "free_bits_kl",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
     "histogram_edges",
@@ -25,4 +28,5 @@ __all__ = [
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",
     "merge_moments",
+    "reparameterized_kl",
 ]

@@ -90,21 +90,53 @@ def check_parameters(
 
 
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
-    """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient.
+    """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient."""
+    weight = _check_weight(op, "beta", beta, like.device, like.dtype)
+    return weight if isinstance(weight, Tensor) else like.new_full((), weight)
+
+
+def _check_weight(
+    op: str, name: str, weight: Tensor | float, device: torch.device, dtype: torch.dtype
+) -> Tensor | float:
+    """Check a number >= 0, or a tensor without gradient, and give it this device and dtype.
 
     The values of a tensor are not looked at: that would wait for the device.
     """
-    if isinstance(beta, Tensor):
-        if beta.requires_grad:
-            raise ValueError(f"{op}: beta must not require grad: it is a weight, not a parameter")
-        if beta.device != like.device and beta.ndim > 0:
-            raise ValueError(f"{op}: beta must be on device {like.device}, got {beta.device}")
-        return beta.to(like)
-    if isinstance(beta, bool) or not isinstance(beta, Real):
-        raise TypeError(f"{op}: beta must be a number or a tensor, got {type(beta).__name__}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}")
-    return like.new_full((), float(beta))
+    if isinstance(weight, Tensor):
+        if weight.requires_grad:
+            raise ValueError(f"{op}: {name} must not require grad: it is a weight, not a parameter")
+        if weight.device != device and weight.ndim > 0:
+            raise ValueError(f"{op}: {name} must be on device {device}, got {weight.device}")
+        return weight.to(device, dtype)
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(weight).__name__}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"{op}: {name} must be finite and >= 0, got {weight}")
+    return float(weight)
+
+
+def check_latent_weight(op: str, name: str, weight: Tensor | float, mean: Tensor) -> Tensor | float:
+    """Check a weight of the latents: a number, or a tensor () or (K,), then of the dtype of results."""
+    dtype = torch.float32 if mean.dtype in _HALF else mean.dtype
+    weight = _check_weight(op, name, weight, mean.device, dtype)
+    if isinstance(weight, Tensor) and weight.shape not in ((), mean.shape[-1:]):
+        raise ValueError(
+            f"{op}: {name} must be a number or have shape () or (K,) with K={mean.shape[-1]}, "
+            f"got {tuple(weight.shape)}"
+        )
+    return weight
+
+
+def per_latent(kl_weight: Tensor | float) -> Tensor | None:
+    """Return the weights that a kernel applies, (1, K); none where there is one weight for all latents."""
+    return kl_weight.unsqueeze(0) if isinstance(kl_weight, Tensor) and kl_weight.ndim == 1 else None
+
+
+def scale(kl: Tensor, kl_weight: Tensor | float) -> Tensor:
+    """Apply a weight that no kernel has applied: one for all latents."""
+    if isinstance(kl_weight, Tensor):
+        return kl if kl_weight.ndim == 1 else kl * kl_weight
+    return kl if kl_weight == 1 else kl * kl_weight
 
 
 def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 from lineavae.ops._arguments import without_autocast
 
@@ -20,6 +21,12 @@ def keep_signature(forward: _F) -> _F:
     """Keep the signature of a Function's forward, which torch otherwise works out again at every call."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
+
+
+def apply_backward(function: type[Function], *args: Any) -> Any:
+    """Apply a Function of gradients; for speed only its forward where nothing differentiates it."""
+    differentiates = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return function.apply(*args) if differentiates else function.forward(*args)
 
 
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
@@ -46,6 +53,11 @@ def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
         return tuple(_unfold(output, batch) for output in outputs), (0,) * len(outputs)
 
     torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
+    register_autocast(op)
+
+
+def register_autocast(op: str) -> None:
+    """Have ``torch.ops.lineavae.<op>`` run in float32 under autocast."""
     for device in _AUTOCAST_DEVICES:
         torch.library.register_autocast(f"lineavae::{op}", device, torch.float32)
 
@@ -60,15 +72,18 @@ def _unfold(tensor: Tensor, batch: int) -> Tensor:
 
 
 def second_order(
-    function: Any, grad_output: Tensor, inputs: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
-) -> tuple[Tensor, ...]:
+    function: Any,
+    grad_output: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    upstream: tuple[Tensor | None, ...],
+) -> tuple[Any, ...]:
     """Pull ``upstream`` back through the gradient of ``function``, by differentiating its reference twice.
 
     The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too.
-    Returns the gradients with respect to ``grad_output`` and each input.
+    Returns the gradients with respect to ``grad_output``, of one output or a tuple of them, and each input.
     """
 
-    def gradient(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def gradient(grad_output: Tensor | tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
         gradients: tuple[Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
         return gradients
 
@@ -77,8 +92,8 @@ def second_order(
         for tensor, grad in zip(inputs, upstream, strict=True)
     )
 
-    def second(grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
+    def second(*inputs: Tensor) -> tuple[Any, ...]:
+        gradients: tuple[Any, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
         return gradients
 
-    return without_autocast(second, grad_output, *inputs)
+    return without_autocast(second, *inputs)

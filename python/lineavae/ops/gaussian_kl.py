@@ -10,23 +10,28 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import check_tensors, has_native, widen
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._arguments import check_latent_weight, check_tensors, has_native, per_latent, scale, widen
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
 
 
-def gaussian_kl(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
+def gaussian_kl(
+    mean: Tensor, logvar: Tensor, *, kl_weight: Tensor | float = 1.0, check_finite: bool = False
+) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, I)) of each posterior, in nats.
 
-    ½ Σ_j (m_j² + v_j - log v_j - 1), each term free of cancellation: exactly 0 at the prior, and accurate to
-    rounding however close to it.
+    ½ Σ_j w_j (m_j² + v_j - log v_j - 1), each term free of cancellation: exactly 0 at the prior, and accurate
+    to rounding however close to it.
 
     Parameters
     ----------
     mean, logvar
         Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+    kl_weight
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
+        Under `torch.compile` a weight that changes at every step should be a tensor.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -40,7 +45,8 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> 
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        The shapes or devices differ.
+        The shapes or devices differ; kl_weight is a number that is negative or not finite, or a tensor of
+        another shape or one that requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -55,11 +61,12 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> 
     >>> gaussian_kl(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor([0.5000, 0.0000])
     """
-    mean, logvar = _check("gaussian_kl", mean, logvar, check_finite)
+    mean, logvar = check_posterior("gaussian_kl", mean, logvar, check_finite)
+    kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean)
     if not has_native("gaussian_kl", mean.device):
-        return _widened(reference.gaussian_kl)(mean, logvar)
-    rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar))
-    return rows.reshape(mean.shape[:-1])
+        return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
+    rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar), per_latent(kl_weight))
+    return scale(rows, kl_weight).reshape(mean.shape[:-1])
 
 
 def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
@@ -101,14 +108,15 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     >>> gaussian_kl_per_dimension(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([[0.5000, 0.0000]])
     """
-    mean, logvar = _check("gaussian_kl_per_dimension", mean, logvar, check_finite)
+    mean, logvar = check_posterior("gaussian_kl_per_dimension", mean, logvar, check_finite)
     if not has_native("gaussian_kl_per_dimension", mean.device):
         return _widened(reference.gaussian_kl_per_dimension)(mean, logvar)
     rows: Tensor = _GaussianKLPerDimension.apply(_as_rows(mean), _as_rows(logvar))
     return rows.reshape(mean.shape)
 
 
-def _check(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
+def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
+    """Check that both are floating (..., K) of one shape, dtype and device; float32 under autocast."""
     checked = check_tensors(op, check_finite, mean=mean, logvar=logvar)
     if mean.ndim == 0:
         raise ValueError(f"{op}: mean must have at least one dimension, the latents, got shape ()")
@@ -123,12 +131,15 @@ def _as_rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
-def _widened(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda mean, logvar: formula(widen(mean), widen(logvar))
+def _widened(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda mean, logvar, *kl_weight: formula(widen(mean), widen(logvar), *kl_weight)
 
 
-def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> type[Function]:
-    """Make the Function of ``op`` whose backward is itself a Function, over the raw ``<op>_backward``."""
+def _differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
+    """Make the Function of ``op`` whose backward is itself a Function, over the raw ``<op>_backward``.
+
+    After mean and logvar come the weights of the latents, or None; an op without weights has none of it.
+    """
     forward_op = getattr(_raw, op)
     backward_op = getattr(_raw, f"{op}_backward")
 
@@ -137,8 +148,8 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
 
         @staticmethod
         @keep_signature
-        def forward(grad: Tensor, mean: Tensor, logvar: Tensor) -> Any:
-            return backward_op(grad, mean, logvar)
+        def forward(grad: Tensor, mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Any:
+            return backward_op(grad, mean, logvar, *kl_weight)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -146,8 +157,13 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
 
         @staticmethod
         def backward(ctx: Any, *upstream: Tensor) -> Any:
-            grad, mean, logvar = ctx.saved_tensors
-            return second_order(_widened(formula), grad, (mean, logvar), upstream)
+            grad, mean, logvar, *kl_weight = ctx.saved_tensors
+            weights = tuple(1.0 if weight is None else weight for weight in kl_weight)
+
+            def kl(mean: Tensor, logvar: Tensor) -> Tensor:
+                return _widened(formula)(mean, logvar, *weights)
+
+            return *second_order(kl, grad, (mean, logvar), upstream), *(None,) * len(weights)
 
     @torch.compiler.allow_in_graph
     class Forward(Function):
@@ -155,8 +171,8 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
 
         @staticmethod
         @keep_signature
-        def forward(mean: Tensor, logvar: Tensor) -> Any:
-            return forward_op(mean, logvar)
+        def forward(mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Any:
+            return forward_op(mean, logvar, *kl_weight)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -164,7 +180,8 @@ def _differentiable(op: str, formula: Callable[[Tensor, Tensor], Tensor]) -> typ
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
-            return Backward.apply(grad, *ctx.saved_tensors)
+            mean, logvar, *kl_weight = ctx.saved_tensors
+            return *apply_backward(Backward, grad, mean, logvar, *kl_weight), *(None,) * len(kl_weight)
 
     return Forward
 
@@ -173,19 +190,21 @@ _GaussianKL = _differentiable("gaussian_kl", reference.gaussian_kl)
 _GaussianKLPerDimension = _differentiable("gaussian_kl_per_dimension", reference.gaussian_kl_per_dimension)
 
 
-def _fake(op: str, per_dimension: bool) -> None:
+def _register(op: str, per_dimension: bool) -> None:
     @torch.library.register_fake(f"lineavae::{op}")
-    def forward(mean: Tensor, logvar: Tensor) -> Tensor:
+    def forward(mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Tensor:
         dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
         return mean.new_empty(mean.shape if per_dimension else mean.shape[:1], dtype=dtype)
 
     @torch.library.register_fake(f"lineavae::{op}_backward")
-    def backward(grad: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(
+        grad: Tensor, mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
 
-    register_rules(op)
-    register_rules(f"{op}_backward")
+    register_rules(op, shared=(2,))
+    register_rules(f"{op}_backward", shared=(3,))
 
 
-_fake("gaussian_kl", per_dimension=False)
-_fake("gaussian_kl_per_dimension", per_dimension=True)
+_register("gaussian_kl", per_dimension=False)
+_register("gaussian_kl_per_dimension", per_dimension=True)

@@ -10,6 +10,7 @@ from lineavae.reference.gaussian_kl import expm1_minus_x, gaussian_kl, gaussian_
 from lineavae.reference.linear_vae_elbo import linear_vae_elbo
 from lineavae.reference.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+from lineavae.reference.reparameterized_kl import philox, reparameterized_kl, standard_normal
 
 __all__ = [
     "bernoulli_log_likelihood",
@@ -21,4 +22,7 @@ __all__ = [
     "linear_vae_elbo",
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",
+    "philox",
+    "reparameterized_kl",
+    "standard_normal",
 ]

@@ -26,6 +26,6 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean * mean + expm1_minus_x(logvar))
 
 
-def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL summed over the latents: (..., K), (..., K) -> (...), in nats."""
-    return gaussian_kl_per_dimension(mean, logvar).sum(-1)
+def gaussian_kl(mean: Tensor, logvar: Tensor, kl_weight: Tensor | float = 1.0) -> Tensor:
+    """KL summed over the latents with weights () or (K,): (..., K), (..., K) -> (...), in nats."""
+    return (kl_weight * gaussian_kl_per_dimension(mean, logvar)).sum(-1)

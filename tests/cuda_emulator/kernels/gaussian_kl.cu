@@ -5,6 +5,9 @@
 namespace lineavae::test {
 namespace {
 
+// Weights of the latents, which all rows may share.
+enum class Weights { kNone, kShared, kPerRow };
+
 struct Shape {
   int64_t rows, latents;
 };
@@ -17,9 +20,23 @@ const std::vector<Shape> kShapes =
 
 template <class T>
 struct Posterior {
-  std::vector<double> mean, logvar;
-  explicit Posterior(const Shape& s)
-      : mean(normal<T>(s.rows * s.latents)), logvar(normal<T>(s.rows * s.latents, 2.0)) {}
+  const Shape s;
+  const Weights weights;
+  const std::vector<double> mean, logvar, weight;
+  Posterior(const Shape& shape, Weights w)
+      : s(shape),
+        weights(w),
+        mean(normal<T>(s.rows * s.latents)),
+        logvar(normal<T>(s.rows * s.latents, 2.0)),
+        weight(normal<accumulate_t<T>>((w == Weights::kShared ? 1 : s.rows) * s.latents)) {}
+
+  double weight_at(size_t i) const {
+    return weights == Weights::kNone ? 1 : weight[weights == Weights::kShared ? i % s.latents : i];
+  }
+  KLWeight<T> kl_weight(Case& c) const {
+    if (weights == Weights::kNone) return {};
+    return {c.input<accumulate_t<T>>("kl_weight", weight), weights == Weights::kShared};
+  }
 };
 
 template <Reduction R>
@@ -31,70 +48,76 @@ std::vector<double> per_value(const Shape& s, const std::vector<double>& element
 }
 
 template <Reduction R, class T>
-std::string name(const char* kernel, const Shape& s) {
+std::string name(const char* kernel, const Shape& s, Weights weights) {
   return std::string(kernel) + (R == Reduction::kRow ? " rows " : " elements ") + Scalar<T>::kName + " " +
-         std::to_string(s.rows) + "x" + std::to_string(s.latents);
+         std::to_string(s.rows) + "x" + std::to_string(s.latents) +
+         (weights == Weights::kShared   ? " weighted alike"
+          : weights == Weights::kPerRow ? " weighted"
+                                        : "");
 }
 
 template <Reduction R, class T>
-void forward(const Shape& s, size_t offset) {
+void forward(const Shape& s, size_t offset, Weights weights) {
   using Value = accumulate_t<T>;
-  const Posterior<T> posterior(s);
+  const Posterior<T> posterior(s, weights);
   std::vector<double> kl(posterior.mean.size());
   for (size_t i = 0; i < kl.size(); ++i) {
     const long double m = posterior.mean[i], t = posterior.logvar[i];
-    kl[i] = static_cast<double>((m * m + expm1l(t) - t) / 2);
+    kl[i] = posterior.weight_at(i) * static_cast<double>((m * m + expm1l(t) - t) / 2);
   }
   const std::vector<double> expected = per_value<R>(s, kl);
-  Case c(name<R, T>("gaussian_kl", s) + (offset ? " misaligned" : ""));
+  Case c(name<R, T>("gaussian_kl", s, weights) + (offset ? " misaligned" : ""));
   const T* mean = c.input<T>("mean", posterior.mean, offset);
   const T* logvar = c.input<T>("logvar", posterior.logvar);
   Value* out = c.output<Value>("kl", expected.size());
-  c.run([&] { gaussian_kl<R>(Cuda{}, GaussianKL<T>{s.rows, s.latents, mean, logvar, out}); });
+  const KLWeight<T> weight = posterior.kl_weight(c);
+  c.run([&] { gaussian_kl<R>(Cuda{}, GaussianKL<T>{s.rows, s.latents, mean, logvar, weight, out}); });
   c.expect(out, expected);
-  if (!offset) c.expect_coalesced();
+  if (!offset && weights == Weights::kNone) c.expect_coalesced();
 }
 
 template <Reduction R, class T>
-void backward(const Shape& s, size_t offset) {
+void backward(const Shape& s, size_t offset, Weights weights) {
   using Value = accumulate_t<T>;
-  const Posterior<T> posterior(s);
+  const Posterior<T> posterior(s, weights);
   const size_t size = posterior.mean.size();
   const std::vector<double> upstream = normal<Value>(R == Reduction::kRow ? s.rows : size);
   std::vector<double> expected_mean(size), expected_logvar(size);
   for (size_t i = 0; i < size; ++i) {
-    const double g = upstream[R == Reduction::kRow ? i / s.latents : i];
+    const double g = posterior.weight_at(i) * upstream[R == Reduction::kRow ? i / s.latents : i];
     expected_mean[i] = g * posterior.mean[i];
     expected_logvar[i] = g * std::expm1(posterior.logvar[i]) / 2;
   }
-  Case c(name<R, T>("gaussian_kl_backward", s) + (offset ? " misaligned" : ""));
+  Case c(name<R, T>("gaussian_kl_backward", s, weights) + (offset ? " misaligned" : ""));
   const Value* grad = c.input<Value>("grad", upstream);
   const T* mean = c.input<T>("mean", posterior.mean);
   const T* logvar = c.input<T>("logvar", posterior.logvar);
   T* grad_mean = c.output<T>("grad_mean", size);
   T* grad_logvar = c.output<T>("grad_logvar", size, offset);
+  const KLWeight<T> weight = posterior.kl_weight(c);
   c.run([&] {
-    gaussian_kl_backward<R>(Cuda{},
-                            GaussianKLBackward<T>{s.rows, s.latents, grad, mean, logvar, grad_mean, grad_logvar});
+    gaussian_kl_backward<R>(
+        Cuda{}, GaussianKLBackward<T>{s.rows, s.latents, grad, mean, logvar, weight, grad_mean, grad_logvar});
   });
   c.expect(grad_mean, expected_mean);
   c.expect(grad_logvar, expected_logvar);
-  if (!offset) c.expect_coalesced();
+  if (!offset && weights == Weights::kNone) c.expect_coalesced();
+}
+
+template <class T>
+void both(const Shape& s, size_t offset) {
+  for (const Weights weights : {Weights::kNone, Weights::kShared, Weights::kPerRow}) {
+    forward<Reduction::kRow, T>(s, offset, weights);
+    backward<Reduction::kRow, T>(s, offset, weights);
+  }
+  forward<Reduction::kNone, T>(s, offset, Weights::kNone);
+  backward<Reduction::kNone, T>(s, offset, Weights::kNone);
 }
 
 template <class T>
 void all_shapes() {
-  for (const Shape& s : kShapes) {
-    forward<Reduction::kRow, T>(s, 0);
-    forward<Reduction::kNone, T>(s, 0);
-    backward<Reduction::kRow, T>(s, 0);
-    backward<Reduction::kNone, T>(s, 0);
-  }
-  const Shape misaligned{5, 24};
-  forward<Reduction::kRow, T>(misaligned, 1);
-  forward<Reduction::kNone, T>(misaligned, 1);
-  backward<Reduction::kRow, T>(misaligned, 1);
-  backward<Reduction::kNone, T>(misaligned, 1);
+  for (const Shape& s : kShapes) both<T>(s, 0);
+  both<T>({5, 24}, 1);
 }
 
 void run_all() {

@@ -1,0 +1,205 @@
+// Rows are taken in blocks, so that σ, the KL of each latent and the noise of a block stay in the cache while every
+// loop over them is vectorised, however few latents there are. Rows longer than a block are cut at fixed columns. Rows
+// are split over threads; each is summed in its own order, in the accumulation type, so their number changes no bit.
+#include "ops/reparameterized_kl.h"
+
+#include <algorithm>
+
+#include "common/cpu.h"
+
+namespace lineavae {
+namespace {
+
+constexpr int kBlock = 1024;  // elements
+constexpr int kQuads = 16;    // made at once: what one vector of 32-bit words holds
+constexpr int kNoise = (kBlock / 4 / kQuads + 2) * kQuads * 4;
+
+// The noise at [begin, begin + count), from the returned place of `buffer` on.
+template <class A>
+LINEAVAE_INLINE const A* make_noise(PhiloxKey key, int64_t begin, int count, A (&buffer)[kNoise]) {
+  const uint64_t first = static_cast<uint64_t>(begin) / 4;
+  const int offset = static_cast<int>(begin % 4), quads = (offset + count + 3) / 4;
+  for (int quad = 0; quad < quads; quad += kQuads) {
+    alignas(64) uint32_t words[4][kQuads];
+#pragma omp simd
+    for (int i = 0; i < kQuads; ++i) {
+      const uint64_t counter = first + quad + i;
+      uint64_t word[4] = {counter, counter >> 32, 0, 0};
+      philox_rounds(word, key);
+      words[0][i] = static_cast<uint32_t>(word[0]);
+      words[1][i] = static_cast<uint32_t>(word[1]);
+      words[2][i] = static_cast<uint32_t>(word[2]);
+      words[3][i] = static_cast<uint32_t>(word[3]);
+    }
+    A* out = buffer + 4 * quad;
+#pragma omp simd
+    for (int i = 0; i < kQuads; ++i) {
+      const NormalPair<A> low = normal_pair<A>(words[0][i], words[1][i]);
+      const NormalPair<A> high = normal_pair<A>(words[2][i], words[3][i]);
+      out[4 * i] = low.first;
+      out[4 * i + 1] = low.second;
+      out[4 * i + 2] = high.first;
+      out[4 * i + 3] = high.second;
+    }
+  }
+  return buffer + offset;
+}
+
+// Some whole rows of one model, or a part of one row.
+struct Block {
+  int64_t model, row, column;  // where it begins
+  int rows, columns;
+
+  int size() const { return rows * columns; }
+};
+
+// Adds the blocks that rows [begin, end) of all models consist of.
+template <class Work>
+LINEAVAE_INLINE void add_blocks(Work& work, int64_t begin, int64_t end) {
+  const int64_t latents = work.a.latents, rows_of_model = work.a.rows;
+  const int64_t rows_at_once = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, latents));
+  while (begin < end) {
+    const int64_t model = begin / rows_of_model, row = begin % rows_of_model;
+    const int64_t rows = std::min({rows_at_once, rows_of_model - row, end - begin});
+    int64_t column = 0;
+    do {
+      const int64_t columns = latents > kBlock ? std::min<int64_t>(kBlock, latents - column) : latents;
+      work.add(Block{model, row, column, static_cast<int>(rows), static_cast<int>(columns)});
+      column += columns;
+    } while (column < latents);
+    begin += rows;
+  }
+}
+
+template <class T>
+struct Values {
+  using A = accumulate_t<T>;
+  const ReparameterizedKL<T>& a;
+  alignas(64) A sigma[kBlock], kl[kBlock], noise[kNoise];
+
+  LINEAVAE_INLINE void add(const Block& block) {
+    const int size = block.size();
+    const int64_t index = block.row * a.latents + block.column, of_model = a.rows * a.latents;
+    const T* mean = a.mean + block.model * of_model + index;
+    const T* logvar = a.logvar + block.model * of_model + index;
+#pragma omp simd
+    for (int i = 0; i < size; ++i) {
+      const GaussianElement<A> element = gaussian_element(load(mean[i]), load(logvar[i]));
+      sigma[i] = element.sigma;
+      kl[i] = element.kl;
+    }
+    for (int64_t sample = 0; sample < a.samples; ++sample) {
+      const A* epsilon = make_noise(key_of(a.seed[block.model]), sample * of_model + index, size, noise);
+      A* z = a.z + (block.model * a.samples + sample) * of_model + index;
+#pragma omp simd
+      for (int i = 0; i < size; ++i) z[i] = multiply_add(sigma[i], epsilon[i], load(mean[i]));
+    }
+    const A* weight = a.kl_weight.of(block.model, a.latents);
+    for (int row = 0; row < block.rows; ++row) {
+      const A* of_row = kl + row * block.columns;
+      A sum = 0;
+      if (weight == nullptr) {
+#pragma omp simd reduction(+ : sum)
+        for (int k = 0; k < block.columns; ++k) sum += of_row[k];
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (int k = 0; k < block.columns; ++k) sum += weight[block.column + k] * of_row[k];
+      }
+      A& out = a.kl[block.model * a.rows + block.row + row];
+      out = block.column == 0 ? sum : out + sum;
+    }
+  }
+};
+
+template <class T>
+struct Gradients {
+  using A = accumulate_t<T>;
+  const ReparameterizedKLBackward<T>& a;
+  alignas(64) A sum[kBlock], product[kBlock], of_kl[kBlock], noise[kNoise];  // Σ g, Σ g ε and h w
+
+  LINEAVAE_INLINE void add(const Block& block) {
+    const int size = block.size();
+    const int64_t index = block.row * a.latents + block.column, of_model = a.rows * a.latents;
+    for (int64_t sample = 0; sample < a.samples; ++sample) {
+      const A* epsilon = make_noise(key_of(a.seed[block.model]), sample * of_model + index, size, noise);
+      const A* grad_z = a.grad_z + (block.model * a.samples + sample) * of_model + index;
+      if (sample == 0) {
+#pragma omp simd
+        for (int i = 0; i < size; ++i) {
+          sum[i] = grad_z[i];
+          product[i] = grad_z[i] * epsilon[i];
+        }
+      } else {
+#pragma omp simd
+        for (int i = 0; i < size; ++i) {
+          sum[i] += grad_z[i];
+          product[i] = multiply_add(grad_z[i], epsilon[i], product[i]);
+        }
+      }
+    }
+    const A* weight = a.kl_weight.of(block.model, a.latents);
+    for (int row = 0; row < block.rows; ++row) {
+      const A grad_kl = a.grad_kl[block.model * a.rows + block.row + row];
+      A* of_row = of_kl + row * block.columns;
+      if (weight == nullptr) {
+        for (int k = 0; k < block.columns; ++k) of_row[k] = grad_kl;
+      } else {
+        for (int k = 0; k < block.columns; ++k) of_row[k] = grad_kl * weight[block.column + k];
+      }
+    }
+    const T* mean = a.mean + block.model * of_model + index;
+    const T* logvar = a.logvar + block.model * of_model + index;
+    T* grad_mean = a.grad_mean + block.model * of_model + index;
+    T* grad_logvar = a.grad_logvar + block.model * of_model + index;
+#pragma omp simd
+    for (int i = 0; i < size; ++i) {
+      const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar[i]));
+      store(multiply_add(of_kl[i], load(mean[i]), sum[i]), grad_mean[i]);
+      store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar[i]);
+    }
+  }
+};
+
+#define LINEAVAE_REPARAMETERIZED_KL(T)                                                            \
+  LINEAVAE_CLONES void clone(const ReparameterizedKL<T>& a, int64_t begin, int64_t end) {         \
+    Values<T> work{a};                                                                            \
+    add_blocks(work, begin, end);                                                                 \
+  }                                                                                               \
+  LINEAVAE_CLONES void clone(const ReparameterizedKLBackward<T>& a, int64_t begin, int64_t end) { \
+    Gradients<T> work{a};                                                                         \
+    add_blocks(work, begin, end);                                                                 \
+  }
+LINEAVAE_REPARAMETERIZED_KL(float)
+LINEAVAE_REPARAMETERIZED_KL(double)
+LINEAVAE_REPARAMETERIZED_KL(Float16)
+LINEAVAE_REPARAMETERIZED_KL(BFloat16)
+
+template <class Arguments>
+void over_rows(const Arguments& a) {
+  parallel_for(a.models * a.rows, a.samples * a.latents, [&](int64_t begin, int64_t end) {
+    const WithoutDenormals guard;
+    clone(a, begin, end);
+  });
+}
+
+}  // namespace
+
+template <class T>
+void reparameterized_kl(Cpu, const ReparameterizedKL<T>& a) {
+  over_rows(a);
+}
+
+template <class T>
+void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>& a) {
+  over_rows(a);
+}
+
+#define LINEAVAE_INSTANTIATE(T)                                       \
+  template void reparameterized_kl(Cpu, const ReparameterizedKL<T>&); \
+  template void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>&);
+LINEAVAE_INSTANTIATE(float)
+LINEAVAE_INSTANTIATE(double)
+LINEAVAE_INSTANTIATE(Float16)
+LINEAVAE_INSTANTIATE(BFloat16)
+
+}  // namespace lineavae

@@ -1,0 +1,212 @@
+"""Samples of diagonal Gaussian posteriors and their KL divergence, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lineavae import _ext, reference
+from lineavae._arguments import check_integer
+from lineavae.ops._arguments import check_latent_weight, has_native, per_latent, scale, widen
+from lineavae.ops._registration import apply_backward, keep_signature, register_autocast, second_order
+from lineavae.ops.gaussian_kl import check_posterior
+
+_ext.load()
+
+_OP = "reparameterized_kl"
+_raw = torch.ops.lineavae
+_MAX_SEED = 2**63 - 1
+
+
+def reparameterized_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    num_samples: int = 1,
+    seed: Tensor | int | None = None,
+    kl_weight: Tensor | float = 1.0,
+    check_finite: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Sample each posterior N(mean, exp(logvar)), with its KL to N(0, I), in one pass.
+
+    z = m + ε e^(log v / 2) with standard normal noise ε, differentiable in mean and logvar (Kingma and
+    Welling 2014), and KL = ½ Σ_j w_j (m_j² + v_j - log v_j - 1) as `gaussian_kl` gives it. The noise is
+    stored nowhere: the backward makes it again.
+
+    Parameters
+    ----------
+    mean, logvar
+        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+    num_samples
+        Samples S of each posterior.
+    seed
+        Fixes the noise: an int, or a tensor () of dtype int64 on the device of mean. By default one is drawn
+        from torch's generator, which `torch.manual_seed` governs; under `torch.func.vmap` its ``randomness``
+        says whether models share it. Under `torch.compile` a seed that changes at every step should be a
+        tensor.
+    kl_weight
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
+        Under `torch.compile` a weight that changes at every step should be a tensor.
+    check_finite
+        Raise at the first NaN or infinity of an argument instead of propagating it.
+
+    Returns
+    -------
+    z
+        (S, ..., K).
+    kl
+        (...), in nats, weighted by ``kl_weight``. Both float64 for float64 inputs and float32 for all others.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or of another dtype; num_samples or seed is no int.
+    ValueError
+        The shapes or devices differ; num_samples is below 1; seed is a tensor of another shape or a number
+        beyond 64 bits; kl_weight is a number that is negative or not finite, or a tensor of another shape or
+        one that requires grad.
+    FloatingPointError
+        With ``check_finite``: an argument has a NaN or an infinity; the index is named.
+
+    Notes
+    -----
+    Terms of the ELBO in section 3.1 of Lucas et al. (2019). One kernel forward, one backward. The noise is a
+    function of the seed and of the index in z (Philox4x32-10, transformed as Box and Muller do): the same for
+    every dtype but for rounding, for any number of threads and on every device; and a model in an ensemble
+    under `torch.func.vmap` gets the noise that it gets alone with the same seed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import reparameterized_kl
+    >>> mean, logvar = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
+    >>> z, kl = reparameterized_kl(mean, logvar, num_samples=3, seed=0)
+    >>> z.shape
+    torch.Size([3, 2, 2])
+    >>> kl
+    tensor([0.5000, 0.0000])
+    """
+    mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
+    num_samples = check_integer(_OP, "num_samples", num_samples, 1)
+    seed = _check_seed(seed, mean.device)
+    kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean)
+    if not has_native(_OP, mean.device):
+        return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
+    z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
+    return z, scale(kl, kl_weight)
+
+
+def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
+    if seed is None:
+        return torch.randint(_MAX_SEED, (), device=device)
+    if not isinstance(seed, Tensor):
+        seed = check_integer(_OP, "seed", seed, -_MAX_SEED - 1)
+        if seed > _MAX_SEED:
+            raise ValueError(f"{_OP}: seed must be below 2**63, got {seed}")
+        return torch.full((), seed, dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64:
+        raise TypeError(f"{_OP}: seed must be int64, got {seed.dtype}")
+    if seed.device != device:
+        raise ValueError(f"{_OP}: seed must be on device {device}, got {seed.device}")
+    if seed.ndim != 0:
+        raise ValueError(f"{_OP}: seed must have shape (), got {tuple(seed.shape)}")
+    return seed
+
+
+class _Backward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @keep_signature
+    def forward(
+        grad_z: Tensor, grad_kl: Tensor, mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None
+    ) -> Any:
+        return _raw.reparameterized_kl_backward(grad_z, grad_kl, mean, logvar, seed, kl_weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        grad_z, grad_kl, mean, logvar, seed, kl_weight = ctx.saved_tensors
+        weight = 1.0 if kl_weight is None else kl_weight.squeeze(0)
+
+        def formula(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+            return reference.reparameterized_kl(widen(mean), widen(logvar), seed, grad_z.shape[0], weight)
+
+        grads, *gradients = second_order(formula, (grad_z, grad_kl), (mean, logvar), upstream)
+        return *grads, *gradients, None, None
+
+
+@torch.compiler.allow_in_graph
+class _ReparameterizedKL(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    @keep_signature
+    def forward(
+        num_samples: int, mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None
+    ) -> Any:
+        return _raw.reparameterized_kl(mean, logvar, seed, kl_weight, num_samples)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> Any:
+        return None, *apply_backward(_Backward, grad_z, grad_kl, *ctx.saved_tensors), None, None
+
+
+# To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is
+# over models as well; that of weights may be 1, and is there in any case.
+
+
+@torch.library.register_fake("lineavae::reparameterized_kl")
+def _fake(
+    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_samples: int
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    z = mean.new_empty((*seed.shape, num_samples, *mean.shape[seed.ndim :]), dtype=dtype)
+    return z, mean.new_empty(mean.shape[:-1], dtype=dtype)
+
+
+@torch.library.register_fake("lineavae::reparameterized_kl_backward")
+def _fake_backward(
+    grad_z: Tensor, grad_kl: Tensor, mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+
+
+def _register(op: str, seed_position: int) -> None:
+    overload = getattr(_raw, op).default
+
+    def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        over_models = args[seed_position].ndim - (in_dims[seed_position] is not None)
+        folded = []
+        for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+            if not isinstance(arg, Tensor) or (i == seed_position + 1 and dim is None and len(arg) == 1):
+                folded.append(arg)
+                continue
+            tensor = arg.unsqueeze(0) if dim is None else arg.movedim(dim, 0)
+            if i == seed_position + 1:
+                tensor = tensor.expand(batch, folded[seed_position].numel() // batch, -1).flatten(0, 1)
+            else:
+                tensor = tensor.expand(batch, *tensor.shape[1:]).flatten(0, over_models)
+            folded.append(tensor)
+        outputs = overload(*folded)
+        if over_models:
+            outputs = tuple(output.unflatten(0, (batch, -1)) for output in outputs)
+        return outputs, (0,) * len(outputs)
+
+    torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
+    register_autocast(op)
+
+
+_register("reparameterized_kl", seed_position=2)
+_register("reparameterized_kl_backward", seed_position=4)
