@@ -9,10 +9,6 @@
 namespace lineavae {
 namespace cuda {
 
-// 16 bytes in the accumulation type.
-template <class T>
-constexpr int kFullWidth = 16 / sizeof(accumulate_t<T>);
-
 // kLanes lanes per row, so that short rows do not leave most of a warp idle.
 template <class T, int kWidth, int kLanes>
 __global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T> a) {

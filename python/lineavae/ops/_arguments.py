@@ -81,6 +81,17 @@ def check_parameters(
     check_shape(op, "log_d", log_d, {"K": latent_dim})
 
 
+def check_noise(op: str, log_sigma2: Tensor, x: Tensor) -> None:
+    """Check that ``log_sigma2`` broadcasts to the samples and features of ``x`` (*models, N, D)."""
+    sizes = x.shape[-2:]
+    given = log_sigma2.shape[-2:]
+    if any(size not in (1, full) for size, full in zip(reversed(given), reversed(sizes), strict=False)):
+        raise ValueError(
+            f"{op}: log_sigma2 must have shape (), (D,), (N, 1) or (N, D) with N={sizes[0]}, D={sizes[1]}, "
+            f"or models before these, got {tuple(log_sigma2.shape)}"
+        )
+
+
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
     """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient.
 
@@ -120,6 +131,12 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+
+
+def flatten_noise(log_sigma2: Tensor, models: torch.Size) -> Tensor:
+    """What broadcasts to (*models, N, D) -> (M or 1, N or 1, D or 1)."""
+    missing = max(0, 2 - log_sigma2.ndim)
+    return flatten_shared(log_sigma2.reshape((1,) * missing + log_sigma2.shape), models, 2)
 
 
 def check_num_features(op: str, num_features: int | None, features: int) -> int:
