@@ -80,6 +80,8 @@ def gaussian_log_likelihood(
     models = _check_shapes(op, x, x_hat, log_sigma2)
     if not has_native(op, x.device):
         return reference.gaussian_log_likelihood(widen(x), widen(x_hat), widen(log_sigma2))
+    if models:  # gradients of what models share are sums, which half precision would round term by term
+        x, x_hat, log_sigma2 = widen(x), widen(x_hat), widen(log_sigma2)
     value: Tensor = _GaussianLogLikelihood.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
     return value.reshape((*models, x.shape[-2]))
 
