@@ -24,8 +24,8 @@ template <class T>
 GaussianData<T> data_of(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
   const int64_t of_sample = log_sigma2.size(1) == 1 ? 0 : log_sigma2.size(2);
   const int64_t of_model = log_sigma2.size(0) == 1 ? 0 : log_sigma2.size(1) * log_sigma2.size(2);
-  return {x_hat.size(0), x_hat.size(1), x_hat.size(2),   x.size(0) == 1 && x_hat.size(0) > 1, of_model,
-          of_sample,     input<T>(x),   input<T>(x_hat), input<T>(log_sigma2)};
+  return {x_hat.size(0), x_hat.size(1),   x_hat.size(2),       x.size(0) == 1 && x_hat.size(0) > 1, of_model, of_sample,
+          input<T>(x),   input<T>(x_hat), input<T>(log_sigma2)};
 }
 
 Noise noise_of(const Tensor& log_sigma2) {
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   return {gradients.x_hat, gradients.log_sigma2};
 }
 
-// -> mean, grad_x_hat, grad_log_sigma2
+// -> mean, and the gradients of the loss, -mean: grad_x_hat, grad_log_sigma2
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> mean(const Tensor& x_, const Tensor& x_hat_, const Tensor& log_sigma2_) {
   using torch::stable::contiguous;
@@ -147,7 +147,8 @@ void implement(Library& library) {
 }  // namespace lineavae
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lineavae, library) {
-  library.def("gaussian_log_likelihood(Tensor x, Tensor x_hat, Tensor log_sigma2) -> (Tensor value, Tensor distortion)");
+  library.def(
+      "gaussian_log_likelihood(Tensor x, Tensor x_hat, Tensor log_sigma2) -> (Tensor value, Tensor distortion)");
   library.def(
       "gaussian_log_likelihood_backward(Tensor grad, Tensor x, Tensor x_hat, Tensor log_sigma2, Tensor distortion) -> "
       "(Tensor grad_x_hat, Tensor grad_log_sigma2)");

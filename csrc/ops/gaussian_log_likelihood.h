@@ -2,7 +2,7 @@
 // r = x - x̂ and Q_n = Σ_i r_ni² / σ²:
 //
 //   gaussian_log_likelihood        L_n = -½ (Q_n + Σ_i (s_i + log 2π))
-//   gaussian_log_likelihood_mean   (1/N) Σ_n L_n, with its gradients: g_n = 1/N
+//   gaussian_log_likelihood_mean   L = (1/N) Σ_n L_n, with the gradients of the loss -L: g_n = -1/N
 //   the backward of both           ∂x̂_ni = g_n r_ni / σ²,   ∂x = -∂x̂,   ∂s_ni = ½ g_n (r_ni² / σ² - 1)
 //
 // and ∂s summed over what shares one variance. Sums of squares are in float, or double for double, over at most a few
@@ -32,6 +32,9 @@ struct GaussianData {
   const T* x_hat;                           // (models, N, D)
   const T* log_sigma2;                      // (models or 1, N or 1, D or 1)
 
+  LINEAVAE_HOST_DEVICE accumulate_t<T> loss_grad() const {
+    return accumulate_t<T>(-1) / static_cast<accumulate_t<T>>(samples);
+  }
   LINEAVAE_HOST_DEVICE int64_t rows() const { return models * samples; }
   LINEAVAE_HOST_DEVICE const T* x_row(int64_t row) const { return x + (shared_x ? row % samples : row) * features; }
   LINEAVAE_HOST_DEVICE const T* x_hat_row(int64_t row) const { return x_hat + row * features; }
@@ -62,11 +65,11 @@ inline int64_t gaussian_parts(Cuda, int64_t models, int64_t samples, int64_t fea
 
 template <class T>
 struct GaussianGradients {
-  T* x_hat;                      // (models, N, D)
-  T* log_sigma2;                 // (models, N or 1, D or 1)
-  int64_t parts;                 // gaussian_parts(device, ...)
-  accumulate_t<T>* squares;      // (models, parts, D) for kFeature: Σ g r² of each part
-  accumulate_t<T>* grad_sums;    // (models, parts) for kFeature: Σ g
+  T* x_hat;                    // (models, N, D)
+  T* log_sigma2;               // (models, N or 1, D or 1)
+  int64_t parts;               // gaussian_parts(device, ...)
+  accumulate_t<T>* squares;    // (models, parts, D) for kFeature: Σ g r² of each part
+  accumulate_t<T>* grad_sums;  // (models, parts) for kFeature: Σ g
 };
 
 template <class T>
@@ -86,12 +89,12 @@ struct GaussianLogLikelihoodMean {
   GaussianGradients<T> gradients;
 };
 
-#define LINEAVAE_DECLARE(Device)                                                               \
-  template <Noise R, class T>                                                                  \
-  void gaussian_log_likelihood(Device, const GaussianLogLikelihood<T>&);                       \
-  template <Noise R, class T>                                                                  \
-  void gaussian_log_likelihood_backward(Device, const GaussianLogLikelihoodBackward<T>&);      \
-  template <Noise R, class T>                                                                  \
+#define LINEAVAE_DECLARE(Device)                                                          \
+  template <Noise R, class T>                                                             \
+  void gaussian_log_likelihood(Device, const GaussianLogLikelihood<T>&);                  \
+  template <Noise R, class T>                                                             \
+  void gaussian_log_likelihood_backward(Device, const GaussianLogLikelihoodBackward<T>&); \
+  template <Noise R, class T>                                                             \
   void gaussian_log_likelihood_mean(Device, const GaussianLogLikelihoodMean<T>&);
 LINEAVAE_DECLARE(Cpu)
 LINEAVAE_DECLARE(Cuda)

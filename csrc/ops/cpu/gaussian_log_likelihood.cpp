@@ -19,7 +19,8 @@ template <Noise R, class T>
 class Precision {
  public:
   using A = accumulate_t<T>;
-  explicit Precision(const GaussianData<T>& data) : data_(data), of_features_(R == Noise::kFeature ? data.features : 0) {}
+  explicit Precision(const GaussianData<T>& data)
+      : data_(data), of_features_(R == Noise::kFeature ? data.features : 0) {}
 
   LINEAVAE_INLINE void to_row(int64_t row) {
     log_sigma2_ = data_.log_sigma2_row(row);
@@ -60,12 +61,12 @@ LINEAVAE_INLINE accumulate_t<T> precision_at(int64_t i, const T* log_sigma2, con
   return exponential(-load(log_sigma2[i]));
 }
 
-// Values, and where kGradients the gradients of x̂, and of σ² for kElement, with the weight 1/N.
+// Values, and where kGradients the gradients of x̂, and of σ² for kElement, of the loss.
 template <Noise R, bool kGradients, class T>
 LINEAVAE_INLINE void values(const GaussianData<T>& data, accumulate_t<T>* value, accumulate_t<T>* distortion,
                             const GaussianGradients<T>& gradients, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const A grad = A(1) / static_cast<A>(data.samples);
+  const A grad = data.loss_grad();
   Precision<R, T> precision(data);
   for (int64_t row = begin; row < end; ++row) {
     precision.to_row(row);
@@ -124,7 +125,7 @@ LINEAVAE_INLINE void gradients(const GaussianLogLikelihoodBackward<T>& a, int64_
 template <class T>
 struct FeatureGradients {
   GaussianData<T> data;
-  const accumulate_t<T>* grad;  // (models, N), or null where each is 1/N
+  const accumulate_t<T>* grad;  // (models, N), or null for the loss
   GaussianGradients<T> gradients;
 };
 
@@ -144,7 +145,7 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
       precision.to_row(row);
       const T *x = data.x_row(row), *x_hat = data.x_hat_row(row);
       const A* of_features = precision.of_features();
-      const A grad = a.grad ? a.grad[row] : A(1) / static_cast<A>(data.samples);
+      const A grad = a.grad ? a.grad[row] : data.loss_grad();
       T* grad_x_hat = a.gradients.x_hat + row * data.features;
       grad_sum += grad;
 #pragma omp simd
@@ -159,28 +160,26 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
   }
 }
 
-#define LINEAVAE_CLONE(R, T)                                                                                    \
+#define LINEAVAE_CLONE(R, T)                                                                                     \
   LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihood<T>& a, int64_t begin, \
-                             int64_t end) {                                                                     \
-    values<R, false>(a.data, a.value, a.distortion, {}, begin, end);                                            \
-  }                                                                                                             \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a,       \
-                             int64_t begin, int64_t end) {                                                      \
-    gradients<R>(a, begin, end);                                                                                \
+                             int64_t end) {                                                                      \
+    values<R, false>(a.data, a.value, a.distortion, {}, begin, end);                                             \
+  }                                                                                                              \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a,        \
+                             int64_t begin, int64_t end) {                                                       \
+    gradients<R>(a, begin, end);                                                                                 \
   }
-#define LINEAVAE_CLONE_MEAN(R, T)                                                                           \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodMean<T>& a,       \
-                             int64_t begin, int64_t end) {                                                  \
-    values<R, true>(a.data, a.value, a.distortion, a.gradients, begin, end);                                \
+#define LINEAVAE_CLONE_MEAN(R, T)                                                                                    \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodMean<T>& a, int64_t begin, \
+                             int64_t end) {                                                                          \
+    values<R, true>(a.data, a.value, a.distortion, a.gradients, begin, end);                                         \
   }
-#define LINEAVAE_CLONE_PARTS(T)                                                                             \
-  LINEAVAE_CLONES void clone_parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) {              \
-    parts(a, begin, end);                                                                                   \
-  }
-#define LINEAVAE_CLONE_DTYPE(T)       \
-  LINEAVAE_CLONE(Noise::kRow, T)      \
-  LINEAVAE_CLONE(Noise::kFeature, T)  \
-  LINEAVAE_CLONE(Noise::kElement, T)  \
+#define LINEAVAE_CLONE_PARTS(T) \
+  LINEAVAE_CLONES void clone_parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) { parts(a, begin, end); }
+#define LINEAVAE_CLONE_DTYPE(T)      \
+  LINEAVAE_CLONE(Noise::kRow, T)     \
+  LINEAVAE_CLONE(Noise::kFeature, T) \
+  LINEAVAE_CLONE(Noise::kElement, T) \
   LINEAVAE_CLONE_PARTS(T)
 LINEAVAE_CLONE_DTYPE(float)
 LINEAVAE_CLONE_DTYPE(double)
@@ -201,8 +200,7 @@ template <class T>
 void feature_gradients(const FeatureGradients<T>& a) {
   const GaussianData<T>& data = a.data;
   const int64_t parts = a.gradients.parts, D = data.features;
-  parallel_for(data.models * parts, kRowsOfPart * D,
-               [&](int64_t begin, int64_t end) { clone_parts(a, begin, end); });
+  parallel_for(data.models * parts, kRowsOfPart * D, [&](int64_t begin, int64_t end) { clone_parts(a, begin, end); });
   const int64_t tasks = (D + kColumnsOfTask - 1) / kColumnsOfTask;
   parallel_for(data.models * tasks, parts * kColumnsOfTask, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -222,15 +220,15 @@ void feature_gradients(const FeatureGradients<T>& a) {
   });
 }
 
-// The gradient of σ² for kRow: of each row, or summed over the samples of each model. No `grad`: each is 1/N.
+// The gradient of σ² for kRow: of each row, or summed over the samples of each model. No `grad`: of the loss.
 template <class T>
 void row_noise_gradient(const GaussianData<T>& data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
                         T* grad_log_sigma2) {
-  const double features = static_cast<double>(data.features), mean = 1.0 / static_cast<double>(data.samples);
+  const double features = static_cast<double>(data.features), loss_grad = -1 / static_cast<double>(data.samples);
   for (int64_t model = 0; model < data.models; ++model) {
     double sum = 0;
     for (int64_t row = model * data.samples; row < (model + 1) * data.samples; ++row) {
-      const double gradient = 0.5 * (grad ? grad[row] : mean) * (distortion[row] - features);
+      const double gradient = 0.5 * (grad ? grad[row] : loss_grad) * (distortion[row] - features);
       if (data.noise_of_sample == 0) {
         sum += gradient;
       } else {
@@ -264,9 +262,9 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
   if constexpr (R == Noise::kFeature) {
     feature_gradients(FeatureGradients<T>{a.data, nullptr, a.gradients});
     for (int64_t model = 0; model < a.data.models; ++model) {
-      double sum = 0;  // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 2 ∂s_i + 1
+      double sum = 0;  // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i
       for (int64_t i = 0; i < D; ++i) {
-        sum += 2.0 * a.gradients.log_sigma2[model * D + i] + 1.0 +
+        sum += 1.0 - 2.0 * a.gradients.log_sigma2[model * D + i] +
                a.data.log_sigma2[model * a.data.noise_of_model + i] + kLog2Pi;
       }
       a.mean[model] = static_cast<T>(-0.5 * sum);
@@ -284,7 +282,7 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
   }
 }
 
-#define LINEAVAE_INSTANTIATE(R, T)                                          \
+#define LINEAVAE_INSTANTIATE(R, T)                                                \
   template void gaussian_log_likelihood<R>(Cpu, const GaussianLogLikelihood<T>&); \
   template void gaussian_log_likelihood_backward<R>(Cpu, const GaussianLogLikelihoodBackward<T>&);
 #define LINEAVAE_INSTANTIATE_DTYPE(T)      \
@@ -295,9 +293,9 @@ LINEAVAE_INSTANTIATE_DTYPE(float)
 LINEAVAE_INSTANTIATE_DTYPE(double)
 LINEAVAE_INSTANTIATE_DTYPE(Float16)
 LINEAVAE_INSTANTIATE_DTYPE(BFloat16)
-#define LINEAVAE_INSTANTIATE_MEAN(T)                                                                       \
-  template void gaussian_log_likelihood_mean<Noise::kRow>(Cpu, const GaussianLogLikelihoodMean<T>&);       \
-  template void gaussian_log_likelihood_mean<Noise::kFeature>(Cpu, const GaussianLogLikelihoodMean<T>&);   \
+#define LINEAVAE_INSTANTIATE_MEAN(T)                                                                     \
+  template void gaussian_log_likelihood_mean<Noise::kRow>(Cpu, const GaussianLogLikelihoodMean<T>&);     \
+  template void gaussian_log_likelihood_mean<Noise::kFeature>(Cpu, const GaussianLogLikelihoodMean<T>&); \
   template void gaussian_log_likelihood_mean<Noise::kElement>(Cpu, const GaussianLogLikelihoodMean<T>&);
 LINEAVAE_INSTANTIATE_MEAN(float)
 LINEAVAE_INSTANTIATE_MEAN(double)

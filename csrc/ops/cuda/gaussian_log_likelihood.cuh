@@ -1,7 +1,7 @@
 // Rows: a warp, or for long rows a block, per row, kWidth elements per lane and step. Gradients: kWidth elements per
-// thread. What features share: a block per tile of columns and part of the samples, then a warp per eighth of the parts.
-// The data are read once by each of them; accumulation is in float, or double for double, over samples in double, in a
-// fixed order. Deterministic.
+// thread. What features share: a block per tile of columns and part of the samples, then a warp per eighth of the
+// parts. The data are read once by each of them; accumulation is in float, or double for double, over samples in
+// double, in a fixed order. Deterministic.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -28,7 +28,7 @@ __device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T
   return logs;
 }
 
-// kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, with the weight 1/N.
+// kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, of the loss.
 template <Noise R, bool kGradients, class T, int kWidth, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     gaussian_rows(const GaussianData<T> data, accumulate_t<T>* value, accumulate_t<T>* distortion, T* grad_x_hat,
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = kLanes == kWarp ? warp_row() : blockIdx.x;
   if (row >= data.rows()) return;
   const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
-  const A weight = A(1) / static_cast<A>(data.samples);
+  const A grad = data.loss_grad();
   const A of_row = R == Noise::kRow ? exponential(-load(log_sigma2[0])) : A(0);
   A squares = 0, logs = 0;
   for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
@@ -52,9 +52,9 @@ __global__ void __launch_bounds__(kThreads)
       const A scaled = (R == Noise::kRow ? of_row : exponential(-s.at[j])) * residual;
       squares += scaled * residual;
       if constexpr (R != Noise::kRow) logs += s.at[j];
-      if constexpr (kGradients) store(weight * scaled, of_x_hat.at[j]);
+      if constexpr (kGradients) store(grad * scaled, of_x_hat.at[j]);
       if constexpr (kGradients && R == Noise::kElement) {
-        store(gaussian_grad_log_sigma2(weight, scaled * residual), of_log_sigma2.at[j]);
+        store(gaussian_grad_log_sigma2(grad, scaled * residual), of_log_sigma2.at[j]);
       }
     }
     if constexpr (kGradients) store_vector(grad_x_hat + row * data.features + i, of_x_hat);
@@ -102,15 +102,14 @@ __global__ void __launch_bounds__(kThreads) gaussian_gradients(const GaussianLog
   if constexpr (R == Noise::kElement) store_vector(a.gradients.log_sigma2 + index, of_log_sigma2);
 }
 
-// For kRow where each row has its variance. No `grad`: each is 1/N.
+// For kRow where each row has its variance. No `grad`: of the loss.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gaussian_row_noise(const GaussianData<T> data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
-                       T* grad_log_sigma2) {
+__global__ void __launch_bounds__(kThreads) gaussian_row_noise(const GaussianData<T> data, const accumulate_t<T>* grad,
+                                                               const accumulate_t<T>* distortion, T* grad_log_sigma2) {
   using A = accumulate_t<T>;
   const int64_t row = thread_index();
   if (row >= data.rows()) return;
-  const A weight = grad ? grad[row] : A(1) / static_cast<A>(data.samples);
+  const A weight = grad ? grad[row] : data.loss_grad();
   store(A(0.5) * weight * (distortion[row] - static_cast<A>(data.features)), grad_log_sigma2[row]);
 }
 
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
   double gradient = 0, sum = 0;
   for (int64_t n = threadIdx.x; n < data.samples; n += kThreads) {
     const int64_t row = model * data.samples + n;
-    if (grad_log_sigma2) gradient += (grad ? grad[row] : 1 / samples) * (distortion[row] - features);
+    if (grad_log_sigma2) gradient += (grad ? grad[row] : -1 / samples) * (distortion[row] - features);
     if (mean) sum += value[row];
   }
   gradient = block_sum(gradient, partial);
@@ -136,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// For kFeature: gradients of x̂, and sums over one part of the samples. No `grad`: each is 1/N.
+// For kFeature: gradients of x̂, and sums over one part of the samples. No `grad`: of the loss.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     gaussian_feature_parts(const GaussianData<T> data, const accumulate_t<T>* grad,
@@ -158,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   A grad_sum = 0;
   for (int64_t n = first; n < last; ++n) {
     const int64_t row = model * data.samples + n;
-    const A weight = grad ? grad[row] : A(1) / static_cast<A>(data.samples);
+    const A weight = grad ? grad[row] : data.loss_grad();
     const auto x = load_vector<kWidth>(data.x_row(row) + i);
     const auto x_hat = load_vector<kWidth>(data.x_hat_row(row) + i);
     Vector<T, kWidth> of_x_hat;
@@ -206,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block per model: the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 2 ∂s_i + 1.
+// One block per model: the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gaussian_feature_mean(const GaussianData<T> data, const T* grad_log_sigma2, T* mean) {
@@ -214,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t model = blockIdx.x;
   double sum = 0;
   for (int64_t i = threadIdx.x; i < data.features; i += kThreads) {
-    sum += 2.0 * grad_log_sigma2[model * data.features + i] + 1.0 + data.log_sigma2[model * data.noise_of_model + i] +
+    sum += 1.0 - 2.0 * grad_log_sigma2[model * data.features + i] + data.log_sigma2[model * data.noise_of_model + i] +
            kLog2Pi;
   }
   sum = block_sum(sum, partial);

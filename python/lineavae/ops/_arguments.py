@@ -112,6 +112,9 @@ def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
 
 def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
     """Broadcast the leading dimensions, over models, of all arguments."""
+    first, *others = shapes.values()
+    if all(shape == first for shape in others):  # broadcasting takes its time
+        return torch.Size(first)
     try:
         return torch.Size(torch.broadcast_shapes(*shapes.values()))
     except RuntimeError:
@@ -129,14 +132,17 @@ def flatten_models(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
 
 def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
+    if tensor.ndim == num_core:
+        return tensor.unsqueeze(0)
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
 
 
 def flatten_noise(log_sigma2: Tensor, models: torch.Size) -> Tensor:
     """What broadcasts to (*models, N, D) -> (M or 1, N or 1, D or 1)."""
-    missing = max(0, 2 - log_sigma2.ndim)
-    return flatten_shared(log_sigma2.reshape((1,) * missing + log_sigma2.shape), models, 2)
+    if log_sigma2.ndim <= 2:
+        return log_sigma2.reshape((1,) * (3 - log_sigma2.ndim) + log_sigma2.shape)
+    return flatten_shared(log_sigma2, models, 2)
 
 
 def check_num_features(op: str, num_features: int | None, features: int) -> int:

@@ -177,9 +177,7 @@ class _ExpectedGaussianLogLikelihood(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 6
-        return _ExpectedGaussianLogLikelihoodBackward.apply(
-            grad, ctx.needs_input_grad[0], *ctx.saved_tensors
-        )
+        return _ExpectedGaussianLogLikelihoodBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
 
 
 class _ExpectedGaussianLogLikelihoodBackward(Function):

@@ -91,8 +91,11 @@ def gaussian_log_likelihood_mean(
 ) -> Tensor:
     """Mean over the samples of their log-likelihood log N(x | x̂, σ²), in nats, with every constant.
 
-    The mean of :func:`gaussian_log_likelihood`, for losses. The gradients are made in the pass that makes the
-    value, so what they cost is paid without backward too, and there is no second derivative: it raises.
+    The mean of :func:`gaussian_log_likelihood`, for losses. The gradients of the negative mean are made in the
+    pass that makes the value. What they cost is paid without backward too, and there is no second derivative:
+    it raises. Backward scales them, but on a CPU, where the gradient that comes in is -1, it gives away the one of
+    x_hat as it is: after ``retain_graph=True`` it must not be changed in place, and a further backward raises
+    if it was.
 
     Parameters
     ----------
@@ -190,7 +193,10 @@ class _GaussianLogLikelihood(Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         if grad is None:
             return None, None, None
-        return _GaussianLogLikelihoodBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        function = _GaussianLogLikelihoodBackward
+        # without a graph to build, a Function costs only time
+        call = function.apply if torch.is_grad_enabled() else function.forward
+        return call(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
 
 
 class _GaussianLogLikelihoodBackward(Function):
@@ -228,7 +234,7 @@ def _widened(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
 
 @torch.compiler.allow_in_graph
 class _GaussianLogLikelihoodMean(Function):
-    """Its gradients are outputs too: whoever differentiates them comes back to this backward, which raises."""
+    """The gradients of its negative are outputs too: who differentiates them comes back to backward, which raises."""
 
     generate_vmap_rule = True
 
@@ -252,9 +258,29 @@ class _GaussianLogLikelihoodMean(Function):
             )
         if grad is None:
             return None, None, None
-        grad_x_hat, grad_log_sigma2 = (grad[:, None, None] * saved for saved in ctx.saved_tensors)
+        grad_x_hat, grad_log_sigma2 = ctx.saved_tensors
+        scale = -grad[:, None, None]
+        if torch.is_grad_enabled() or not _is_of_loss(grad):
+            grad_x_hat = scale * grad_x_hat
+        else:
+            grad_x_hat = grad_x_hat.detach()
+        grad_log_sigma2 = scale * grad_log_sigma2
         grad_x = sum_over_shared(-grad_x_hat, ctx.x_is_shared) if ctx.needs_input_grad[0] else None
         return grad_x, grad_x_hat, sum_over_shared(grad_log_sigma2, ctx.noise_is_shared)
+
+
+def _is_of_loss(grad: Tensor) -> bool:
+    """Whether the gradient that comes in is -1, as where the loss is the negative mean.
+
+    Where looking would wait for a device or stop a trace, it is taken to be another.
+    """
+    return (
+        type(grad) is Tensor
+        and grad.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(grad)
+        and grad.shape[0] == 1
+        and grad.item() == -1
+    )
 
 
 @torch.library.register_fake("lineavae::gaussian_log_likelihood")

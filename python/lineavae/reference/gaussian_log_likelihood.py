@@ -1,4 +1,4 @@
-"""Log-likelihood of data under diagonal Gaussians around their reconstructions (Lucas et al. 2019, equation 10).
+"""Log-likelihood of data under Gaussians around their reconstructions (Lucas et al. 2019, equation 10).
 
     log p(x|z) = -½ Σ_i ((x_i - x̂_i)² / σ_i² + log σ_i² + log 2π)
 
