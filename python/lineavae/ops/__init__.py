@@ -1,7 +1,8 @@
 """The operators: loss terms as differentiable functions with native CPU and CUDA kernels.
 
 Every function works on CPU and CUDA tensors, under ``torch.compile``, ``torch.func.vmap`` and autocast, and
-is twice differentiable, or raises where it is not. Half-precision inputs give float32 results and half-precision gradients.
+is twice differentiable unless it says otherwise. Half-precision inputs give float32 results and
+half-precision gradients.
 """
 
 from lineavae.ops.collapse_statistics import collapse_statistics

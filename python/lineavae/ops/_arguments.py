@@ -139,7 +139,7 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
 
 
 def flatten_noise(log_sigma2: Tensor, models: torch.Size) -> Tensor:
-    """What broadcasts to (*models, N, D) -> (M or 1, N or 1, D or 1)."""
+    """Flatten what broadcasts to (*models, N, D) -> (M or 1, N or 1, D or 1)."""
     if log_sigma2.ndim <= 2:
         return log_sigma2.reshape((1,) * (3 - log_sigma2.ndim) + log_sigma2.shape)
     return flatten_shared(log_sigma2, models, 2)

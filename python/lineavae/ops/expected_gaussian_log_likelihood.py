@@ -43,7 +43,7 @@ def expected_gaussian_log_likelihood(
     *,
     check_finite: bool = False,
 ) -> Tensor:
-    """Expectation of log N(x | W z + b, σ²) over z ~ N(m, diag v), of each sample, in nats; no sampling.
+    """Average log N(x | W z + b, σ²) over z ~ N(m, diag v), for each sample, in nats, without sampling.
 
     The reconstruction term of the ELBO of a linear decoder under any encoder. With x̂ = W m + b,
 

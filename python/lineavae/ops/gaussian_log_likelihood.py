@@ -91,11 +91,11 @@ def gaussian_log_likelihood_mean(
 ) -> Tensor:
     """Mean over the samples of their log-likelihood log N(x | x̂, σ²), in nats, with every constant.
 
-    The mean of :func:`gaussian_log_likelihood`, for losses. The gradients of the negative mean are made in the
-    pass that makes the value. What they cost is paid without backward too, and there is no second derivative:
-    it raises. Backward scales them, but on a CPU, where the gradient that comes in is -1, it gives away the one of
-    x_hat as it is: after ``retain_graph=True`` it must not be changed in place, and a further backward raises
-    if it was.
+    The mean of :func:`gaussian_log_likelihood`, for losses. The gradients of the negative mean are made in
+    the pass that makes the value. What they cost is paid without backward too, and there is no second
+    derivative: it raises. Backward scales them; but on a CPU, where the gradient that comes in is -1, it
+    gives away that of x_hat as it is: after ``retain_graph=True`` it must not be changed in place, and a
+    further backward raises if it was.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def _widened(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
 
 @torch.compiler.allow_in_graph
 class _GaussianLogLikelihoodMean(Function):
-    """The gradients of its negative are outputs too: who differentiates them comes back to backward, which raises."""
+    """Its gradients are outputs too: differentiating them comes back to this backward, which raises."""
 
     generate_vmap_rule = True
 
@@ -254,7 +254,8 @@ class _GaussianLogLikelihoodMean(Function):
     def backward(ctx: Any, grad: Tensor | None, *second: Tensor | None) -> Any:
         if any(upstream is not None for upstream in second):
             raise RuntimeError(
-                "gaussian_log_likelihood_mean has no second derivative; gaussian_log_likelihood(...).mean(-1) has"
+                "gaussian_log_likelihood_mean has no second derivative; "
+                "gaussian_log_likelihood(...).mean(-1) has"
             )
         if grad is None:
             return None, None, None

@@ -15,7 +15,7 @@ struct Shape {
 // Lengths below, at and beyond what a lane, a warp, a vector and a block take; several blocks, parts and tiles.
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{1, 40, 64}, {1, 40, 200}, {1, 2, 4096}}
-    : kFewThreads ? std::vector<Shape>{{1, 20, 40}, {2, 9, 7}, {1, 1, 4096}}
+    : kFewThreads ? std::vector<Shape>{{2, 5, 12}, {1, 1, 4096}}
                   : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {1, 5, 1},    {2, 3, 7},    {3, 13, 12},
                                        {1, 3, 200}, {1, 300, 4}, {1, 2, 4096}, {1, 2, 4099}, {2, 17, 1028}};
 
@@ -198,8 +198,11 @@ void all_shapes(Shared shared) {
     backward<R, T>(s, shared, offset);
     if constexpr (kHasMean) mean<R, T>(s, shared, offset);
   };
-  for (const Shape& s : kShapes) run(s, 0);
-  run({1, 5, 24}, 1);
+  for (const Shape& s : kShapes) {
+    // sums over features have a block for 32 of them: too many threads to look for races in
+    if (!(kFewThreads && R == Noise::kFeature && s.features > 1000)) run(s, 0);
+  }
+  if (!kFewThreads) run({1, 5, 24}, 1);
 }
 
 template <class T>
@@ -208,7 +211,7 @@ void all_noises() {
   all_shapes<Noise::kFeature, T>(Shared::kFeature);
   all_shapes<Noise::kRow, T>(Shared::kRow);
   all_shapes<Noise::kElement, T>(Shared::kElement);
-  if (kTraceMemory) return;
+  if (kTraceMemory || kFewThreads) return;
   all_shapes<Noise::kRow, T>(Shared::kModel);
   all_shapes<Noise::kFeature, T>(Shared::kFeatureOfModel);
 }
