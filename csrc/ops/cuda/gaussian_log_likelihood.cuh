@@ -13,6 +13,11 @@ namespace cuda {
 // From this many features on a row has a block.
 constexpr int64_t kLongRow = 4096;
 
+// Per multiprocessor: so many that no kernel needs to spill registers for more.
+template <class T>
+constexpr int kBlocksOfRows = sizeof(T) == 8 ? 4 : 5;
+constexpr int kBlocksOfParts = 4;
+
 // For Noise::kRow one precision for the row, for both others one per element of it.
 template <Noise R, class T, int kWidth>
 __device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T* log_sigma2, int64_t i) {
@@ -30,7 +35,7 @@ __device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T
 
 // kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, of the loss.
 template <Noise R, bool kGradients, class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
     gaussian_rows(const GaussianData<T> data, accumulate_t<T>* value, accumulate_t<T>* distortion, T* grad_x_hat,
                   T* grad_log_sigma2) {
   using A = accumulate_t<T>;
@@ -137,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // For kFeature: gradients of x̂, and sums over one part of the samples. No `grad`: of the loss.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksOfParts)
     gaussian_feature_parts(const GaussianData<T> data, const accumulate_t<T>* grad,
                            const GaussianGradients<T> gradients, int64_t tiles) {
   using A = accumulate_t<T>;
@@ -155,6 +160,7 @@ __global__ void __launch_bounds__(kThreads)
     squares.at[j] = 0;
   }
   A grad_sum = 0;
+#pragma unroll 2
   for (int64_t n = first; n < last; ++n) {
     const int64_t row = model * data.samples + n;
     const A weight = grad ? grad[row] : data.loss_grad();
