@@ -40,7 +40,8 @@ class OpSpec:
 
     ``tolerance`` is that of float32, relative to the largest entry of a result. ``any_threads``: whether the
     number of threads changes no bit, which holds for what is fused but not for MKL's products. ``cases``
-    makes, for a label, the arguments in float64 on the CPU.
+    makes, for a label, the arguments in float64 on the CPU. ``second_derivatives``: whether there are any.
+    ``kernels``: the op whose raw operators it calls, where it has none of its own.
     """
 
     name: str
@@ -50,11 +51,19 @@ class OpSpec:
     tolerance: float
     any_threads: bool
     cases: dict[str, Callable[[], Sample]]
+    second_derivatives: bool = True
+    kernels: str | None = None
+
+    @property
+    def native(self) -> str:
+        """The raw operator of a call, named as the op is everywhere."""
+        return self.kernels or self.op.__name__
 
     @property
     def raw(self) -> set[str]:
-        """The raw operators of a call and its backward, named as the op is everywhere."""
-        return {self.op.__name__, f"{self.op.__name__}_backward"}
+        """The raw operators of a call and its backward."""
+        names = (self.native, f"{self.native}_backward")
+        return {name for name in names if hasattr(torch.ops.lineavae, name)}
 
     def sample(
         self, case: str, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
@@ -170,6 +179,106 @@ def decoder_cases() -> dict[str, Callable[[], Sample]]:
         return Sample(tensors, {})
 
     return {label: lambda case=case: make(case) for label, case in DECODER_CASES.items()}
+
+
+@dataclass(frozen=True)
+class LikelihoodCase:
+    """Sizes of one call of a Gaussian likelihood; a tensor in ``shared`` has only one model."""
+
+    noise: tuple[str | int, ...] = ()  # the shape of log_sigma2 after the models
+    num_samples: int = 5
+    num_features: int = 4
+    latent_dim: int = 3
+    models: tuple[int, ...] = ()
+    shared: tuple[str, ...] = ()
+    noise_of_models: bool = False
+
+
+def likelihood_cases(noise: tuple[str | int, ...]) -> dict[str, LikelihoodCase]:
+    """Name the cases in which ``log_sigma2`` has this shape; "N" and "D" stand for the sizes."""
+    return {
+        "plain": LikelihoodCase(noise),
+        "one_sample": LikelihoodCase(noise, num_samples=1),
+        "no_samples": LikelihoodCase(noise, num_samples=0),
+        "one_feature": LikelihoodCase(noise, num_features=1),
+        "large": LikelihoodCase(noise, num_samples=150, num_features=133, latent_dim=35),
+        "models": LikelihoodCase((1,) * (2 - len(noise)) + noise, models=(3,), noise_of_models=True),
+        "models_share_statistics": LikelihoodCase(noise, models=(3,), shared=("x",)),
+    }
+
+
+SCALAR, PER_FEATURE, PER_SAMPLE, FULL = (), ("D",), ("N", 1), ("N", "D")
+NOISE = {"": SCALAR, "_per_feature": PER_FEATURE, "_per_sample": PER_SAMPLE, "_full": FULL}
+
+
+def gaussian_cases(
+    cases: dict[str, LikelihoodCase], expected: bool = False
+) -> dict[str, Callable[[], Sample]]:
+    """Make the arguments of ``cases``; those of the expected likelihood have a posterior and a decoder."""
+
+    def make(case: LikelihoodCase) -> Sample:
+        N, D, K = case.num_samples, case.num_features, case.latent_dim  # noqa: N806
+        generator = torch.Generator().manual_seed(N + 10 * D + 100 * K)
+
+        def random(name: str, *shape: int, scale: float = 1.0) -> Tensor:
+            models = () if name in case.shared else case.models
+            return scale * torch.randn((*models, *shape), generator=generator, dtype=torch.float64)
+
+        tensors = {"x": random("x", N, D)}
+        if expected:
+            tensors |= {
+                "mean": random("mean", N, K),
+                "logvar": random("logvar", N, K) - 1,
+                "weight": random("weight", D, K, scale=K**-0.5),
+                "bias": random("bias", D),
+            }
+        else:
+            tensors["x_hat"] = random("x_hat", N, D)
+        shape = tuple({"N": N, "D": D}.get(size, size) for size in case.noise)
+        models = case.models if case.noise_of_models else ()
+        tensors["log_sigma2"] = torch.randn((*models, *shape), generator=generator, dtype=torch.float64) - 0.3
+        return Sample(tensors, {})
+
+    return {label: lambda case=case: make(case) for label, case in cases.items()}
+
+
+def gaussian_specs() -> list[OpSpec]:
+    specs = []
+    for suffix, noise in NOISE.items():
+        cases = likelihood_cases(noise)
+        specs += [
+            OpSpec(
+                name=f"gaussian_log_likelihood{suffix}",
+                op=ops.gaussian_log_likelihood,
+                reference=reference.gaussian_log_likelihood,
+                differentiable=("x", "x_hat", "log_sigma2"),
+                tolerance=1e-6,
+                any_threads=True,
+                cases=gaussian_cases(cases),
+            ),
+            OpSpec(
+                name=f"gaussian_log_likelihood_mean{suffix}",
+                op=ops.gaussian_log_likelihood_mean,
+                reference=reference.gaussian_log_likelihood_mean,
+                differentiable=("x", "x_hat", "log_sigma2"),
+                tolerance=1e-6,
+                any_threads=True,
+                # the mean of no samples is NaN
+                cases=gaussian_cases({label: case for label, case in cases.items() if label != "no_samples"}),
+                second_derivatives=False,
+            ),
+            OpSpec(
+                name=f"expected_gaussian_log_likelihood{suffix}",
+                op=ops.expected_gaussian_log_likelihood,
+                reference=reference.expected_gaussian_log_likelihood,
+                differentiable=("x", "mean", "logvar", "weight", "bias", "log_sigma2"),
+                tolerance=2e-6,
+                any_threads=False,
+                cases=gaussian_cases(cases, expected=True),
+                kernels="gaussian_log_likelihood",
+            ),
+        ]
+    return specs
 
 
 @dataclass(frozen=True)
@@ -326,6 +435,7 @@ SPECS = [
         any_threads=False,
         cases=linear_cases("diagonal", LINEAR_CASES | DROPPED_FEATURES),
     ),
+    *gaussian_specs(),
     OpSpec(
         name="reparameterized_kl",
         op=joined(ops.reparameterized_kl),

@@ -12,6 +12,7 @@
 
 #include "common/cuda_platform.cuh"
 #include "common/device.h"
+#include "common/half.h"
 #include "common/portable.h"
 
 namespace lineavae::cuda {
@@ -47,6 +48,10 @@ template <class T, int kWidth>
 __device__ __forceinline__ void store_vector(T* p, const Vector<T, kWidth>& v) {
   store_at_once(p, v);
 }
+
+// Elements that are 16 bytes in the accumulation type.
+template <class T>
+constexpr int kFullWidth = 16 / sizeof(accumulate_t<T>);
 
 // Whether arrays that start at these addresses can be read and written kWidth elements at a time.
 template <int kWidth, class... T>

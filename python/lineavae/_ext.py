@@ -41,6 +41,8 @@ OPS = (
     "expected_bernoulli_log_likelihood",
     "gaussian_kl",
     "gaussian_kl_per_dimension",
+    "gaussian_log_likelihood",
+    "gaussian_log_likelihood_mean",
     "linear_vae_elbo",
     "linear_vae_elbo_from_moments",
     "linear_vae_elbo_from_factor",

@@ -9,10 +9,6 @@
 namespace lineavae {
 namespace cuda {
 
-// 16 bytes in the accumulation type.
-template <class T>
-constexpr int kFullWidth = 16 / sizeof(accumulate_t<T>);
-
 constexpr int kRowBlocks = 6;  // per multiprocessor at least
 
 // kLanes lanes per row, so that short rows do not leave most of a warp idle.

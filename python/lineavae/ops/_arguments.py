@@ -89,6 +89,17 @@ def check_parameters(
     check_shape(op, "log_d", log_d, {"K": latent_dim})
 
 
+def check_noise(op: str, log_sigma2: Tensor, x: Tensor) -> None:
+    """Check that ``log_sigma2`` broadcasts to the samples and features of ``x`` (*models, N, D)."""
+    sizes = x.shape[-2:]
+    given = log_sigma2.shape[-2:]
+    if any(size not in (1, full) for size, full in zip(reversed(given), reversed(sizes), strict=False)):
+        raise ValueError(
+            f"{op}: log_sigma2 must have shape (), (D,), (N, 1) or (N, D) with N={sizes[0]}, D={sizes[1]}, "
+            f"or models before these, got {tuple(log_sigma2.shape)}"
+        )
+
+
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
     """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient."""
     weight = _check_weight(op, "beta", beta, like.device, like.dtype)
@@ -141,6 +152,9 @@ def scale(kl: Tensor, kl_weight: Tensor | float) -> Tensor:
 
 def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
     """Broadcast the leading dimensions, over models, of all arguments."""
+    first, *others = shapes.values()
+    if all(shape == first for shape in others):  # broadcasting takes its time
+        return torch.Size(first)
     try:
         return torch.Size(torch.broadcast_shapes(*shapes.values()))
     except RuntimeError:
@@ -158,8 +172,17 @@ def flatten_models(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
 
 def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
+    if tensor.ndim == num_core:
+        return tensor.unsqueeze(0)
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+
+
+def flatten_noise(log_sigma2: Tensor, models: torch.Size) -> Tensor:
+    """Flatten what broadcasts to (*models, N, D) -> (M or 1, N or 1, D or 1)."""
+    if log_sigma2.ndim <= 2:
+        return log_sigma2.reshape((1,) * (3 - log_sigma2.ndim) + log_sigma2.shape)
+    return flatten_shared(log_sigma2, models, 2)
 
 
 def check_num_features(op: str, num_features: int | None, features: int) -> int:

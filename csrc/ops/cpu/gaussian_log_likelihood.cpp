@@ -1,0 +1,303 @@
+// One pass over the rows in memory order, rows split over threads. A row is summed in the vector lanes of the
+// accumulation type, chunk by chunk, chunks in double. What features share is summed over a fixed number of rows, these
+// parts in double. So the result does not depend on the number of threads.
+#include "ops/gaussian_log_likelihood.h"
+
+#include <cmath>
+#include <vector>
+
+#include "common/cpu.h"
+
+namespace lineavae {
+namespace {
+
+constexpr int64_t kChunk = 1024;  // elements of a row
+constexpr int64_t kColumnsOfTask = 256;
+
+// 1/σ² of a row, in the form in which its loop wants it; those of features once per model.
+template <Noise R, class T>
+class Precision {
+ public:
+  using A = accumulate_t<T>;
+  explicit Precision(const GaussianData<T>& data)
+      : data_(data), of_features_(R == Noise::kFeature ? data.features : 0) {}
+
+  LINEAVAE_INLINE void to_row(int64_t row) {
+    log_sigma2_ = data_.log_sigma2_row(row);
+    if constexpr (R == Noise::kRow) {
+      of_row_ = static_cast<A>(std::exp(-static_cast<double>(load(log_sigma2_[0]))));
+      log_determinant_ = static_cast<double>(load(log_sigma2_[0])) * static_cast<double>(data_.features);
+    } else if constexpr (R == Noise::kFeature) {
+      const int64_t model = row / data_.samples;
+      if (model == model_) return;
+      model_ = model;
+      A* precision = of_features_.data();
+#pragma omp simd
+      for (int64_t i = 0; i < data_.features; ++i) precision[i] = exponential(-load(log_sigma2_[i]));
+      log_determinant_ = 0;
+      for (int64_t i = 0; i < data_.features; ++i) log_determinant_ += load(log_sigma2_[i]);
+    }
+  }
+
+  const T* log_sigma2() const { return log_sigma2_; }
+  const A* of_features() const { return of_features_.data(); }
+  A of_row() const { return of_row_; }
+  double log_determinant() const { return log_determinant_; }
+
+ private:
+  const GaussianData<T>& data_;
+  std::vector<A> of_features_;
+  int64_t model_ = -1;
+  const T* log_sigma2_ = nullptr;
+  A of_row_ = 0;
+  double log_determinant_ = 0;
+};
+
+template <Noise R, class T>
+LINEAVAE_INLINE accumulate_t<T> precision_at(int64_t i, const T* log_sigma2, const accumulate_t<T>* of_features,
+                                             accumulate_t<T> of_row) {
+  if constexpr (R == Noise::kRow) return of_row;
+  if constexpr (R == Noise::kFeature) return of_features[i];
+  return exponential(-load(log_sigma2[i]));
+}
+
+// Values, and where kGradients the gradients of x̂, and of σ² for kElement, of the loss.
+template <Noise R, bool kGradients, class T>
+LINEAVAE_INLINE void values(const GaussianData<T>& data, accumulate_t<T>* value, accumulate_t<T>* distortion,
+                            const GaussianGradients<T>& gradients, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const A grad = data.loss_grad();
+  Precision<R, T> precision(data);
+  for (int64_t row = begin; row < end; ++row) {
+    precision.to_row(row);
+    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = precision.log_sigma2();
+    const A *of_features = precision.of_features(), of_row = precision.of_row();
+    T* grad_x_hat = gradients.x_hat + row * data.features;
+    T* grad_log_sigma2 = gradients.log_sigma2 + row * data.features;
+    double squares = 0, log_determinant = precision.log_determinant();
+    for (int64_t start = 0; start < data.features; start += kChunk) {
+      const int64_t stop = std::min(start + kChunk, data.features);
+      A sum = 0, logs = 0;
+#pragma omp simd reduction(+ : sum, logs)
+      for (int64_t i = start; i < stop; ++i) {
+        const A residual = load(x[i]) - load(x_hat[i]);
+        const A scaled = precision_at<R>(i, log_sigma2, of_features, of_row) * residual;
+        sum += scaled * residual;
+        if constexpr (R == Noise::kElement) logs += load(log_sigma2[i]);
+        if constexpr (kGradients) store(grad * scaled, grad_x_hat[i]);
+        if constexpr (kGradients && R == Noise::kElement) {
+          store(gaussian_grad_log_sigma2(grad, scaled * residual), grad_log_sigma2[i]);
+        }
+      }
+      squares += sum;
+      log_determinant += logs;
+    }
+    const double normaliser = static_cast<double>(data.features) * kLog2Pi + log_determinant;
+    distortion[row] = static_cast<A>(squares);
+    value[row] = static_cast<A>(-0.5 * (squares + normaliser));
+  }
+}
+
+// Gradients of x̂, and of σ² where no two rows share one.
+template <Noise R, class T>
+LINEAVAE_INLINE void gradients(const GaussianLogLikelihoodBackward<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const GaussianData<T>& data = a.data;
+  Precision<R, T> precision(data);
+  for (int64_t row = begin; row < end; ++row) {
+    precision.to_row(row);
+    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = precision.log_sigma2();
+    const A *of_features = precision.of_features(), of_row = precision.of_row(), grad = a.grad[row];
+    T* grad_x_hat = a.gradients.x_hat + row * data.features;
+    T* grad_log_sigma2 = a.gradients.log_sigma2 + row * data.features;
+#pragma omp simd
+    for (int64_t i = 0; i < data.features; ++i) {
+      const A residual = load(x[i]) - load(x_hat[i]);
+      const A scaled = precision_at<R>(i, log_sigma2, of_features, of_row) * residual;
+      store(grad * scaled, grad_x_hat[i]);
+      if constexpr (R == Noise::kElement) {
+        store(gaussian_grad_log_sigma2(grad, scaled * residual), grad_log_sigma2[i]);
+      }
+    }
+  }
+}
+
+template <class T>
+struct FeatureGradients {
+  GaussianData<T> data;
+  const accumulate_t<T>* grad;  // (models, N), or null for the loss
+  GaussianGradients<T> gradients;
+};
+
+// For kFeature: gradients of x̂, and the sums of [begin, end) of all models' parts.
+template <class T>
+LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const GaussianData<T>& data = a.data;
+  Precision<Noise::kFeature, T> precision(data);
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t model = part / a.gradients.parts, first = part % a.gradients.parts * kRowsOfPart;
+    const int64_t last = std::min(first + kRowsOfPart, data.samples);
+    A* squares = a.gradients.squares + part * data.features;
+    std::fill(squares, squares + data.features, A(0));
+    A grad_sum = 0;
+    for (int64_t row = model * data.samples + first; row < model * data.samples + last; ++row) {
+      precision.to_row(row);
+      const T *x = data.x_row(row), *x_hat = data.x_hat_row(row);
+      const A* of_features = precision.of_features();
+      const A grad = a.grad ? a.grad[row] : data.loss_grad();
+      T* grad_x_hat = a.gradients.x_hat + row * data.features;
+      grad_sum += grad;
+#pragma omp simd
+      for (int64_t i = 0; i < data.features; ++i) {
+        const A residual = load(x[i]) - load(x_hat[i]);
+        const A weighted = grad * residual;
+        store(weighted * of_features[i], grad_x_hat[i]);
+        squares[i] += weighted * residual;
+      }
+    }
+    a.gradients.grad_sums[part] = grad_sum;
+  }
+}
+
+#define LINEAVAE_CLONE(R, T)                                                                                     \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihood<T>& a, int64_t begin, \
+                             int64_t end) {                                                                      \
+    values<R, false>(a.data, a.value, a.distortion, {}, begin, end);                                             \
+  }                                                                                                              \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a,        \
+                             int64_t begin, int64_t end) {                                                       \
+    gradients<R>(a, begin, end);                                                                                 \
+  }
+#define LINEAVAE_CLONE_MEAN(R, T)                                                                                    \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodMean<T>& a, int64_t begin, \
+                             int64_t end) {                                                                          \
+    values<R, true>(a.data, a.value, a.distortion, a.gradients, begin, end);                                         \
+  }
+#define LINEAVAE_CLONE_PARTS(T) \
+  LINEAVAE_CLONES void clone_parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) { parts(a, begin, end); }
+#define LINEAVAE_CLONE_DTYPE(T)      \
+  LINEAVAE_CLONE(Noise::kRow, T)     \
+  LINEAVAE_CLONE(Noise::kFeature, T) \
+  LINEAVAE_CLONE(Noise::kElement, T) \
+  LINEAVAE_CLONE_PARTS(T)
+LINEAVAE_CLONE_DTYPE(float)
+LINEAVAE_CLONE_DTYPE(double)
+LINEAVAE_CLONE_DTYPE(Float16)
+LINEAVAE_CLONE_DTYPE(BFloat16)
+LINEAVAE_CLONE_MEAN(Noise::kRow, float)
+LINEAVAE_CLONE_MEAN(Noise::kRow, double)
+LINEAVAE_CLONE_MEAN(Noise::kElement, float)
+LINEAVAE_CLONE_MEAN(Noise::kElement, double)
+
+template <Noise R, class Arguments>
+void over_rows(const Arguments& a) {
+  parallel_for(a.data.rows(), a.data.features,
+               [&](int64_t begin, int64_t end) { clone(std::integral_constant<Noise, R>(), a, begin, end); });
+}
+
+template <class T>
+void feature_gradients(const FeatureGradients<T>& a) {
+  const GaussianData<T>& data = a.data;
+  const int64_t parts = a.gradients.parts, D = data.features;
+  parallel_for(data.models * parts, kRowsOfPart * D, [&](int64_t begin, int64_t end) { clone_parts(a, begin, end); });
+  const int64_t tasks = (D + kColumnsOfTask - 1) / kColumnsOfTask;
+  parallel_for(data.models * tasks, parts * kColumnsOfTask, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t model = task / tasks, first = task % tasks * kColumnsOfTask;
+      const int64_t last = std::min(first + kColumnsOfTask, D);
+      double grad_sum = 0, squares[kColumnsOfTask] = {};
+      for (int64_t part = model * parts; part < (model + 1) * parts; ++part) {
+        grad_sum += a.gradients.grad_sums[part];
+        for (int64_t i = first; i < last; ++i) squares[i - first] += a.gradients.squares[part * D + i];
+      }
+      for (int64_t i = first; i < last; ++i) {
+        const double precision = std::exp(-static_cast<double>(load(data.log_sigma2[model * data.noise_of_model + i])));
+        const double gradient = 0.5 * (squares[i - first] * precision - grad_sum);
+        store(static_cast<accumulate_t<T>>(gradient), a.gradients.log_sigma2[model * D + i]);
+      }
+    }
+  });
+}
+
+// The gradient of σ² for kRow: of each row, or summed over the samples of each model. No `grad`: of the loss.
+template <class T>
+void row_noise_gradient(const GaussianData<T>& data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
+                        T* grad_log_sigma2) {
+  const double features = static_cast<double>(data.features), loss_grad = -1 / static_cast<double>(data.samples);
+  for (int64_t model = 0; model < data.models; ++model) {
+    double sum = 0;
+    for (int64_t row = model * data.samples; row < (model + 1) * data.samples; ++row) {
+      const double gradient = 0.5 * (grad ? grad[row] : loss_grad) * (distortion[row] - features);
+      if (data.noise_of_sample == 0) {
+        sum += gradient;
+      } else {
+        store(static_cast<accumulate_t<T>>(gradient), grad_log_sigma2[row]);
+      }
+    }
+    if (data.noise_of_sample == 0) store(static_cast<accumulate_t<T>>(sum), grad_log_sigma2[model]);
+  }
+}
+
+}  // namespace
+
+template <Noise R, class T>
+void gaussian_log_likelihood(Cpu, const GaussianLogLikelihood<T>& a) {
+  over_rows<R>(a);
+}
+
+template <Noise R, class T>
+void gaussian_log_likelihood_backward(Cpu, const GaussianLogLikelihoodBackward<T>& a) {
+  if constexpr (R == Noise::kFeature) {
+    feature_gradients(FeatureGradients<T>{a.data, a.grad, a.gradients});
+  } else {
+    over_rows<R>(a);
+    if constexpr (R == Noise::kRow) row_noise_gradient(a.data, a.grad, a.distortion, a.gradients.log_sigma2);
+  }
+}
+
+template <Noise R, class T>
+void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
+  const int64_t N = a.data.samples, D = a.data.features;
+  if constexpr (R == Noise::kFeature) {
+    feature_gradients(FeatureGradients<T>{a.data, nullptr, a.gradients});
+    for (int64_t model = 0; model < a.data.models; ++model) {
+      double sum = 0;  // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i
+      for (int64_t i = 0; i < D; ++i) {
+        sum += 1.0 - 2.0 * a.gradients.log_sigma2[model * D + i] +
+               a.data.log_sigma2[model * a.data.noise_of_model + i] + kLog2Pi;
+      }
+      a.mean[model] = static_cast<T>(-0.5 * sum);
+    }
+  } else {
+    over_rows<R>(a);
+    for (int64_t model = 0; model < a.data.models; ++model) {
+      double sum = 0;
+      for (int64_t row = model * N; row < (model + 1) * N; ++row) sum += a.value[row];
+      a.mean[model] = static_cast<T>(sum / static_cast<double>(N));
+    }
+    if constexpr (R == Noise::kRow) {
+      row_noise_gradient<T>(a.data, nullptr, a.distortion, a.gradients.log_sigma2);
+    }
+  }
+}
+
+#define LINEAVAE_INSTANTIATE(R, T)                                                \
+  template void gaussian_log_likelihood<R>(Cpu, const GaussianLogLikelihood<T>&); \
+  template void gaussian_log_likelihood_backward<R>(Cpu, const GaussianLogLikelihoodBackward<T>&);
+#define LINEAVAE_INSTANTIATE_DTYPE(T)      \
+  LINEAVAE_INSTANTIATE(Noise::kRow, T)     \
+  LINEAVAE_INSTANTIATE(Noise::kFeature, T) \
+  LINEAVAE_INSTANTIATE(Noise::kElement, T)
+LINEAVAE_INSTANTIATE_DTYPE(float)
+LINEAVAE_INSTANTIATE_DTYPE(double)
+LINEAVAE_INSTANTIATE_DTYPE(Float16)
+LINEAVAE_INSTANTIATE_DTYPE(BFloat16)
+#define LINEAVAE_INSTANTIATE_MEAN(T)                                                                     \
+  template void gaussian_log_likelihood_mean<Noise::kRow>(Cpu, const GaussianLogLikelihoodMean<T>&);     \
+  template void gaussian_log_likelihood_mean<Noise::kFeature>(Cpu, const GaussianLogLikelihoodMean<T>&); \
+  template void gaussian_log_likelihood_mean<Noise::kElement>(Cpu, const GaussianLogLikelihoodMean<T>&);
+LINEAVAE_INSTANTIATE_MEAN(float)
+LINEAVAE_INSTANTIATE_MEAN(double)
+
+}  // namespace lineavae

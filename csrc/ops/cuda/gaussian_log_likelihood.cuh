@@ -1,0 +1,325 @@
+// Rows: a warp, or for long rows a block, per row, kWidth elements per lane and step. Gradients: kWidth elements per
+// thread. What features share: a block per tile of columns and part of the samples, then a warp per eighth of the
+// parts. The data are read once by each of them; accumulation is in float, or double for double, over samples in
+// double, in a fixed order. Deterministic.
+#pragma once
+
+#include "common/cuda.cuh"
+#include "ops/gaussian_log_likelihood.h"
+
+namespace lineavae {
+namespace cuda {
+
+// From this many features on a row has a block.
+constexpr int64_t kLongRow = 4096;
+
+// Per multiprocessor: so many that no kernel needs to spill registers for more.
+template <class T>
+constexpr int kBlocksOfRows = sizeof(T) == 8 ? 4 : 5;
+constexpr int kBlocksOfParts = 4;
+
+// For Noise::kRow one precision for the row, for both others one per element of it.
+template <Noise R, class T, int kWidth>
+__device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T* log_sigma2, int64_t i) {
+  Vector<accumulate_t<T>, kWidth> logs;
+  if constexpr (R == Noise::kRow) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) logs.at[j] = load(log_sigma2[0]);
+  } else {
+    const auto loaded = load_vector<kWidth>(log_sigma2 + i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) logs.at[j] = load(loaded.at[j]);
+  }
+  return logs;
+}
+
+// kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, of the loss.
+template <Noise R, bool kGradients, class T, int kWidth, int kLanes>
+__global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
+    gaussian_rows(const GaussianData<T> data, accumulate_t<T>* value, accumulate_t<T>* distortion, T* grad_x_hat,
+                  T* grad_log_sigma2) {
+  using A = accumulate_t<T>;
+  LINEAVAE_SHARED(partial, A[kWarps]);
+  const int64_t row = kLanes == kWarp ? warp_row() : blockIdx.x;
+  if (row >= data.rows()) return;
+  const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
+  const A grad = data.loss_grad();
+  const A of_row = R == Noise::kRow ? exponential(-load(log_sigma2[0])) : A(0);
+  A squares = 0, logs = 0;
+  for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
+    const auto a = load_vector<kWidth>(x + i);
+    const auto b = load_vector<kWidth>(x_hat + i);
+    const auto s = log_variances<R, T, kWidth>(log_sigma2, i);
+    Vector<T, kWidth> of_x_hat, of_log_sigma2;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const A residual = load(a.at[j]) - load(b.at[j]);
+      const A scaled = (R == Noise::kRow ? of_row : exponential(-s.at[j])) * residual;
+      squares += scaled * residual;
+      if constexpr (R != Noise::kRow) logs += s.at[j];
+      if constexpr (kGradients) store(grad * scaled, of_x_hat.at[j]);
+      if constexpr (kGradients && R == Noise::kElement) {
+        store(gaussian_grad_log_sigma2(grad, scaled * residual), of_log_sigma2.at[j]);
+      }
+    }
+    if constexpr (kGradients) store_vector(grad_x_hat + row * data.features + i, of_x_hat);
+    if constexpr (kGradients && R == Noise::kElement) {
+      store_vector(grad_log_sigma2 + row * data.features + i, of_log_sigma2);
+    }
+  }
+  if constexpr (kLanes == kWarp) {
+    squares = warp_sum(squares);
+    if constexpr (R != Noise::kRow) logs = warp_sum(logs);
+  } else {
+    squares = block_sum(squares, partial);
+    if constexpr (R != Noise::kRow) logs = block_sum(logs, partial);
+  }
+  if (threadIdx.x % kLanes == 0) {
+    const double features = static_cast<double>(data.features);
+    const double log_determinant = R == Noise::kRow ? features * load(log_sigma2[0]) : double{logs};
+    distortion[row] = squares;
+    value[row] = static_cast<A>(-0.5 * (squares + features * kLog2Pi + log_determinant));
+  }
+}
+
+// With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
+template <Noise R, class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) gaussian_gradients(const GaussianLogLikelihoodBackward<T> a) {
+  using A = accumulate_t<T>;
+  const int64_t index = thread_index() * kWidth;
+  if (index >= a.data.rows() * a.data.features) return;
+  const int64_t row = index / a.data.features, i = index % a.data.features;
+  const A grad = a.grad[row];
+  const auto x = load_vector<kWidth>(a.data.x_row(row) + i);
+  const auto x_hat = load_vector<kWidth>(a.data.x_hat + index);
+  const auto s = log_variances<R, T, kWidth>(a.data.log_sigma2_row(row), i);
+  Vector<T, kWidth> of_x_hat, of_log_sigma2;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    const A residual = load(x.at[j]) - load(x_hat.at[j]);
+    const A scaled = exponential(-s.at[j]) * residual;
+    store(grad * scaled, of_x_hat.at[j]);
+    if constexpr (R == Noise::kElement) {
+      store(gaussian_grad_log_sigma2(grad, scaled * residual), of_log_sigma2.at[j]);
+    }
+  }
+  store_vector(a.gradients.x_hat + index, of_x_hat);
+  if constexpr (R == Noise::kElement) store_vector(a.gradients.log_sigma2 + index, of_log_sigma2);
+}
+
+// For kRow where each row has its variance. No `grad`: of the loss.
+template <class T>
+__global__ void __launch_bounds__(kThreads) gaussian_row_noise(const GaussianData<T> data, const accumulate_t<T>* grad,
+                                                               const accumulate_t<T>* distortion, T* grad_log_sigma2) {
+  using A = accumulate_t<T>;
+  const int64_t row = thread_index();
+  if (row >= data.rows()) return;
+  const A weight = grad ? grad[row] : data.loss_grad();
+  store(A(0.5) * weight * (distortion[row] - static_cast<A>(data.features)), grad_log_sigma2[row]);
+}
+
+// One block per model: the mean of the values, and for kRow with one variance per model its gradient, where asked for.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gaussian_sample_sums(const GaussianData<T> data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
+                         const accumulate_t<T>* value, T* grad_log_sigma2, accumulate_t<T>* mean) {
+  LINEAVAE_SHARED(partial, double[kWarps]);
+  const int64_t model = blockIdx.x;
+  const double features = static_cast<double>(data.features), samples = static_cast<double>(data.samples);
+  double gradient = 0, sum = 0;
+  for (int64_t n = threadIdx.x; n < data.samples; n += kThreads) {
+    const int64_t row = model * data.samples + n;
+    if (grad_log_sigma2) gradient += (grad ? grad[row] : -1 / samples) * (distortion[row] - features);
+    if (mean) sum += value[row];
+  }
+  gradient = block_sum(gradient, partial);
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) {
+    if (grad_log_sigma2) store(static_cast<accumulate_t<T>>(0.5 * gradient), grad_log_sigma2[model]);
+    if (mean) mean[model] = static_cast<accumulate_t<T>>(sum / samples);
+  }
+}
+
+// For kFeature: gradients of x̂, and sums over one part of the samples. No `grad`: of the loss.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads, kBlocksOfParts)
+    gaussian_feature_parts(const GaussianData<T> data, const accumulate_t<T>* grad,
+                           const GaussianGradients<T> gradients, int64_t tiles) {
+  using A = accumulate_t<T>;
+  const int64_t tile = blockIdx.x % tiles, part = blockIdx.x / tiles, model = part / gradients.parts;
+  const int64_t i = (tile * kThreads + threadIdx.x) * kWidth;
+  const int64_t rows = (data.samples + gradients.parts - 1) / gradients.parts;
+  const int64_t first = part % gradients.parts * rows;
+  const int64_t last = first + rows < data.samples ? first + rows : data.samples;
+  if (i >= data.features) return;
+  const auto s = log_variances<Noise::kFeature, T, kWidth>(data.log_sigma2 + model * data.noise_of_model, i);
+  Vector<A, kWidth> precision, squares;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    precision.at[j] = exponential(-s.at[j]);
+    squares.at[j] = 0;
+  }
+  A grad_sum = 0;
+#pragma unroll 2
+  for (int64_t n = first; n < last; ++n) {
+    const int64_t row = model * data.samples + n;
+    const A weight = grad ? grad[row] : data.loss_grad();
+    const auto x = load_vector<kWidth>(data.x_row(row) + i);
+    const auto x_hat = load_vector<kWidth>(data.x_hat_row(row) + i);
+    Vector<T, kWidth> of_x_hat;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const A residual = load(x.at[j]) - load(x_hat.at[j]);
+      const A weighted = weight * residual;
+      store(weighted * precision.at[j], of_x_hat.at[j]);
+      squares.at[j] += weighted * residual;
+    }
+    store_vector(gradients.x_hat + row * data.features + i, of_x_hat);
+    grad_sum += weight;
+  }
+  store_vector(gradients.squares + part * data.features + i, squares);
+  if (i == 0) gradients.grad_sums[part] = grad_sum;
+}
+
+// A block per 32 features: each warp takes every eighth part, then the warps' sums are added.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gaussian_feature_sums(const GaussianData<T> data, const GaussianGradients<T> gradients) {
+  LINEAVAE_SHARED(partial_squares, double[kWarps][kWarp]);
+  LINEAVAE_SHARED(partial_grads, double[kWarps]);
+  const int64_t blocks_across = (data.features + kWarp - 1) / kWarp;
+  const int64_t model = blockIdx.x / blocks_across, i = blockIdx.x % blocks_across * kWarp + lane();
+  const int warp = threadIdx.x / kWarp;
+  double squares = 0, grad_sum = 0;
+  for (int64_t part = warp; part < gradients.parts; part += kWarps) {
+    const int64_t index = model * gradients.parts + part;
+    if (i < data.features) squares += gradients.squares[index * data.features + i];
+    grad_sum += gradients.grad_sums[index];
+  }
+  partial_squares[warp][lane()] = squares;
+  if (lane() == 0) partial_grads[warp] = grad_sum;
+  __syncthreads();
+  if (warp == 0 && i < data.features) {
+    squares = grad_sum = 0;
+    for (int other = 0; other < kWarps; ++other) {
+      squares += partial_squares[other][lane()];
+      grad_sum += partial_grads[other];
+    }
+    const double precision = exponential(-static_cast<double>(load(data.log_sigma2[model * data.noise_of_model + i])));
+    store(static_cast<accumulate_t<T>>(0.5 * (squares * precision - grad_sum)),
+          gradients.log_sigma2[model * data.features + i]);
+  }
+}
+
+// One block per model: the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gaussian_feature_mean(const GaussianData<T> data, const T* grad_log_sigma2, T* mean) {
+  LINEAVAE_SHARED(partial, double[kWarps]);
+  const int64_t model = blockIdx.x;
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < data.features; i += kThreads) {
+    sum += 1.0 - 2.0 * grad_log_sigma2[model * data.features + i] + data.log_sigma2[model * data.noise_of_model + i] +
+           kLog2Pi;
+  }
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) mean[model] = static_cast<T>(-0.5 * sum);
+}
+
+// Whether whole vectors can be read and written: rows of x, x̂ and their gradient, and elements of σ².
+template <Noise R, class T>
+bool has_vectors(const GaussianData<T>& data, const GaussianGradients<T>& gradients) {
+  constexpr int kWidth = kFullWidth<T>;
+  return data.features % kWidth == 0 && are_aligned<kWidth>(data.x, data.x_hat, gradients.x_hat) &&
+         (R == Noise::kRow || are_aligned<kWidth>(data.log_sigma2)) &&
+         (R != Noise::kElement || are_aligned<kWidth>(gradients.log_sigma2));
+}
+
+template <Noise R, bool kGradients, class T>
+void launch_rows(Cuda device, const GaussianData<T>& data, accumulate_t<T>* value, accumulate_t<T>* distortion,
+                 const GaussianGradients<T>& gradients) {
+  constexpr int kWidth = kFullWidth<T>;
+  const auto start = [&](auto kernel, dim3 grid) {
+    launch(kernel, grid, kThreads, device, data, value, distortion, gradients.x_hat, gradients.log_sigma2);
+  };
+  if (!has_vectors<R>(data, gradients)) {
+    start(&gaussian_rows<R, kGradients, T, 1, kWarp>, blocks_of_rows(data.rows()));
+  } else if (data.features < kLongRow) {
+    start(&gaussian_rows<R, kGradients, T, kWidth, kWarp>, blocks_of_rows(data.rows()));
+  } else {
+    start(&gaussian_rows<R, kGradients, T, kWidth, kThreads>, blocks(data.rows()));
+  }
+}
+
+template <class T>
+void launch_features(Cuda device, const GaussianData<T>& data, const accumulate_t<T>* grad,
+                     const GaussianGradients<T>& gradients) {
+  constexpr int kWidth = kFullWidth<T>;
+  const auto start = [&](auto kernel, int64_t width) {
+    const int64_t tiles = (data.features + kThreads * width - 1) / (kThreads * width);
+    launch(kernel, blocks(data.models * gradients.parts * tiles), kThreads, device, data, grad, gradients, tiles);
+  };
+  if (has_vectors<Noise::kFeature>(data, gradients)) {
+    start(&gaussian_feature_parts<T, kWidth>, kWidth);
+  } else {
+    start(&gaussian_feature_parts<T, 1>, 1);
+  }
+  launch(&gaussian_feature_sums<T>, blocks(data.models * ((data.features + kWarp - 1) / kWarp)), kThreads, device, data,
+         gradients);
+}
+
+// The noise of rows shares its kernel with that of elements, features included.
+template <Noise R>
+constexpr Noise kInRow = R == Noise::kRow ? Noise::kRow : Noise::kElement;
+
+}  // namespace cuda
+
+template <Noise R, class T>
+void gaussian_log_likelihood(Cuda device, const GaussianLogLikelihood<T>& a) {
+  cuda::launch_rows<cuda::kInRow<R>, false>(device, a.data, a.value, a.distortion, {});
+}
+
+template <Noise R, class T>
+void gaussian_log_likelihood_backward(Cuda device, const GaussianLogLikelihoodBackward<T>& a) {
+  using namespace cuda;
+  if constexpr (R == Noise::kFeature) {
+    launch_features(device, a.data, a.grad, a.gradients);
+  } else {
+    constexpr int kWidth = kFullWidth<T>;
+    const int64_t size = a.data.rows() * a.data.features;
+    if (has_vectors<R>(a.data, a.gradients)) {
+      launch(&gaussian_gradients<R, T, kWidth>, blocks_of_threads(size / kWidth), kThreads, device, a);
+    } else {
+      launch(&gaussian_gradients<R, T, 1>, blocks_of_threads(size), kThreads, device, a);
+    }
+    if constexpr (R == Noise::kRow) {
+      if (a.data.noise_of_sample == 0) {
+        launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, a.grad, a.distortion, nullptr,
+               a.gradients.log_sigma2, nullptr);
+      } else {
+        launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, a.grad, a.distortion,
+               a.gradients.log_sigma2);
+      }
+    }
+  }
+}
+
+template <Noise R, class T>
+void gaussian_log_likelihood_mean(Cuda device, const GaussianLogLikelihoodMean<T>& a) {
+  using namespace cuda;
+  if constexpr (R == Noise::kFeature) {
+    launch_features<T>(device, a.data, nullptr, a.gradients);
+    launch(&gaussian_feature_mean<T>, blocks(a.data.models), kThreads, device, a.data, a.gradients.log_sigma2, a.mean);
+  } else {
+    launch_rows<R, true>(device, a.data, a.value, a.distortion, a.gradients);
+    const bool one_per_model = R == Noise::kRow && a.data.noise_of_sample == 0;
+    launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, nullptr, a.distortion, a.value,
+           one_per_model ? a.gradients.log_sigma2 : nullptr, a.mean);
+    if (R == Noise::kRow && !one_per_model) {
+      launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, nullptr, a.distortion,
+             a.gradients.log_sigma2);
+    }
+  }
+}
+
+}  // namespace lineavae

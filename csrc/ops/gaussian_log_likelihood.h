@@ -1,0 +1,109 @@
+// Log-likelihood of data under diagonal Gaussians N(x̂, σ²), per sample and its mean over the samples. With s = log σ²,
+// r = x - x̂ and Q_n = Σ_i r_ni² / σ²:
+//
+//   gaussian_log_likelihood        L_n = -½ (Q_n + Σ_i (s_i + log 2π))
+//   gaussian_log_likelihood_mean   L = (1/N) Σ_n L_n, with the gradients of the loss -L: g_n = -1/N
+//   the backward of both           ∂x̂_ni = g_n r_ni / σ²,   ∂x = -∂x̂,   ∂s_ni = ½ g_n (r_ni² / σ² - 1)
+//
+// and ∂s summed over what shares one variance. Sums of squares are in float, or double for double, over at most a few
+// thousand elements, and in double from there on. Values, and the gradient that comes in, are double for double inputs
+// and float for all others; the gradients that go out have the dtype of the inputs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/device.h"
+#include "common/expm1.h"
+#include "common/half.h"
+
+namespace lineavae {
+
+// What has a variance of its own: each row, or one for all rows of a model; each feature; each element.
+enum class Noise { kRow, kFeature, kElement };
+
+// Everything contiguous.
+template <class T>
+struct GaussianData {
+  int64_t models, samples, features;
+  bool shared_x;                            // one x for all models
+  int64_t noise_of_model, noise_of_sample;  // strides of log_sigma2, 0 where it is shared
+  const T* x;                               // (models or 1, N, D)
+  const T* x_hat;                           // (models, N, D)
+  const T* log_sigma2;                      // (models or 1, N or 1, D or 1)
+
+  LINEAVAE_HOST_DEVICE accumulate_t<T> loss_grad() const {
+    return accumulate_t<T>(-1) / static_cast<accumulate_t<T>>(samples);
+  }
+  LINEAVAE_HOST_DEVICE int64_t rows() const { return models * samples; }
+  LINEAVAE_HOST_DEVICE const T* x_row(int64_t row) const { return x + (shared_x ? row % samples : row) * features; }
+  LINEAVAE_HOST_DEVICE const T* x_hat_row(int64_t row) const { return x_hat + row * features; }
+  LINEAVAE_HOST_DEVICE const T* log_sigma2_row(int64_t row) const {
+    return log_sigma2 + row / samples * noise_of_model + row % samples * noise_of_sample;
+  }
+};
+
+template <class T>
+struct GaussianLogLikelihood {
+  GaussianData<T> data;
+  accumulate_t<T>* value;       // (models, N): L
+  accumulate_t<T>* distortion;  // (models, N): Q
+};
+
+// In how many parts the samples of a model are summed for kFeature. On the CPU the parts are short, for the sake of
+// threads; on a GPU there are blocks enough to fill it, but not so many that the sums are much to write.
+constexpr int64_t kRowsOfPart = 32;
+inline int64_t gaussian_parts(Cpu, int64_t, int64_t samples, int64_t) {
+  return (samples + kRowsOfPart - 1) / kRowsOfPart;
+}
+inline int64_t gaussian_parts(Cuda, int64_t models, int64_t samples, int64_t features) {
+  constexpr int64_t kBlocks = 512, kMinRows = 8, kColumns = 1024;
+  const int64_t tiles = models * ((features + kColumns - 1) / kColumns);
+  const int64_t rows = std::max(kMinRows, (samples * tiles + kBlocks - 1) / kBlocks);
+  return (samples + rows - 1) / rows;
+}
+
+template <class T>
+struct GaussianGradients {
+  T* x_hat;                    // (models, N, D)
+  T* log_sigma2;               // (models, N or 1, D or 1)
+  int64_t parts;               // gaussian_parts(device, ...)
+  accumulate_t<T>* squares;    // (models, parts, D) for kFeature: Σ g r² of each part
+  accumulate_t<T>* grad_sums;  // (models, parts) for kFeature: Σ g
+};
+
+template <class T>
+struct GaussianLogLikelihoodBackward {
+  GaussianData<T> data;
+  const accumulate_t<T>* grad;        // (models, N): g
+  const accumulate_t<T>* distortion;  // (models, N): Q
+  GaussianGradients<T> gradients;
+};
+
+template <class T>
+struct GaussianLogLikelihoodMean {
+  GaussianData<T> data;
+  T* mean;        // (models)
+  T* value;       // (models, N): L, not for kFeature
+  T* distortion;  // (models, N): Q, not for kFeature
+  GaussianGradients<T> gradients;
+};
+
+#define LINEAVAE_DECLARE(Device)                                                          \
+  template <Noise R, class T>                                                             \
+  void gaussian_log_likelihood(Device, const GaussianLogLikelihood<T>&);                  \
+  template <Noise R, class T>                                                             \
+  void gaussian_log_likelihood_backward(Device, const GaussianLogLikelihoodBackward<T>&); \
+  template <Noise R, class T>                                                             \
+  void gaussian_log_likelihood_mean(Device, const GaussianLogLikelihoodMean<T>&);
+LINEAVAE_DECLARE(Cpu)
+LINEAVAE_DECLARE(Cuda)
+#undef LINEAVAE_DECLARE
+
+// ½ g (q - 1), the gradient of one log variance, from q = r² / σ².
+template <class A>
+LINEAVAE_HOST_DEVICE A gaussian_grad_log_sigma2(A grad, A q) {
+  return A(0.5) * grad * (q - A(1));
+}
+
+}  // namespace lineavae
