@@ -27,7 +27,7 @@ def test_docstring_examples(name: str) -> None:
 
 
 def test_public_functions_have_examples() -> None:
-    for package in ("lineavae.ops", "lineavae.linear", "lineavae.collapse", "lineavae.data"):
+    for package in ("lineavae.ops", "lineavae.linear", "lineavae.nn", "lineavae.collapse", "lineavae.data"):
         module = importlib.import_module(package)
         for name in module.__all__:
             docstring = getattr(module, name).__doc__ or ""

@@ -2,6 +2,7 @@
 
 * :mod:`lineavae.ops`: loss terms as differentiable functions (KL, analytic ELBOs).
 * :mod:`lineavae.linear`: sufficient statistics, probabilistic PCA and the linear VAE.
+* :mod:`lineavae.nn`: deep VAEs with a Gaussian decoder, built on these terms.
 * :mod:`lineavae.collapse`: which latents of a VAE are collapsed, and how certain that is.
 * :mod:`lineavae.data`: MNIST.
 * :mod:`lineavae.experiments`: the paper's figures, one module each.
@@ -18,11 +19,11 @@ from lineavae.diagnostics import diagnose
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "ops"]
+__all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "nn", "ops"]
 
 
 def __getattr__(name: str) -> ModuleType:
     # imported when first asked for, so that `diagnose` works where the native module does not load
-    if name in ("collapse", "data", "experiments", "linear", "ops"):
+    if name in ("collapse", "data", "experiments", "linear", "nn", "ops"):
         return importlib.import_module(f"lineavae.{name}")
     raise AttributeError(f"module 'lineavae' has no attribute {name!r}")

@@ -1,0 +1,207 @@
+"""The observation noise σ² of a Gaussian decoder, and what β of a β-VAE it amounts to."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lineavae._arguments import check_number
+
+
+class ObservationNoise(nn.Module):
+    """Observation noise σ² of p(x|z) = N(x̂, σ²): fixed, learned, or in closed form.
+
+    σ² decides which latents collapse (Lucas et al. 2019, section 5): fixed too large it costs the model
+    latents for good, and learning it is part of the maximum likelihood.
+
+    Parameters
+    ----------
+    sigma2
+        σ² at the beginning; for good where it is fixed.
+    kind
+        ``"learned"``: log σ² is a parameter. ``"fixed"``: it is a buffer. ``"closed_form"``: it is the mean
+        squared error of each training batch, which maximises the batch's ELBO, and is kept in a buffer for
+        evaluation.
+    shape
+        () for one σ²; otherwise what broadcasts against one x: (D,) for one per feature, (C, 1, 1) for one
+        per channel of images.
+    momentum
+        Of the closed form: how much of σ² a batch replaces. 1 takes each batch's own, below 1 a running mean.
+    floor
+        The closed form's least value: a perfect reconstruction would make the likelihood infinite.
+
+    Attributes
+    ----------
+    log_sigma2 : nn.Parameter or Tensor
+        log σ², of the given shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        sigma2 or floor is not a positive number, momentum not in (0, 1], kind or shape is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.nn import ObservationNoise
+    >>> noise = ObservationNoise(kind="closed_form")
+    >>> noise(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])).exp()
+    tensor(0.5000)
+    >>> noise.eval()(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.0]])).exp()
+    tensor(0.5000)
+    """
+
+    log_sigma2: Tensor
+    has_seen_data: Tensor  # of the closed form only
+
+    def __init__(
+        self,
+        sigma2: float = 1.0,
+        *,
+        kind: Literal["learned", "fixed", "closed_form"] = "learned",
+        shape: tuple[int, ...] = (),
+        momentum: float = 1.0,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if kind not in ("learned", "fixed", "closed_form"):
+            raise ValueError(
+                f"ObservationNoise: kind must be 'learned', 'fixed' or 'closed_form', got {kind!r}"
+            )
+        self.kind = kind
+        self.floor = _check_positive("ObservationNoise", "floor", floor)
+        self.momentum = check_number("ObservationNoise", "momentum", momentum)
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"ObservationNoise: momentum must be in (0, 1], got {momentum}")
+        log_sigma2 = torch.full(shape, math.log(_check_positive("ObservationNoise", "sigma2", sigma2)))
+        if kind == "learned":
+            self.log_sigma2 = nn.Parameter(log_sigma2)
+        else:
+            self.register_buffer("log_sigma2", log_sigma2)
+        if kind == "closed_form":
+            self.register_buffer("has_seen_data", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
+        """Give log σ² for a batch; in training the closed form takes it in.
+
+        Parameters
+        ----------
+        x, x_hat
+            Data and reconstructions, (N, *event).
+        variance
+            Where x_hat is the mean of reconstructions under the posterior: their variance, (N, *event).
+
+        Returns
+        -------
+        Tensor
+            Of this noise's ``shape``. That of the closed form carries no gradient, and none is missing: the
+            ELBO is stationary in it.
+        """
+        if self.kind == "closed_form" and self.training:
+            batch = self.tuned(x, x_hat, variance).clamp(min=self.floor)
+            mean = torch.lerp(self.log_sigma2.exp(), batch, self.momentum)
+            self.log_sigma2.copy_(torch.where(self.has_seen_data, mean, batch).log())
+            self.has_seen_data.fill_(True)
+            return self.log_sigma2.clone()  # the next batch overwrites the buffer, perhaps before a backward
+        return self.log_sigma2
+
+    @torch.no_grad()
+    def tuned(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
+        """Give the σ² that maximises the likelihood of the data given these reconstructions.
+
+        The mean of (x - x̂)², over all that shares one σ²; the arguments are those of :meth:`forward`.
+        """
+        _check_event(x, self.log_sigma2.shape)
+        squares = (x - x_hat).square()
+        if variance is not None:
+            squares = squares + variance
+        sums = squares.sum_to_size(self.log_sigma2.shape)
+        return (sums * (sums.numel() / squares.numel())).to(self.log_sigma2)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"kind={self.kind!r}, shape={tuple(self.log_sigma2.shape)}"
+
+
+class NoiseOfBeta(NamedTuple):
+    """A VAE with β = 1 that trains as a β-VAE does.
+
+    Examples
+    --------
+    >>> from lineavae.nn import sigma2_of_beta
+    >>> sigma2_of_beta(4.0).sigma2
+    4.0
+    """
+
+    sigma2: float
+    learning_rate_factor: float
+    """What the β-VAE's learning rate is to be multiplied with."""
+
+
+class BetaOfNoise(NamedTuple):
+    """A β-VAE that trains as a VAE with β = 1 does.
+
+    Examples
+    --------
+    >>> from lineavae.nn import beta_of_sigma2
+    >>> beta_of_sigma2(4.0).beta
+    4.0
+    """
+
+    beta: float
+    learning_rate_factor: float
+    """What the VAE's learning rate is to be multiplied with."""
+
+
+def sigma2_of_beta(beta: float, sigma2: float = 1.0) -> NoiseOfBeta:
+    """Give the fixed σ² whose VAE is the β-VAE with ``beta`` and the fixed ``sigma2``.
+
+    The β-VAE's loss ‖x - x̂‖²/2σ² + β KL is β times the loss ‖x - x̂‖²/2βσ² + KL of a VAE with βσ²: the same
+    optima and the same collapse. Gradients are β times as large, so gradient descent is the same with the
+    learning rate times β; Adam does not see the factor but for its ε (Lucas et al. 2019, section 5).
+
+    Examples
+    --------
+    >>> from lineavae.nn import sigma2_of_beta
+    >>> sigma2_of_beta(4.0, sigma2=0.5)
+    NoiseOfBeta(sigma2=2.0, learning_rate_factor=4.0)
+    """
+    beta = _check_positive("sigma2_of_beta", "beta", beta)
+    return NoiseOfBeta(beta * _check_positive("sigma2_of_beta", "sigma2", sigma2), beta)
+
+
+def beta_of_sigma2(sigma2: float, of_beta_vae: float = 1.0) -> BetaOfNoise:
+    """Give the β-VAE, with the fixed σ² ``of_beta_vae``, that is the VAE with the fixed ``sigma2``.
+
+    The inverse of :func:`sigma2_of_beta`.
+
+    Examples
+    --------
+    >>> from lineavae.nn import beta_of_sigma2
+    >>> beta_of_sigma2(2.0, of_beta_vae=0.5)
+    BetaOfNoise(beta=4.0, learning_rate_factor=0.25)
+    """
+    sigma2 = _check_positive("beta_of_sigma2", "sigma2", sigma2)
+    beta = sigma2 / _check_positive("beta_of_sigma2", "of_beta_vae", of_beta_vae)
+    return BetaOfNoise(beta, 1 / beta)
+
+
+def _check_positive(caller: str, name: str, value: float) -> float:
+    number = check_number(caller, name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{caller}: {name} must be positive and finite, got {value}")
+    return number
+
+
+def _check_event(x: Tensor, shape: torch.Size) -> None:
+    try:
+        broadcasts = torch.broadcast_shapes(x.shape[1:], shape) == x.shape[1:]
+    except RuntimeError:
+        broadcasts = False
+    if not broadcasts:
+        raise ValueError(
+            f"ObservationNoise: x must have shape (N, *event) with an event that {tuple(shape)} broadcasts "
+            f"to, got {tuple(x.shape)}"
+        )

@@ -1,0 +1,55 @@
+"""What changes from epoch to epoch: the weight of the KL, or its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lineavae._arguments import check_number
+
+
+@dataclass(frozen=True)
+class KLAnnealing:
+    """Weight β of the KL: from ``start`` to ``end`` over ``num_epochs``, and ``end`` afterwards.
+
+    Annealing from 0 to 1 over 100 epochs is what Lucas et al. (2019), section 6.2, try against collapse:
+    latents stay alive while β is small, and collapse later nevertheless where σ² is too large. An epoch may
+    be a fraction; with steps in place of epochs it anneals over steps.
+
+    Examples
+    --------
+    >>> from lineavae.nn import KLAnnealing
+    >>> annealing = KLAnnealing(num_epochs=100)
+    >>> annealing(0), annealing(50), annealing(300)
+    (0.0, 0.5, 1.0)
+    """
+
+    num_epochs: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "start", "end"):
+            value = check_number(type(self).__name__, name, getattr(self, name))
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{type(self).__name__}: {name} must be finite and >= 0, got {value}")
+
+    def __call__(self, epoch: float) -> float:
+        """Give the value at an epoch, which counts from 0."""
+        progress = min(epoch / self.num_epochs, 1.0) if self.num_epochs else 1.0
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class Capacity(KLAnnealing):
+    """Target C of the KL, in nats: from 0 to ``end`` over ``num_epochs`` (Burgess et al. 2018).
+
+    For ``GaussianVAE.elbo(x, beta=gamma, capacity=capacity(epoch))``, whose penalty is γ |KL - C|.
+
+    Examples
+    --------
+    >>> from lineavae.nn import Capacity
+    >>> Capacity(num_epochs=50, end=25.0)(10)
+    5.0
+    """
+
+    end: float = 25.0

@@ -1,0 +1,398 @@
+"""VAEs with a Gaussian decoder: the ELBO, its value at the best σ², and what one does with a trained one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lineavae._arguments import check_integer, check_number
+from lineavae.nn.noise import ObservationNoise
+from lineavae.ops import (
+    expected_gaussian_log_likelihood,
+    free_bits_kl,
+    gaussian_kl,
+    gaussian_log_likelihood,
+    reparameterized_kl,
+)
+
+_LOG_2_PI = math.log(2 * math.pi)
+
+
+class ELBOTerms(NamedTuple):
+    """The ELBO of each sample and its parts, in nats.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.nn import GaussianVAE
+    >>> terms = GaussianVAE(torch.nn.Linear(6, 4), torch.nn.Linear(2, 6))(torch.rand(5, 6))
+    >>> bool((terms.elbo == terms.reconstruction - terms.kl).all())
+    True
+    """
+
+    elbo: Tensor
+    """What training maximises, (N,): reconstruction - β KL, or another penalty where asked for."""
+    reconstruction: Tensor
+    """E log p(x|z), (N,), with every constant."""
+    kl: Tensor
+    """KL(q(z|x) ‖ p(z)), (N,), neither weighted nor clipped."""
+    log_sigma2: Tensor
+    """log σ², of the noise's shape."""
+
+
+class TunedELBO(NamedTuple):
+    """The ELBO with the σ² that is best for given encoder and decoder.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.nn import GaussianVAE
+    >>> x = torch.rand(5, 6)
+    >>> vae = GaussianVAE(torch.nn.Linear(6, 4), torch.nn.Linear(2, 6))
+    >>> vae.sigma2_tuned_elbo([x]).elbo > vae(x).elbo.mean().item()
+    True
+    """
+
+    elbo: float
+    """Nats per sample, at β = 1."""
+    reconstruction: float
+    kl: float
+    sigma2: Tensor
+    """Of the noise's shape."""
+
+
+class GaussianVAE(nn.Module):
+    """A VAE with p(x|z) = N(D(z), σ²) and q(z|x) = N(m(x), diag v(x)) (Lucas et al. 2019, section 5).
+
+    Parameters
+    ----------
+    encoder
+        Module that maps x, (N, *event), to a pair of mean and log-variance, (N, K) each, or to one tensor
+        (N, 2K) that has them in this order.
+    decoder
+        Module that maps z, (N, K), to reconstructions with as many elements as x has.
+    noise
+        The observation noise; by default one learned σ², 1 at first.
+    beta
+        Weight of the KL in the ELBO. It stands for another σ², see `sigma2_of_beta`.
+    closed_form
+        Whether to take the expectation of the reconstruction term in closed form, which a decoder that is an
+        ``nn.Linear`` allows, in place of sampling. By default wherever it can be.
+
+    Raises
+    ------
+    TypeError
+        encoder or decoder is no module, or noise is no `ObservationNoise`.
+    ValueError
+        beta is negative or not finite; ``closed_form`` is asked for a decoder that is not linear.
+
+    Notes
+    -----
+    Calling the module is calling :meth:`elbo`, so that wrappers such as ``DistributedDataParallel`` and
+    ``torch.compile`` serve for training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.nn import GaussianVAE, MLPDecoder, MLPEncoder
+    >>> vae = GaussianVAE(MLPEncoder(784, 20), MLPDecoder(20, 784))
+    >>> optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
+    >>> terms = vae(torch.rand(100, 784))
+    >>> (-terms.elbo.mean()).backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        noise: ObservationNoise | None = None,
+        beta: float = 1.0,
+        *,
+        closed_form: bool | None = None,
+    ) -> None:
+        super().__init__()
+        noise = ObservationNoise() if noise is None else noise
+        for name, module, kind in (
+            ("encoder", encoder, nn.Module),
+            ("decoder", decoder, nn.Module),
+            ("noise", noise, ObservationNoise),
+        ):
+            if not isinstance(module, kind):
+                raise TypeError(f"GaussianVAE: {name} must be a {kind.__name__}, got {type(module).__name__}")
+        is_linear = isinstance(decoder, nn.Linear)
+        if closed_form and not is_linear:
+            raise ValueError(
+                f"GaussianVAE: closed_form needs a decoder that is an nn.Linear, got {type(decoder).__name__}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.noise = noise
+        self.beta = _check_weight("beta", beta)
+        self.closed_form = is_linear if closed_form is None else closed_form
+
+    def forward(self, x: Tensor, **options: Any) -> ELBOTerms:
+        """Give :meth:`elbo`, with its options."""
+        return self.elbo(x, **options)
+
+    def elbo(
+        self,
+        x: Tensor,
+        *,
+        beta: Tensor | float | None = None,
+        free_bits: float = 0.0,
+        capacity: float | None = None,
+        num_samples: int = 1,
+        seed: Tensor | int | None = None,
+    ) -> ELBOTerms:
+        """Give the ELBO of each sample and its parts.
+
+        Parameters
+        ----------
+        x
+            Data, (N, *event), floating.
+        beta
+            Weight of the KL, in place of the model's: a number, or a tensor () for a weight that changes from
+            step to step of a compiled model.
+        free_bits
+            KL in nats that each latent has for free: its mean over the batch counts as at least this much
+            (Kingma et al. 2016).
+        capacity
+            Target C of the KL: the penalty is β |KL - C| with the batch's mean KL (Burgess et al. 2018).
+        num_samples
+            Posterior samples that the reconstruction term is averaged over. In closed form there are none.
+        seed
+            Fixes the samples, see `reparameterized_kl`.
+
+        Returns
+        -------
+        ELBOTerms
+            float32, or float64 for float64 data, under autocast too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            x is no floating tensor, the encoder returns no posterior, or the decoder nothing of x's size.
+        """
+        _check_data(x)
+        beta = (
+            self.beta if beta is None else beta if isinstance(beta, Tensor) else _check_weight("beta", beta)
+        )
+        free_bits = _check_weight("free_bits", free_bits)
+        if capacity is not None:
+            capacity = _check_weight("capacity", capacity)
+            if free_bits:
+                raise ValueError("GaussianVAE: free_bits and capacity exclude each other, got both")
+        mean, logvar = self.encode(x)
+        if self.closed_form:
+            kl = gaussian_kl(mean, logvar)
+            reconstruction, log_sigma2 = self._expected_reconstruction(x, mean, logvar)
+        else:
+            z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed)
+            reconstruction, log_sigma2 = self._sampled_reconstruction(x, z)
+        penalty = kl
+        if free_bits:
+            penalty, _ = free_bits_kl(mean, logvar, free_bits)
+        elif capacity is not None:
+            penalty = (kl.mean() - capacity).abs()
+        return ELBOTerms(reconstruction - beta * penalty, reconstruction, kl, log_sigma2)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the posteriors of x: means and log-variances, (N, K) each."""
+        output = self.encoder(x)
+        if isinstance(output, Tensor):
+            if output.shape[-1] % 2:
+                raise ValueError(
+                    "GaussianVAE: the encoder's output must have shape (N, 2K), mean and log-variance, "
+                    f"got {tuple(output.shape)}"
+                )
+            output = output.chunk(2, dim=-1)
+        if not isinstance(output, (tuple, list)) or len(output) != 2:
+            raise TypeError(
+                "GaussianVAE: the encoder must return mean and log-variance, a pair or one tensor (N, 2K), "
+                f"got {type(output).__name__}"
+            )
+        mean, logvar = output
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Give the reconstructions of z, the means of p(x|z): what the decoder returns."""
+        x_hat: Tensor = self.decoder(z)
+        return x_hat
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, latent_dim: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Give what the decoder makes of samples of the prior: means of p(x|z), without observation noise.
+
+        ``generator``, on the parameters' device, fixes the samples.
+        """
+        check_integer("GaussianVAE", "num_samples", num_samples, 0)
+        check_integer("GaussianVAE", "latent_dim", latent_dim, 1)
+        like = next(self.decoder.parameters())
+        z = torch.randn(num_samples, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
+        return self.decode(z)
+
+    @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, num_steps: int) -> Tensor:
+        """Give reconstructions on the line between the posterior means of two data points, both included.
+
+        From start and end, (N, *event), to (num_steps, N, *reconstruction).
+        """
+        check_integer("GaussianVAE", "num_steps", num_steps, 2)
+        (first, _), (last, _) = self.encode(start), self.encode(end)
+        weights = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).tolist()
+        return torch.stack([self.decode(torch.lerp(first, last, weight)) for weight in weights])
+
+    @torch.no_grad()
+    def sigma2_tuned_elbo(
+        self, loader: Iterable[Tensor | tuple[Tensor, ...]], *, seed: int | None = None
+    ) -> TunedELBO:
+        """Give the mean ELBO of all data with the σ² that maximises it, the encoder and decoder as they are.
+
+        σ² = E‖x - D(z)‖²/D, in closed form (Lucas et al. 2019, section 6): this is what tells a model with
+        worse latents from one that has only a worse σ². Sums are in float64; the model is in evaluation mode
+        meanwhile.
+
+        Parameters
+        ----------
+        loader
+            Batches of data: tensors (N, *event), or tuples and lists that begin with one.
+        seed
+            Fixes the posterior samples.
+
+        Raises
+        ------
+        ValueError
+            There is no data, or the noise's σ² would be 0: the data are reconstructed without error.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            num_samples, features, kl = 0, 0, 0.0
+            squares = torch.zeros_like(self.noise.log_sigma2, dtype=torch.float64)
+            for index, batch in enumerate(loader):
+                x = batch[0] if isinstance(batch, (tuple, list)) else batch
+                _check_data(x)
+                mean, logvar = self.encode(x)
+                if self.closed_form:
+                    z, batch_kl, variance = mean, gaussian_kl(mean, logvar), self._variance(x, logvar)
+                else:
+                    batch_seed = None if seed is None else seed + index
+                    (z,), batch_kl = reparameterized_kl(mean, logvar, seed=batch_seed)
+                    variance = None
+                squares += len(x) * self.noise.tuned(x, self._reconstruct(x, z), variance).double()
+                kl += batch_kl.double().sum().item()
+                num_samples += len(x)
+                features = x[0].numel()
+        finally:
+            self.train(was_training)
+        if num_samples == 0:
+            raise ValueError("GaussianVAE: loader must have data, got none")
+        sigma2 = squares / num_samples
+        if not (sigma2 > 0).all():
+            raise ValueError("GaussianVAE: the data are reconstructed without error, the best sigma2 is 0")
+        reconstruction = -0.5 * features * (sigma2.log().mean().item() + _LOG_2_PI + 1)
+        kl /= num_samples
+        return TunedELBO(reconstruction - kl, reconstruction, kl, sigma2.to(self.noise.log_sigma2))
+
+    @torch.no_grad()
+    def importance_weighted_bound(
+        self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Give the bound of Burda et al. (2016) on log p(x), in nats, (N,).
+
+        log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S samples of q: the ELBO for one, and closer to the
+        likelihood with each. Memory does not grow with S. ``generator``, on the data's device, fixes the
+        samples.
+        """
+        _check_data(x)
+        check_integer("GaussianVAE", "num_samples", num_samples, 1)
+        mean, logvar = self.encode(x)
+        std = (0.5 * logvar).exp()
+        bound = torch.full((), -math.inf, device=x.device)
+        for _ in range(num_samples):
+            eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            z = mean + std * eps
+            likelihood, _ = self._sampled_reconstruction(x, z[None])
+            # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
+            log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
+            bound = torch.logaddexp(bound, likelihood + log_ratio)
+        return bound - math.log(num_samples)
+
+    def _sampled_reconstruction(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
+        x_hat = self._reconstruct(x.expand(len(z), *x.shape).flatten(0, 1), z.flatten(0, 1))
+        x_hat = x_hat.unflatten(0, z.shape[:2])
+        log_sigma2 = self.noise(x, x_hat[0]) if len(z) == 1 else self.noise(*_paired(x, x_hat))
+        likelihood = gaussian_log_likelihood(
+            x.flatten(1), x_hat.flatten(2), self._per_feature(x, log_sigma2, x_hat.dtype)
+        )
+        return likelihood.mean(0), log_sigma2
+
+    def _expected_reconstruction(self, x: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        """E log p(x|z) of a linear decoder in closed form, and log σ²."""
+        decoder = self._linear_decoder()
+        weight = decoder.weight
+        bias = weight.new_zeros(len(weight)) if decoder.bias is None else decoder.bias
+        if self.noise.kind == "closed_form":
+            with torch.no_grad():
+                log_sigma2 = self.noise(x, self._reconstruct(x, mean), self._variance(x, logvar))
+        else:
+            log_sigma2 = self.noise.log_sigma2
+        likelihood = expected_gaussian_log_likelihood(
+            x.flatten(1), mean, logvar, weight, bias, self._per_feature(x, log_sigma2, weight.dtype)
+        )
+        return likelihood, log_sigma2
+
+    def _reconstruct(self, x: Tensor, z: Tensor) -> Tensor:
+        """Decode z to the shape of x."""
+        x_hat = self.decode(z)
+        if x_hat.shape[0] != x.shape[0] or x_hat.numel() != x.numel():
+            raise ValueError(
+                f"GaussianVAE: the decoder's output must have as many elements as x, {tuple(x.shape)}, "
+                f"got {tuple(x_hat.shape)}"
+            )
+        return x_hat.reshape(x.shape)
+
+    def _variance(self, x: Tensor, logvar: Tensor) -> Tensor:
+        """Variance of a linear decoder's reconstructions under the posteriors, of the shape of x."""
+        return (logvar.exp() @ self._linear_decoder().weight.square().T).reshape(x.shape)
+
+    def _linear_decoder(self) -> nn.Linear:
+        assert isinstance(self.decoder, nn.Linear)  # or there would be no closed form
+        return self.decoder
+
+    def _per_feature(self, x: Tensor, log_sigma2: Tensor, dtype: torch.dtype) -> Tensor:
+        """() as it is, and everything else as (D,)."""
+        if log_sigma2.ndim:
+            log_sigma2 = log_sigma2.expand(x.shape[1:]).flatten()
+        return log_sigma2.to(dtype)
+
+
+def _paired(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, *event) and (S, N, *event) -> both (S N, *event)."""
+    return x.expand_as(x_hat).flatten(0, 1), x_hat.flatten(0, 1)
+
+
+def _check_data(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"GaussianVAE: x must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"GaussianVAE: x must be floating, got {x.dtype}; divide images by 255 or dequantise them"
+        )
+    if x.ndim < 2:
+        raise ValueError(f"GaussianVAE: x must have shape (N, *event), got {tuple(x.shape)}")
+
+
+def _check_weight(name: str, value: float) -> float:
+    number = check_number("GaussianVAE", name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"GaussianVAE: {name} must be finite and >= 0, got {value}")
+    return number

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lineavae.nn import ObservationNoise, beta_of_sigma2, sigma2_of_beta
+
+
+@pytest.fixture
+def images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 3.0, 0.2])[:, None, None]
+    x = torch.randn(7, 3, 4, 5, generator=generator)
+    return x, x + scale * torch.randn(x.shape, generator=generator)
+
+
+@pytest.mark.parametrize("kind", ["learned", "fixed", "closed_form"])
+def test_begins_with_sigma2(kind: str) -> None:
+    noise = ObservationNoise(0.3, kind=kind, shape=(2, 1)).eval()
+    x = torch.zeros(5, 2, 3)
+    assert noise(x, x).exp().tolist() == [[pytest.approx(0.3)]] * 2
+    assert len(list(noise.parameters())) == (kind == "learned")
+    assert noise.state_dict()["log_sigma2"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((), (0, 1, 2, 3)),
+        ((3, 1, 1), (0, 2, 3)),
+        ((3, 4, 5), (0,)),
+        ((5,), (0, 1, 2)),
+        ((1, 1, 1), (0, 1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_tuned_is_the_mean_squared_error(images: tuple[Tensor, Tensor], shape: tuple, axes: tuple) -> None:
+    noise = ObservationNoise(shape=shape)
+    x, x_hat = (tensor.double().numpy() for tensor in images)
+    variance = torch.rand(7, 3, 4, 5)
+    expected = ((x - x_hat) ** 2).mean(axes, keepdims=True).reshape(shape)
+    np.testing.assert_allclose(noise.tuned(*images), expected, rtol=1e-6)
+    expected += variance.double().numpy().mean(axes, keepdims=True).reshape(shape)
+    np.testing.assert_allclose(noise.tuned(*images, variance), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1)], ids=str)
+def test_tuned_maximises_the_likelihood(images: tuple[Tensor, Tensor], shape: tuple) -> None:
+    x, x_hat = (tensor.double() for tensor in images)
+    log_sigma2 = ObservationNoise(shape=shape).double().tuned(x, x_hat).log().requires_grad_()
+    likelihood = torch.distributions.Normal(x_hat, (0.5 * log_sigma2).exp()).log_prob(x).sum()
+    (slope,) = torch.autograd.grad(likelihood, log_sigma2)
+    np.testing.assert_allclose(slope, np.zeros(shape), atol=1e-10 * x.numel())
+
+
+def test_closed_form_takes_each_batch_and_keeps_the_last(images: tuple[Tensor, Tensor]) -> None:
+    noise = ObservationNoise(5.0, kind="closed_form")
+    x, x_hat = images
+    for scale in (1.0, 2.0):
+        x_hat = x + scale * (images[1] - x)
+        expected = noise.tuned(x, x_hat)
+        torch.testing.assert_close(noise(x, x_hat).exp(), expected)
+    assert not noise(x, x_hat.requires_grad_()).requires_grad
+    noise.eval()
+    torch.testing.assert_close(noise(x, x).exp(), expected)
+
+
+def test_running_mean_begins_with_the_first_batch(images: tuple[Tensor, Tensor]) -> None:
+    noise = ObservationNoise(100.0, kind="closed_form", momentum=0.25)
+    x, x_hat = images
+    first, second = noise.tuned(x, x_hat), noise.tuned(x, 2 * x_hat)
+    torch.testing.assert_close(noise(x, x_hat).exp(), first)
+    torch.testing.assert_close(noise(x, 2 * x_hat).exp(), 0.75 * first + 0.25 * second)
+    again = ObservationNoise(kind="closed_form", momentum=0.25)
+    again.load_state_dict(noise.state_dict())
+    torch.testing.assert_close(again(x, x_hat), noise(x, x_hat))
+
+
+def test_floor(images: tuple[Tensor, Tensor]) -> None:
+    noise = ObservationNoise(kind="closed_form", floor=1e-3)
+    assert noise(images[0], images[0]).exp().item() == pytest.approx(1e-3)
+
+
+def test_a_returned_value_outlives_the_next_batch(images: tuple[Tensor, Tensor]) -> None:
+    noise = ObservationNoise(kind="closed_form")
+    x, x_hat = images
+    first = noise(x, x_hat)
+    before = first.clone()
+    noise(x, 3 * x_hat)
+    assert torch.equal(first, before)
+
+
+def test_a_beta_vae_is_a_vae_with_another_sigma2() -> None:
+    beta, sigma2 = 4.0, 0.5
+    equal = sigma2_of_beta(beta, sigma2)
+    squares, kl = 3.7, 2.9
+    loss_of_beta_vae = squares / (2 * sigma2) + beta * kl
+    assert loss_of_beta_vae == equal.learning_rate_factor * (squares / (2 * equal.sigma2) + kl)
+    back = beta_of_sigma2(equal.sigma2, of_beta_vae=sigma2)
+    assert back.beta == beta
+    assert back.learning_rate_factor * equal.learning_rate_factor == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sigma2": 0.0}, ValueError, "ObservationNoise: sigma2 must be positive and finite, got 0.0"),
+        ({"sigma2": math.inf}, ValueError, "ObservationNoise: sigma2 must be positive and finite, got inf"),
+        ({"sigma2": "1"}, TypeError, "ObservationNoise: sigma2 must be a number, got str"),
+        ({"floor": -1.0}, ValueError, "ObservationNoise: floor must be positive and finite, got -1.0"),
+        ({"momentum": 0.0}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 0.0"),
+        ({"momentum": 1.5}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 1.5"),
+        (
+            {"kind": "batch"},
+            ValueError,
+            "ObservationNoise: kind must be 'learned', 'fixed' or 'closed_form', got 'batch'",
+        ),
+    ],
+    ids=str,
+)
+def test_errors(arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error) as caught:
+        ObservationNoise(**arguments)
+    assert str(caught.value) == message
+
+
+def test_errors_of_shapes_and_conversions() -> None:
+    with pytest.raises(ValueError, match=r"with an event that \(4,\) broadcasts to, got \(2, 3\)"):
+        ObservationNoise(shape=(4,)).tuned(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="sigma2_of_beta: beta must be positive and finite, got 0"):
+        sigma2_of_beta(0)
+    with pytest.raises(ValueError, match="beta_of_sigma2: sigma2 must be positive and finite, got -1"):
+        beta_of_sigma2(-1)

