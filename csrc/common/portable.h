@@ -21,9 +21,6 @@ LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 LINEAVAE_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 LINEAVAE_HOST_DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
-LINEAVAE_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
-LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
-
 constexpr double kLog2Pi = 1.8378770664093454836;
 
 }  // namespace lineavae
