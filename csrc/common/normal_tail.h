@@ -50,7 +50,7 @@ struct NormalTail {
 template <class T>
 LINEAVAE_HOST_DEVICE NormalTail<T> normal_tail(T x) {
   using Traits = NormalTailTraits<T>;
-  x = x > Traits::kLimit ? Traits::kLimit : x;
+  x = x > Traits::kLimit ? Traits::kLimit : x;  // a NaN stays one
   const ExpParts<T> e = exp_parts_in_range(T(-0.5) * x * x);
   const T t = T(1) / multiply_add(Traits::kRate, x, T(1));
   T ratio = Traits::coefficient(0);
