@@ -42,16 +42,12 @@ __global__ void __launch_bounds__(kThreads) bernoulli_gradients(const BernoulliL
   store_vector(a.grad_logits + index, grad_logits);
 }
 
-// 16 bytes in the accumulation type.
-template <class T>
-constexpr int kBernoulliWidth = 16 / sizeof(accumulate_t<T>);
-
 }  // namespace cuda
 
 template <class T>
 void bernoulli_log_likelihood(Cuda device, const BernoulliLogLikelihood<T>& a) {
   using namespace cuda;
-  constexpr int kWidth = kBernoulliWidth<T>;
+  constexpr int kWidth = kFullWidth<T>;
   const bool vectors = a.features % kWidth == 0 && are_aligned<kWidth>(a.x, a.logits);
   launch(vectors ? &bernoulli_rows<T, kWidth> : &bernoulli_rows<T, 1>, blocks(a.models * a.samples), kThreads, device,
          a);
@@ -60,7 +56,7 @@ void bernoulli_log_likelihood(Cuda device, const BernoulliLogLikelihood<T>& a) {
 template <class T>
 void bernoulli_log_likelihood_backward(Cuda device, const BernoulliLogLikelihoodBackward<T>& a) {
   using namespace cuda;
-  constexpr int kWidth = kBernoulliWidth<T>;
+  constexpr int kWidth = kFullWidth<T>;
   const int64_t count = a.models * a.samples * a.features;
   if (a.features % kWidth == 0 && are_aligned<kWidth>(a.x, a.logits, a.grad_logits)) {
     launch(&bernoulli_gradients<T, kWidth>, blocks_of_threads(count / kWidth), kThreads, device, a);
