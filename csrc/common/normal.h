@@ -162,16 +162,30 @@ LINEAVAE_HOST_DEVICE PhiloxKey key_of(int64_t seed) {
   return {{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)}};
 }
 
+LINEAVAE_HOST_DEVICE PhiloxCounter normal_words(PhiloxKey key, uint64_t quad) {
+  return philox({{static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32), 0, 0}}, key);
+}
+
 // The elements 4 quad to 4 quad + 3.
 template <class T>
 LINEAVAE_HOST_DEVICE void normal_quad(PhiloxKey key, uint64_t quad, T* normals) {
-  const PhiloxCounter words = philox({{static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32), 0, 0}}, key);
+  const PhiloxCounter words = normal_words(key, quad);
   const NormalPair<T> low = normal_pair<T>(words.word[0], words.word[1]);
   const NormalPair<T> high = normal_pair<T>(words.word[2], words.word[3]);
   normals[0] = low.first;
   normals[1] = low.second;
   normals[2] = high.first;
   normals[3] = high.second;
+}
+
+// The elements 2 half and 2 half + 1.
+template <class T>
+LINEAVAE_HOST_DEVICE void normal_half_quad(PhiloxKey key, uint64_t half, T* normals) {
+  const PhiloxCounter words = normal_words(key, half / 2);
+  const bool high = half & 1;
+  const NormalPair<T> pair = normal_pair<T>(high ? words.word[2] : words.word[0], high ? words.word[3] : words.word[1]);
+  normals[0] = pair.first;
+  normals[1] = pair.second;
 }
 
 }  // namespace lineavae

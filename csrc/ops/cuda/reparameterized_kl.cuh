@@ -1,7 +1,7 @@
-// Forward: a group of lanes per row, four latents per lane and step, one counter of Philox for the noise of each sample
-// of them, then a shuffle for the KL. Backward: four latents per thread. Where a vector would not be aligned, or four
-// latents do not share a counter, latents are loaded one by one and noise is made from two counters. Everything is
-// read and written once; accumulation is in float, or double for double. Deterministic.
+// Forward: a group of lanes per row, kWidth latents per lane and step, then a shuffle for the KL. Backward: kWidth
+// latents per thread. Their noise, for each sample, comes from one counter of Philox; where latents do not begin at a
+// multiple of kWidth it comes from two, and where vectors would not be aligned latents are loaded one by one.
+// Everything is read and written once; accumulation is in float, or double for double. Deterministic.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -10,7 +10,9 @@
 namespace lineavae {
 namespace cuda {
 
-constexpr int kQuad = 4;
+// 16 bytes in the accumulation type: of noise a counter, or half of one for double.
+template <class T>
+constexpr int kWidth = 16 / sizeof(accumulate_t<T>);
 
 // Per multiprocessor at least, so that the registers suffice.
 template <class T, bool kVectors>
@@ -18,63 +20,56 @@ constexpr int kBlocks = sizeof(accumulate_t<T>) == 8 ? 2
                         : kVectors                   ? 4
                                                      : 3;
 
-// Of as few vectors as there can be.
-template <class T>
-struct Quad {
-  static constexpr int kWidth = sizeof(T) > 4 ? 2 : kQuad;
-  Vector<T, kWidth> part[kQuad / kWidth];
-
-  __device__ __forceinline__ T& operator[](int i) { return part[i / kWidth].at[i % kWidth]; }
-  __device__ __forceinline__ const T& operator[](int i) const { return part[i / kWidth].at[i % kWidth]; }
-};
-
 // The first `count` elements; with kVectors all of them, aligned.
-template <bool kVectors, class T>
-__device__ __forceinline__ Quad<T> load_quad(const T* p, int count) {
-  constexpr int kWidth = Quad<T>::kWidth;
-  Quad<T> quad{};
-  if constexpr (kVectors) {
+template <bool kVectors, int kSize, class T>
+__device__ __forceinline__ Vector<T, kSize> load_some(const T* p, int count) {
+  if constexpr (kVectors) return load_vector<kSize>(p);
+  Vector<T, kSize> values{};
 #pragma unroll
-    for (int i = 0; i < kQuad; i += kWidth) quad.part[i / kWidth] = load_vector<kWidth>(p + i);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      if (i < count) quad[i] = p[i];
-    }
+  for (int i = 0; i < kSize; ++i) {
+    if (i < count) values.at[i] = p[i];
   }
-  return quad;
+  return values;
 }
 
-template <bool kVectors, class T>
-__device__ __forceinline__ void store_quad(T* p, int count, const Quad<T>& quad) {
-  constexpr int kWidth = Quad<T>::kWidth;
+template <bool kVectors, class T, int kSize>
+__device__ __forceinline__ void store_some(T* p, int count, const Vector<T, kSize>& values) {
   if constexpr (kVectors) {
-#pragma unroll
-    for (int i = 0; i < kQuad; i += kWidth) store_vector(p + i, quad.part[i / kWidth]);
+    store_vector(p, values);
   } else {
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      if (i < count) p[i] = quad[i];
+    for (int i = 0; i < kSize; ++i) {
+      if (i < count) p[i] = values.at[i];
     }
   }
 }
 
-// The noise at index to index + 3; with kVectors they share a counter.
+__device__ __forceinline__ void make_vector_of_noise(PhiloxKey key, uint64_t vector, float* noise) {
+  normal_quad(key, vector, noise);
+}
+__device__ __forceinline__ void make_vector_of_noise(PhiloxKey key, uint64_t vector, double* noise) {
+  normal_half_quad(key, vector, noise);
+}
+
+// The noise from index on; with kVectors a multiple of kWidth.
 template <bool kVectors, class A>
-__device__ __forceinline__ Quad<A> make_noise(PhiloxKey key, uint64_t index) {
-  Quad<A> noise;
+__device__ __forceinline__ Vector<A, kWidth<A>> make_noise(PhiloxKey key, uint64_t index) {
+  constexpr int kSize = kWidth<A>;
+  Vector<A, kSize> noise;
   if constexpr (kVectors) {
-    normal_quad(key, index / kQuad, &noise[0]);
+    make_vector_of_noise(key, index / kSize, noise.at);
     return noise;
   }
-  A both[2 * kQuad];
-  normal_quad(key, index / kQuad, both);
-  normal_quad(key, index / kQuad + 1, both + kQuad);
-  const bool by_one = index & 1, by_two = index & 2;
+  A both[2 * kSize];
+  make_vector_of_noise(key, index / kSize, both);
+  make_vector_of_noise(key, index / kSize + 1, both + kSize);
 #pragma unroll
-  for (int i = 0; i < kQuad + 2; ++i) both[i] = by_one ? both[i + 1] : both[i];
+  for (int step = 1; step < kSize; step *= 2) {
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) noise[i] = by_two ? both[i + 2] : both[i];
+    for (int i = 0; i + step < 2 * kSize; ++i) both[i] = index & step ? both[i + step] : both[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) noise.at[i] = both[i];
   return noise;
 }
 
@@ -82,6 +77,7 @@ template <class T, bool kVectors, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
     reparameterized_kl_rows(const ReparameterizedKL<T> a) {
   using A = accumulate_t<T>;
+  constexpr int kSize = kWidth<T>;
   const int64_t row_of_all = thread_index() / kLanes;
   A sum = 0;
   if (row_of_all < a.models * a.rows) {
@@ -89,25 +85,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
     const PhiloxKey key = key_of(a.seed[model]);
     const A* weight = a.kl_weight.of(model, a.latents);
 #pragma unroll 1
-    for (int64_t k = threadIdx.x % kLanes * kQuad; k < a.latents; k += kLanes * kQuad) {
-      const int count = kVectors || a.latents - k >= kQuad ? kQuad : static_cast<int>(a.latents - k);
+    for (int64_t k = threadIdx.x % kLanes * kSize; k < a.latents; k += kLanes * kSize) {
+      const int count = kVectors || a.latents - k >= kSize ? kSize : static_cast<int>(a.latents - k);
       const int64_t index = row * a.latents + k;
-      const Quad<T> mean = load_quad<kVectors>(a.mean + model * of_model + index, count);
-      const Quad<T> logvar = load_quad<kVectors>(a.logvar + model * of_model + index, count);
-      A sigma[kQuad];
+      const Vector<T, kSize> mean = load_some<kVectors, kSize>(a.mean + model * of_model + index, count);
+      const Vector<T, kSize> logvar = load_some<kVectors, kSize>(a.logvar + model * of_model + index, count);
+      A sigma[kSize];
 #pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
-        const GaussianElement<A> element = gaussian_element(load(mean[i]), load(logvar[i]));
+      for (int i = 0; i < kSize; ++i) {
+        const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]));
         sigma[i] = element.sigma;
         if (i < count) sum += weight == nullptr ? element.kl : weight[k + i] * element.kl;
       }
 #pragma unroll 1
       for (int64_t sample = 0; sample < a.samples; ++sample) {
-        const Quad<A> noise = make_noise<kVectors, A>(key, sample * of_model + index);
-        Quad<A> z;
+        const Vector<A, kSize> noise = make_noise<kVectors, A>(key, sample * of_model + index);
+        Vector<A, kSize> z;
 #pragma unroll
-        for (int i = 0; i < kQuad; ++i) z[i] = multiply_add(sigma[i], noise[i], load(mean[i]));
-        store_quad<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
+        for (int i = 0; i < kSize; ++i) z.at[i] = multiply_add(sigma[i], noise.at[i], load(mean.at[i]));
+        store_some<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
       }
     }
   }
@@ -116,50 +112,52 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
   if (row_of_all < a.models * a.rows && threadIdx.x % kLanes == 0) a.kl[row_of_all] = sum;
 }
 
-// The quads of a row begin at its first latent.
+// The vectors of a row begin at its first latent.
 template <class T, bool kVectors>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
     reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a) {
   using A = accumulate_t<T>;
-  const int64_t quads = (a.latents + kQuad - 1) / kQuad;
-  const int64_t row_of_all = thread_index() / quads, k = (thread_index() - row_of_all * quads) * kQuad;
+  constexpr int kSize = kWidth<T>;
+  const int64_t vectors = (a.latents + kSize - 1) / kSize;
+  const int64_t row_of_all = thread_index() / vectors, k = (thread_index() - row_of_all * vectors) * kSize;
   if (row_of_all >= a.models * a.rows) return;
-  const int count = kVectors || a.latents - k >= kQuad ? kQuad : static_cast<int>(a.latents - k);
+  const int count = kVectors || a.latents - k >= kSize ? kSize : static_cast<int>(a.latents - k);
   const int64_t model = row_of_all / a.rows, of_model = a.rows * a.latents;
-  // among all models, and within one; with kVectors a multiple of kQuad that the compiler sees to be one
-  const int64_t place = kVectors ? thread_index() * kQuad : row_of_all * a.latents + k;
+  // among all models, and within one; with kVectors a multiple of kSize that the compiler sees to be one
+  const int64_t place = kVectors ? thread_index() * kSize : row_of_all * a.latents + k;
   const int64_t index = place - model * of_model;
   const PhiloxKey key = key_of(a.seed[model]);
-  A sum[kQuad] = {}, product[kQuad] = {};
+  A sum[kSize] = {}, product[kSize] = {};
 #pragma unroll 1
   for (int64_t sample = 0; sample < a.samples; ++sample) {
-    const Quad<A> grad = load_quad<kVectors>(a.grad_z + (model * a.samples + sample) * of_model + index, count);
-    const Quad<A> noise = make_noise<kVectors, A>(key, sample * of_model + index);
+    const Vector<A, kSize> grad =
+        load_some<kVectors, kSize>(a.grad_z + (model * a.samples + sample) * of_model + index, count);
+    const Vector<A, kSize> noise = make_noise<kVectors, A>(key, sample * of_model + index);
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) {
-      sum[i] += grad[i];
-      product[i] = multiply_add(grad[i], noise[i], product[i]);
+    for (int i = 0; i < kSize; ++i) {
+      sum[i] += grad.at[i];
+      product[i] = multiply_add(grad.at[i], noise.at[i], product[i]);
     }
   }
   const A* weight = a.kl_weight.of(model, a.latents);
-  A of_kl[kQuad];
+  A of_kl[kSize];
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) of_kl[i] = a.grad_kl[row_of_all];
+  for (int i = 0; i < kSize; ++i) of_kl[i] = a.grad_kl[row_of_all];
   if (weight != nullptr) {
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) of_kl[i] *= i < count ? weight[k + i] : A(0);
+    for (int i = 0; i < kSize; ++i) of_kl[i] *= i < count ? weight[k + i] : A(0);
   }
-  const Quad<T> mean = load_quad<kVectors>(a.mean + place, count);
-  const Quad<T> logvar = load_quad<kVectors>(a.logvar + place, count);
-  Quad<T> grad_mean, grad_logvar;
+  const Vector<T, kSize> mean = load_some<kVectors, kSize>(a.mean + place, count);
+  const Vector<T, kSize> logvar = load_some<kVectors, kSize>(a.logvar + place, count);
+  Vector<T, kSize> grad_mean, grad_logvar;
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) {
-    const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar[i]));
-    store(multiply_add(of_kl[i], load(mean[i]), sum[i]), grad_mean[i]);
-    store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar[i]);
+  for (int i = 0; i < kSize; ++i) {
+    const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar.at[i]));
+    store(multiply_add(of_kl[i], load(mean.at[i]), sum[i]), grad_mean.at[i]);
+    store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar.at[i]);
   }
-  store_quad<kVectors>(a.grad_mean + place, count, grad_mean);
-  store_quad<kVectors>(a.grad_logvar + place, count, grad_logvar);
+  store_some<kVectors>(a.grad_mean + place, count, grad_mean);
+  store_some<kVectors>(a.grad_logvar + place, count, grad_logvar);
 }
 
 }  // namespace cuda
@@ -168,9 +166,9 @@ template <class T>
 void reparameterized_kl(Cuda device, const ReparameterizedKL<T>& a) {
   using namespace cuda;
   const int64_t rows = a.models * a.rows;
-  if (a.latents % kQuad != 0 || !are_aligned<kQuad>(a.mean, a.logvar, a.z)) {
+  if (a.latents % kWidth<T> != 0 || !are_aligned<kWidth<T>>(a.mean, a.logvar, a.z)) {
     launch(&reparameterized_kl_rows<T, false, 32>, blocks_of_threads(rows * 32), kThreads, device, a);
-  } else if (a.latents > 8 * kQuad) {
+  } else if (a.latents > 8 * kWidth<T>) {
     launch(&reparameterized_kl_rows<T, true, 32>, blocks_of_threads(rows * 32), kThreads, device, a);
   } else {
     launch(&reparameterized_kl_rows<T, true, 8>, blocks_of_threads(rows * 8), kThreads, device, a);
@@ -180,11 +178,11 @@ void reparameterized_kl(Cuda device, const ReparameterizedKL<T>& a) {
 template <class T>
 void reparameterized_kl_backward(Cuda device, const ReparameterizedKLBackward<T>& a) {
   using namespace cuda;
-  const int64_t quads = a.models * a.rows * ((a.latents + kQuad - 1) / kQuad);
-  if (a.latents % kQuad == 0 && are_aligned<kQuad>(a.mean, a.logvar, a.grad_z, a.grad_mean, a.grad_logvar)) {
-    launch(&reparameterized_kl_gradients<T, true>, blocks_of_threads(quads), kThreads, device, a);
+  const int64_t vectors = a.models * a.rows * ((a.latents + kWidth<T> - 1) / kWidth<T>);
+  if (a.latents % kWidth<T> == 0 && are_aligned<kWidth<T>>(a.mean, a.logvar, a.grad_z, a.grad_mean, a.grad_logvar)) {
+    launch(&reparameterized_kl_gradients<T, true>, blocks_of_threads(vectors), kThreads, device, a);
   } else {
-    launch(&reparameterized_kl_gradients<T, false>, blocks_of_threads(quads), kThreads, device, a);
+    launch(&reparameterized_kl_gradients<T, false>, blocks_of_threads(vectors), kThreads, device, a);
   }
 }
 
