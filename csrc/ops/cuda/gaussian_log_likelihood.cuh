@@ -159,13 +159,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfParts)
     precision.at[j] = exponential(-s.at[j]);
     squares.at[j] = 0;
   }
+  const int64_t row = model * data.samples + first, offset = row * data.features + i;
+  const T* x_row = data.x + (data.shared_x ? first * data.features + i : offset);
+  const T* x_hat_row = data.x_hat + offset;
+  T* grad_row = gradients.x_hat + offset;
+  const A of_loss = data.loss_grad();
   A grad_sum = 0;
 #pragma unroll 2
-  for (int64_t n = first; n < last; ++n) {
-    const int64_t row = model * data.samples + n;
-    const A weight = grad ? grad[row] : data.loss_grad();
-    const auto x = load_vector<kWidth>(data.x_row(row) + i);
-    const auto x_hat = load_vector<kWidth>(data.x_hat_row(row) + i);
+  for (int64_t n = 0; n < last - first; ++n) {
+    const A weight = grad ? grad[row + n] : of_loss;
+    const auto x = load_vector<kWidth>(x_row);
+    const auto x_hat = load_vector<kWidth>(x_hat_row);
     Vector<T, kWidth> of_x_hat;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
@@ -174,8 +178,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfParts)
       store(weighted * precision.at[j], of_x_hat.at[j]);
       squares.at[j] += weighted * residual;
     }
-    store_vector(gradients.x_hat + row * data.features + i, of_x_hat);
+    store_vector(grad_row, of_x_hat);
     grad_sum += weight;
+    x_row += data.features;
+    x_hat_row += data.features;
+    grad_row += data.features;
   }
   store_vector(gradients.squares + part * data.features + i, squares);
   if (i == 0) gradients.grad_sums[part] = grad_sum;

@@ -16,8 +16,8 @@ struct Shape {
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{1, 40, 64}, {1, 40, 200}, {1, 2, 4096}}
     : kFewThreads ? std::vector<Shape>{{2, 5, 12}, {1, 1, 4096}}
-                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {1, 5, 1},    {2, 3, 7},    {3, 13, 12},
-                                       {1, 3, 200}, {1, 300, 4}, {1, 2, 4096}, {1, 2, 4099}, {2, 17, 1028}};
+                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},  {1, 5, 1},    {2, 3, 7},    {3, 13, 12},
+                                       {1, 3, 200}, {1, 300, 4}, {1, 57, 4}, {1, 2, 4096}, {1, 2, 4099}, {2, 17, 1028}};
 
 // One variance in all, per model, per sample, per feature, per feature of each model, per element.
 enum class Shared { kAll, kModel, kRow, kFeature, kFeatureOfModel, kElement };
