@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 import lineavae
 from lineavae import _ext, ops
 
+# the public functions that have a raw operator of their name
+OPERATORS = {name for name in ops.__all__ if hasattr(torch.ops.lineavae, name)}
 BROKEN = "libc10.so: cannot open shared object file: No such file or directory"
 
 
@@ -45,7 +47,7 @@ def test_fields():
 
 def test_every_operator_runs_natively_on_the_cpu():
     diagnosis = lineavae.diagnose()
-    assert set(diagnosis.kernels) == set(ops.__all__)
+    assert set(diagnosis.kernels) == OPERATORS
     for kernels in diagnosis.kernels.values():
         assert kernels == {"cpu": True, "cuda": bool(diagnosis.build["cuda"])}
 
@@ -55,7 +57,7 @@ def test_text_is_one_screen():
     lines = str(diagnosis).splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    for op in ops.__all__:
+    for op in OPERATORS:
         (line,) = (line for line in lines if line.split()[:1] == [op])
         assert line.split()[1:] == ["native", "native" if diagnosis.build["cuda"] else "reference"]
     for word in (diagnosis.lineavae, diagnosis.python, diagnosis.torch, diagnosis.build["compiler"]):

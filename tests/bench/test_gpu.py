@@ -61,13 +61,13 @@ def test_dry_run_lists_every_command(dry_run):
     assert "LINEAVAE_CUDA=ON" in steps["build"]["command"]
     assert "LINEAVAE_REQUIRE_CUDA=1" in steps["tests"]["command"]
     assert "--tool racecheck" in steps["gaussian_kl: racecheck"]["command"]
-    assert "10 passed" in steps["benchmarks"]["log"]
+    assert f" {len(results['benchmarks'])} passed" in steps["benchmarks"]["log"]
 
 
 def test_dry_run_measures_every_benchmark(dry_run):
     output, results, page = dry_run
     benchmarks = {benchmark["name"]: benchmark for benchmark in results["benchmarks"]}
-    assert len(benchmarks) == len(results["benchmarks"]) == 10
+    assert len(benchmarks) == len(results["benchmarks"])
     for benchmark in benchmarks.values():
         assert benchmark["setting"] == "dry-run"
         for contender in benchmark["contenders"].values():
