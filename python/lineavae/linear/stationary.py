@@ -1,0 +1,429 @@
+"""Stationary points of probabilistic PCA, and how far a linear VAE is from one.
+
+Where the derivative of the likelihood by W is zero, W consists of scaled eigenvectors of the covariance and
+of nothing else (Tipping and Bishop 1999; Lucas et al. 2019, appendix A):
+
+    W = U_q (K_q - σ² I)^½ R
+
+U_q holds any eigenvectors, not only the leading ones, k_i is the eigenvalue of column i, or σ² where the
+column is zero, and R is any rotation. With R = I the ELBO is stationary there as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lineavae._arguments import check_integer, check_number
+from lineavae.linear.moments import Moments
+from lineavae.linear.vae import LinearVAE
+
+Objective = Literal["likelihood", "elbo"]
+Noise = Literal["fixed", "learned"]
+
+# Beyond it a given rotation is taken to be none.
+_ORTHOGONAL = 1e-8
+
+
+class StationaryPoint:
+    """A stationary point of the likelihood of probabilistic PCA over W, at any noise σ².
+
+    Parameters
+    ----------
+    moments
+        Moments of the data. The model has the mean of the data as its own.
+    kept
+        Which principal components the columns of W hold, one each: distinct indices of eigenvalues, 0 being
+        the largest. All further columns are zero. Every eigenvalue kept must be above σ².
+    latent_dim
+        Latent dimensions K, at least ``len(kept)``, which is the default; at least one.
+    sigma2
+        Noise σ² > 0. By default the only one at which the point is stationary in σ² too: the mean of all
+        eigenvalues that are not kept.
+    rotation
+        Orthogonal matrix R, (K, K), by which the latent space is turned; none by default. It leaves the
+        likelihood as it is and lowers the ELBO.
+
+    Attributes
+    ----------
+    eigenvalues : Tensor
+        Of the biased covariance, (D,), descending, float64 as everything here.
+    eigenvectors : Tensor
+        (D, r). Of N <= D samples r is N - 1: the eigenvalues from there on are zero.
+    kept : tuple of int
+        As given.
+    latent_dim : int
+        Latent dimensions K.
+    sigma2 : float
+        Noise σ².
+    rotation : Tensor or None
+        As given.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong type.
+    ValueError
+        An index is out of range or given twice, a number is out of its range, an eigenvalue is kept that is
+        not above σ², or the rotation is not orthogonal.
+
+    See Also
+    --------
+    lineavae.linear.stability : Whether the point is a maximum or a saddle.
+
+    Notes
+    -----
+    Lucas et al. (2019), equations 11 and 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import Moments, StationaryPoint
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> point = StationaryPoint(Moments.from_data(x), kept=[1], latent_dim=2, sigma2=1.0)
+    >>> point.eigenvalues
+    tensor([8., 2.], dtype=torch.float64)
+    >>> point.weight
+    tensor([[0., 0.],
+            [1., 0.]], dtype=torch.float64)
+    >>> round(point.log_likelihood, 4), round(point.elbo, 4)
+    (-6.6845, -6.6845)
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        kept: Sequence[int],
+        *,
+        latent_dim: int | None = None,
+        sigma2: float | None = None,
+        rotation: Tensor | None = None,
+    ) -> None:
+        eigenvalues, self.eigenvectors = moments.eigh()
+        self.eigenvalues = torch.nn.functional.pad(eigenvalues, (0, moments.num_features - len(eigenvalues)))
+        self._mean = moments.sample_mean
+        self.kept = self._check_kept(kept)
+        if latent_dim is None:
+            latent_dim = max(1, len(self.kept))
+        self.latent_dim = check_integer(
+            "StationaryPoint", "latent_dim", latent_dim, minimum=max(1, len(self.kept))
+        )
+        self.rotation = self._check_rotation(rotation)
+        self.sigma2 = self._check_sigma2(sigma2)
+
+    def __repr__(self) -> str:
+        turned = "" if self.rotation is None else ", rotated"
+        return (
+            f"StationaryPoint(kept={list(self.kept)}, latent_dim={self.latent_dim}, "
+            f"sigma2={self.sigma2:g}{turned})"
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Observed dimensions D."""
+        return len(self.eigenvalues)
+
+    @property
+    def kept_eigenvalues(self) -> Tensor:
+        """Eigenvalues of the kept components, (q,), in the order of ``kept``."""
+        return self.eigenvalues[list(self.kept)]
+
+    @property
+    def unused_eigenvalues(self) -> Tensor:
+        """All other eigenvalues, (D - q,), descending."""
+        return self.eigenvalues[self.unused]
+
+    @property
+    def unused(self) -> Tensor:
+        """Indices of the eigenvalues that are not kept, (D - q,), ascending."""
+        mask = torch.ones(self.num_features, dtype=torch.bool, device=self.eigenvalues.device)
+        mask[list(self.kept)] = False
+        return mask.nonzero().squeeze(1)
+
+    @property
+    def column_variances(self) -> Tensor:
+        """The k_i of the paper, (K,): the eigenvalue that column i keeps, or σ² where the column is zero.
+
+        They are the eigenvalues of M = WᵀW + σ² I.
+        """
+        empty = self.latent_dim - len(self.kept)
+        return torch.nn.functional.pad(self.kept_eigenvalues, (0, empty), value=self.sigma2)
+
+    @property
+    def column_lengths(self) -> Tensor:
+        """Singular values of W, (K,): (k_i - σ²)^½, the lengths of the columns before the rotation."""
+        return (self.column_variances - self.sigma2).sqrt()
+
+    @property
+    def weight(self) -> Tensor:
+        """Decoder W, (D, K)."""
+        weight = self.eigenvalues.new_zeros(self.num_features, self.latent_dim)
+        lengths = self.column_lengths[: len(self.kept)]
+        weight[:, : len(self.kept)] = self.eigenvectors[:, list(self.kept)] * lengths
+        return weight if self.rotation is None else weight @ self.rotation
+
+    @property
+    def log_likelihood(self) -> float:
+        """Average log-likelihood of the data in nats per sample.
+
+        -½ (D log 2π + Σ_kept log λ_j + q + Σ_unused (log σ² + λ_j / σ²))
+        """
+        kept, unused = self.kept_eigenvalues, self.unused_eigenvalues
+        total = kept.log().sum() + len(kept) + (math.log(self.sigma2) + unused / self.sigma2).sum()
+        return -0.5 * (self.num_features * math.log(2 * math.pi) + total.item())
+
+    @property
+    def elbo(self) -> float:
+        """Average ELBO of the data under the best encoder, in nats per sample.
+
+        The likelihood less ½ (Σ_j log M_jj - log det M), which is zero without a rotation.
+        """
+        if self.rotation is None:
+            return self.log_likelihood
+        variances = self.column_variances
+        diagonal = variances @ self.rotation.square()
+        return self.log_likelihood - 0.5 * (diagonal.log().sum() - variances.log().sum()).item()
+
+    @property
+    def log_sigma2_gradient(self) -> float:
+        """Derivative of the average log-likelihood, and of the ELBO, by log σ²: ½ Σ_unused (λ_j / σ² - 1).
+
+        Negative where learning σ² would make it smaller. Zero at the default of ``sigma2``.
+        """
+        return 0.5 * (self.unused_eigenvalues / self.sigma2 - 1).sum().item()
+
+    def with_sigma2(self, sigma2: float | None) -> StationaryPoint:
+        """Give the point with the same components at another noise; ``None`` is the default as above."""
+        other = copy.copy(self)
+        other.sigma2 = other._check_sigma2(sigma2)
+        return other
+
+    def perturbation(self, column: int, direction: int) -> Tensor:
+        """Change of W of unit length that adds an eigenvector to one column, as it is before the rotation.
+
+        Parameters
+        ----------
+        column
+            Which column, 0 <= column < K; the first ``len(kept)`` are those that hold a component.
+        direction
+            Which eigenvector, 0 <= direction < r.
+
+        Returns
+        -------
+        Tensor
+            u eᵀ R with eigenvector u and unit vector e, (D, K).
+        """
+        for name, index, size in (
+            ("column", column, self.latent_dim),
+            ("direction", direction, self.eigenvectors.shape[1]),
+        ):
+            if check_integer("StationaryPoint.perturbation", name, index, minimum=0) >= size:
+                raise ValueError(f"StationaryPoint.perturbation: {name} must be below {size}, got {index}")
+        change = self.eigenvalues.new_zeros(self.num_features, self.latent_dim)
+        change[:, column] = self.eigenvectors[:, direction]
+        return change if self.rotation is None else change @ self.rotation
+
+    def to_vae(self) -> LinearVAE:
+        """Make the linear VAE that is at this point: its W, σ² and mean, and the best encoder for them."""
+        model = LinearVAE(self.num_features, self.latent_dim, dtype=torch.float64, device="meta")
+        model = model.to_empty(device=self.eigenvalues.device)
+        with torch.no_grad():
+            model.weight.copy_(self.weight)
+            model.mu.copy_(self._mean)
+            model.log_sigma2.fill_(math.log(self.sigma2))
+        return model.optimal_encoder_()
+
+    @property
+    def _rounding(self) -> float:
+        """Up to which eigenvalues are told apart by rounding alone."""
+        return self.num_features * torch.finfo(torch.float64).eps * self.eigenvalues[0].item()
+
+    def _check_kept(self, kept: Sequence[int]) -> tuple[int, ...]:
+        indices = tuple(check_integer("StationaryPoint", "kept", index, minimum=0) for index in kept)
+        available = self.eigenvectors.shape[1]
+        if any(index >= available for index in indices):
+            raise ValueError(
+                f"StationaryPoint: kept must be indices of the {available} eigenvectors, got {list(indices)}"
+            )
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"StationaryPoint: kept must be distinct, got {list(indices)}")
+        return indices
+
+    def _check_sigma2(self, sigma2: float | None) -> float:
+        source = "sigma2"
+        if sigma2 is None:
+            if len(self.kept) == self.num_features:
+                raise ValueError(
+                    "StationaryPoint: sigma2 must be given where all components are kept: no noise is best"
+                )
+            source, sigma2 = "the mean of the eigenvalues left", self.unused_eigenvalues.mean().item()
+        sigma2 = check_number("StationaryPoint", "sigma2", sigma2)
+        if not 0 < sigma2 < math.inf:
+            raise ValueError(f"StationaryPoint: {source} must be finite and > 0, got {sigma2}")
+        if self.kept and not self.kept_eigenvalues.min() > sigma2:
+            raise ValueError(
+                f"StationaryPoint: kept eigenvalues must be above the noise, {source} = {sigma2:g}, "
+                f"got {self.kept_eigenvalues.min().item():g}"
+            )
+        return sigma2
+
+    def _check_rotation(self, rotation: Tensor | None) -> Tensor | None:
+        if rotation is None:
+            return None
+        if not isinstance(rotation, Tensor):
+            raise TypeError(f"StationaryPoint: rotation must be a torch.Tensor, got {type(rotation).__name__}")
+        expected = (self.latent_dim, self.latent_dim)
+        if rotation.shape != expected:
+            raise ValueError(
+                f"StationaryPoint: rotation must have shape (K, K) with K={self.latent_dim}, "
+                f"got {tuple(rotation.shape)}"
+            )
+        rotation = rotation.detach().to(self.eigenvalues)
+        error = (rotation.mT @ rotation - torch.eye(self.latent_dim).to(rotation)).abs().max().item()
+        if not error < _ORTHOGONAL:
+            raise ValueError(f"StationaryPoint: rotation must be orthogonal, got RᵀR - I of up to {error:.3g}")
+        return rotation
+
+
+@dataclass(frozen=True)
+class Stationarity:
+    """How far a linear VAE is from a stationary point: norms of gradients in nats per sample.
+
+    Lengths are measured in units of the noise: the derivatives by W and μ are times σ, that by V is divided
+    by it. So data in other units give the same norms, and one tolerance serves for all.
+
+    Attributes
+    ----------
+    likelihood_weight : float
+        Of the log-likelihood by W, σ ‖C⁻¹ (S C⁻¹ W - W)‖: equation 11.
+    likelihood_log_sigma2 : float
+        Of the log-likelihood by log σ².
+    weight, encoder, log_d : float
+        Of the ELBO by W, V and log d: equations 23, 22 and 21.
+    mu, log_sigma2 : float
+        Of the ELBO by μ and log σ².
+    """
+
+    likelihood_weight: float
+    likelihood_log_sigma2: float
+    weight: float
+    encoder: float
+    log_d: float
+    mu: float
+    log_sigma2: float
+
+    def is_stationary(
+        self, objective: Objective = "elbo", noise: Noise = "learned", tolerance: float = 1e-6
+    ) -> bool:
+        """Whether no norm that belongs to the objective is above the tolerance.
+
+        Parameters
+        ----------
+        objective
+            "elbo" or "likelihood", the latter of W and σ² alone.
+        noise
+            "learned" or "fixed": whether the derivative by log σ² counts.
+        tolerance
+            In nats per sample.
+        """
+        check_choices("Stationarity.is_stationary", objective, noise)
+        if objective == "elbo":
+            norms = [self.weight, self.encoder, self.log_d, self.mu]
+            of_noise = self.log_sigma2
+        else:
+            norms = [self.likelihood_weight]
+            of_noise = self.likelihood_log_sigma2
+        return max([*norms, of_noise] if noise == "learned" else norms) <= tolerance
+
+
+@torch.no_grad()
+def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
+    """Measure how far a linear VAE is from a stationary point of its ELBO and of its likelihood.
+
+    Parameters
+    ----------
+    model
+        A linear VAE of any dtype; the computation is in float64 on its device.
+    moments
+        Moments of the data.
+
+    Returns
+    -------
+    Stationarity
+        The norms of all gradients, from the closed forms: appendix C.2 of Lucas et al. (2019), equation 23
+        corrected to S Vᵀ - W D - W V S Vᵀ.
+
+    Raises
+    ------
+    ValueError
+        The numbers of features differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import PPCA, LinearVAE, Moments, stationarity
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]], dtype=torch.float64)
+    >>> model = LinearVAE.from_ppca(PPCA(1).fit(x))
+    >>> stationarity(model, Moments.from_data(x)).is_stationary()
+    True
+    >>> model.log_sigma2.data += 0.1
+    >>> round(stationarity(model, Moments.from_data(x)).log_sigma2, 4)
+    0.0952
+    """
+    if moments.num_features != model.num_features:
+        raise ValueError(
+            f"stationarity: the data must have {model.num_features} features, got {moments.num_features}"
+        )
+    weight, encoder, mu, log_d, log_sigma2 = (
+        parameter.double()
+        for parameter in (model.weight, model.encoder, model.mu, model.log_d, model.log_sigma2)
+    )
+    noise, d = log_sigma2.exp(), log_d.exp()
+    offset = moments.sample_mean.to(mu) - mu
+    second_moment = moments.covariance.to(mu) + offset.outer(offset)
+    gram, total = weight.mT @ weight, second_moment.trace()
+
+    encoded = encoder @ second_moment
+    aggregate = encoded @ encoder.mT
+    by_weight = (encoded.mT - weight * d - weight @ aggregate) / noise
+    by_encoder = (weight.mT @ second_moment - gram @ encoded) / noise - encoded
+    by_log_d = 0.5 * (1 - d - d * gram.diagonal() / noise)
+    residual = offset - weight @ (encoder @ offset)
+    by_mu = encoder.mT @ (encoder @ offset) + (residual - encoder.mT @ (weight.mT @ residual)) / noise
+    distortion = (d * gram.diagonal()).sum() + (gram * aggregate).sum() - 2 * (encoded * weight.mT).sum()
+    by_log_sigma2 = 0.5 * ((distortion + total) / noise - len(mu))
+
+    # C⁻¹ W = W M⁻¹ and C⁻¹ = (I - W M⁻¹ Wᵀ) / σ²
+    inverse = torch.linalg.inv(gram + noise * torch.eye(len(gram)).to(gram))
+    half = weight @ inverse
+    step = second_moment @ half - weight
+    likelihood_by_weight = (step - half @ (weight.mT @ step)) / noise
+    projected = weight.mT @ second_moment @ half
+    precision_trace = (len(mu) - (gram * inverse).sum()) / noise
+    distance = (total - 2 * projected.trace() + (inverse @ gram * projected.mT).sum()) / noise.square()
+    likelihood_by_log_sigma2 = 0.5 * noise * (distance - precision_trace)
+
+    scale = noise.sqrt()
+    return Stationarity(
+        likelihood_weight=(scale * likelihood_by_weight.norm()).item(),
+        likelihood_log_sigma2=likelihood_by_log_sigma2.abs().item(),
+        weight=(scale * by_weight.norm()).item(),
+        encoder=(by_encoder.norm() / scale).item(),
+        log_d=by_log_d.norm().item(),
+        mu=(scale * by_mu.norm()).item(),
+        log_sigma2=by_log_sigma2.abs().item(),
+    )
+
+
+def check_choices(caller: str, objective: str, noise: str) -> None:
+    """Check the two arguments that say of what a point is stationary."""
+    if objective not in ("likelihood", "elbo"):
+        raise ValueError(f"{caller}: objective must be 'likelihood' or 'elbo', got {objective!r}")
+    if noise not in ("fixed", "learned"):
+        raise ValueError(f"{caller}: noise must be 'fixed' or 'learned', got {noise!r}")
