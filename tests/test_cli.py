@@ -185,7 +185,7 @@ def test_a_finished_run_is_skipped_and_said(tmp_path):
     ("arguments", "message"),
     [
         ([], "name an experiment"),
-        (["nothing"], "no experiment 'nothing', only latent-dimensions"),
+        (["nothing"], "no experiment 'nothing', only stationary-points, latent-dimensions"),
         (["count", "--device", "tpu9"], "--device tpu9"),
         (["count", "--data-dir", "nowhere"], "nowhere is not a folder"),
     ],

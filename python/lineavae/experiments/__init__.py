@@ -4,10 +4,10 @@ Examples
 --------
 >>> from lineavae.experiments import EXPERIMENTS
 >>> list(EXPERIMENTS)
-['latent-dimensions', 'analytic-vs-stochastic']
+['stationary-points', 'latent-dimensions', 'analytic-vs-stochastic']
 """
 
-from lineavae.experiments import analytic_vs_stochastic, latent_dimensions
+from lineavae.experiments import analytic_vs_stochastic, latent_dimensions, stationary_points
 from lineavae.experiments.runs import (
     Config,
     Experiment,
@@ -20,6 +20,7 @@ from lineavae.experiments.runs import (
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "stationary-points": stationary_points.EXPERIMENT,
     "latent-dimensions": latent_dimensions.EXPERIMENT,
     "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
 }

@@ -1,0 +1,161 @@
+"""Figure 1: the likelihood around a stationary point of probabilistic PCA under three noises.
+
+W holds three principal components; two more columns are zero. They are perturbed along two further
+components. A noise above both eigenvalues makes the zero columns stay zero, for good; under a smaller noise
+the likelihood rises along the components whose eigenvalue is above it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lineavae.experiments.figures import BLACK, VERMILION, make_panels
+from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.linear import Landscape, Moments, Stability, StationaryPoint, landscape, stability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NATS = "nats per image"
+
+# How many of the two components each noise lets the model capture, by the caption of the paper's figure.
+_PUBLISHED_CAPTURED = (0.0, 1.0, 2.0)
+
+# The planes reach this many times as far as the highest point that any of them has.
+_MARGIN = 1.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StationaryPointsConfig(Config):
+    """The stationary point, the noises and the plane; components are counted from 1, the leading one.
+
+    Attributes
+    ----------
+    kept
+        Components that W holds.
+    directions
+        The two components along which a zero column each is perturbed.
+    noise_components
+        Components whose eigenvalues are the noises, one for each panel, from the largest noise.
+    grid
+        Values of each coordinate; odd, so that the point itself is among them.
+    """
+
+    kept: tuple[int, ...] = (1, 2, 3)
+    directions: tuple[int, int] = (5, 7)
+    noise_components: tuple[int, int, int] = (4, 6, 8)
+    grid: int = 41
+
+
+def run(config: StationaryPointsConfig, run_dir: Path) -> Results:
+    """Evaluate the plane and the verdict under each noise."""
+    moments = Moments.from_data(config.images.to_tensor(torch.float64))
+    kept = [component - 1 for component in config.kept]
+    directions = [component - 1 for component in config.directions]
+    first_empty = len(kept)
+    eigenvalues, _ = moments.eigh()
+    noises = [eigenvalues[component - 1].item() for component in config.noise_components]
+    farthest = math.sqrt(eigenvalues[min(directions)].item() - min(noises))
+    quantities: dict[str, Quantity] = {}
+    planes: list[Landscape] = []
+    verdicts: list[Stability] = []
+    point = StationaryPoint(moments, kept, latent_dim=first_empty + 2, sigma2=noises[0])
+    for component, sigma2, published in zip(
+        config.noise_components, noises, _PUBLISHED_CAPTURED, strict=True
+    ):
+        point = point.with_sigma2(sigma2)
+        changes = tuple(point.perturbation(first_empty + i, j) for i, j in enumerate(directions))
+        plane = landscape(point, (changes[0], changes[1]), _MARGIN * farthest, config.grid)
+        verdict = stability(point)
+        rises = [bool(verdict.curvature[first_empty + i, j] > 0) for i, j in enumerate(directions)]
+        name = f"σ² = λ{component}"
+        quantities[name] = quantity(sigma2, "variance of a pixel")
+        quantities[f"{name}: components captured"] = quantity(sum(rises), "of 2", published, 0.0)
+        for i, j in enumerate(directions):
+            curvature = verdict.curvature[first_empty + i, j].item()
+            quantities[f"{name}: curvature along u{j + 1}"] = quantity(curvature, _NATS)
+        gain = plane.log_likelihood.max().item() - point.log_likelihood
+        quantities[f"{name}: highest above the point"] = quantity(gain, _NATS)
+        quantities[f"{name}: directions of ascent"] = quantity(verdict.index, f"of {changes[0].numel()}")
+        planes.append(plane)
+        verdicts.append(verdict)
+    deviation = max((plane.log_likelihood - plane.elbo).abs().max().item() for plane in planes)
+    quantities["largest deviation of the ELBO"] = quantity(deviation, _NATS)
+    return {
+        "data": config.images.name,
+        "config": asdict(config),
+        "quantities": quantities,
+        "curves": {
+            "sigma2": np.array(noises),
+            "coordinates": torch.stack([plane.coordinates for plane in planes]).cpu().numpy(),
+            "log_likelihood": torch.stack([plane.log_likelihood for plane in planes]).cpu().numpy(),
+            "elbo": torch.stack([plane.elbo for plane in planes]).cpu().numpy(),
+            "curvature": torch.stack([verdict.curvature for verdict in verdicts]).cpu().numpy(),
+            "index": np.array([verdict.index for verdict in verdicts]),
+            "is_maximum": np.array([verdict.kind == "maximum" for verdict in verdicts]),
+        },
+    }
+
+
+def plot(results: Results) -> Figure:
+    """Draw the likelihood over the plane under each noise, the largest noise on the left."""
+    config, curves = results["config"], results["curves"]
+    first, second = config["directions"]
+    kept = ", ".join(f"u{component}" for component in config["kept"])
+    figure, panels = make_panels(
+        f"Likelihood of probabilistic PCA of {results['data']}, N={config['num_images']}, "
+        f"around W = ({kept}, 0, 0)",
+        len(panels_of := config["noise_components"]),
+    )
+    for index, (axes, component) in enumerate(zip(panels, panels_of, strict=True)):
+        coordinates, surface = curves["coordinates"][index], curves["log_likelihood"][index]
+        middle = len(coordinates) // 2
+        relative = surface - surface[middle, middle]
+        filled = axes.contourf(coordinates, coordinates, relative.T, levels=24, cmap="cividis")
+        axes.contour(coordinates, coordinates, relative.T, levels=[0], colors="white", linewidths=0.8)
+        axes.plot(0, 0, color=VERMILION, marker="o", markeredgecolor="white", markersize=7)
+        figure.colorbar(filled, ax=axes, shrink=0.85, format="%.2g").ax.tick_params(labelsize=8)
+        axes.set_title(
+            f"σ² = λ{component} = {curves['sigma2'][index]:.2f}: {_verdict(curves, config, index)}",
+            loc="left",
+            fontsize=9,
+            color=BLACK,
+        )
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+        axes.set_xlabel(f"first zero column, along u{first}")
+        axes.set_ylabel(f"second zero column, along u{second}")
+    return figure
+
+
+def _verdict(curves: dict[str, Any], config: dict[str, Any], index: int) -> str:
+    """What the panel shows, and what the point is in all directions together."""
+    first_empty = len(config["kept"])
+    rises = [
+        f"u{component}"
+        for column, component in enumerate(config["directions"], first_empty)
+        if curves["curvature"][index, column, component - 1] > 0
+    ]
+    shown = f"rises along {' and '.join(rises)}" if rises else "rises along neither"
+    if curves["is_maximum"][index]:
+        return f"{shown};\na maximum in all directions"
+    return f"{shown};\na saddle with {curves['index'][index]} directions of ascent in all"
+
+
+EXPERIMENT = Experiment(
+    name="stationary-points",
+    figure="Figure 1: stability of a stationary point under three noises",
+    presets={
+        "quick": StationaryPointsConfig(),
+        "full": StationaryPointsConfig(grid=121),
+    },
+    run=run,
+    plot=plot,
+    paper="In the paper: the noise is too large for either component, for one of them, for none.",
+)
