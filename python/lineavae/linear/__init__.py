@@ -4,7 +4,7 @@ from lineavae.linear.landscape import Landscape, landscape
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.stability import Stability, hessian_eigenpairs, stability, stable_sigma2
-from lineavae.linear.stationary import Stationarity, StationaryPoint, stationarity
+from lineavae.linear.stationary import Stationarity, StationaryPoint, stationarity, symmetric_saddle
 from lineavae.linear.training import History
 from lineavae.linear.vae import LinearVAE
 
@@ -22,4 +22,5 @@ __all__ = [
     "stability",
     "stable_sigma2",
     "stationarity",
+    "symmetric_saddle",
 ]

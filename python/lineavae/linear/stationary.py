@@ -421,6 +421,98 @@ def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
     )
 
 
+def symmetric_saddle(
+    moments: Moments, kept: Sequence[int], *, latent_dim: int | None = None, sigma2: float
+) -> LinearVAE:
+    """Make a stationary point of the ELBO, over all but σ², at which the columns of W are not orthogonal.
+
+    At no such point is the likelihood stationary: W = U (C - σ² I)^½ R has the eigenvectors of the
+    covariance, but other lengths, and a rotation R that gives M = WᵀW + σ² I a constant diagonal m. Theorem 1
+    of Lucas et al. (2019) says that all of them are saddles.
+
+    Parameters
+    ----------
+    moments, kept, latent_dim
+        As for :class:`StationaryPoint`; K must be at least 2.
+    sigma2
+        Noise σ² > 0.
+
+    Returns
+    -------
+    LinearVAE
+        The model with the best encoder, float64.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of its range as for :class:`StationaryPoint`, or all c_i are equal, so that the
+        columns are orthogonal whatever the rotation.
+
+    Notes
+    -----
+    With (V*, d*) the derivative of the ELBO by W is C⁻¹ (S C⁻¹ - I) W - W (diag(M)⁻¹ - M⁻¹). Where M has the
+    constant diagonal m it is zero iff c_i² = m λ_i for each singular value of W that is not zero, C having
+    the eigenvalues c_i. The trace of M then gives m: K m = √m Σ √λ_i + (K - q) σ². Both m and all c_i are
+    above σ² where all λ_i are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import Moments, stationarity, symmetric_saddle
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> moments = Moments.from_data(x)
+    >>> model = symmetric_saddle(moments, kept=[0, 1], sigma2=1.0)
+    >>> (model.weight.mT @ model.weight).detach().round(decimals=6)
+    tensor([[3.5000, 1.5000],
+            [1.5000, 3.5000]], dtype=torch.float64)
+    >>> stationarity(model, moments).is_stationary(noise="fixed")
+    True
+    """
+    point = StationaryPoint(moments, kept, latent_dim=latent_dim, sigma2=sigma2)
+    size, roots = point.latent_dim, point.kept_eigenvalues.sqrt()
+    empty = size - len(roots)
+    total = roots.sum()
+    root = (total + (total.square() + 4 * size * empty * point.sigma2).sqrt()) / (2 * size)
+    variances = torch.nn.functional.pad(root * roots, (0, empty), value=point.sigma2)
+    if not variances.max() - variances.min() > point._rounding:
+        raise ValueError(
+            "symmetric_saddle: kept must hold unequal eigenvalues, or leave a column empty, "
+            f"got {list(point.kept)} with latent_dim = {size}"
+        )
+    model = point.to_vae()
+    lengths = (variances - point.sigma2).sqrt()[: len(roots)]
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[:, : len(roots)] = point.eigenvectors[:, list(point.kept)] * lengths
+        model.weight.copy_(model.weight @ _levelling_rotation(variances))
+    return model.optimal_encoder_()
+
+
+def _levelling_rotation(values: Tensor) -> Tensor:
+    """Rotation R for which Rᵀ diag(values) R has a constant diagonal.
+
+    A rotation in the plane of a diagonal entry above the mean and one below it takes the first to the mean.
+    """
+    matrix, level = values.diag(), values.mean()
+    rotation = torch.eye(len(values)).to(values)
+    remaining = list(range(len(values)))
+    while len(remaining) > 1:
+        diagonal = matrix.diagonal()[remaining]
+        high, low = remaining[int(diagonal.argmax())], remaining[int(diagonal.argmin())]
+        centre, half = (matrix[high, high] + matrix[low, low]) / 2, (matrix[high, high] - matrix[low, low]) / 2
+        radius = torch.hypot(half, matrix[high, low])
+        remaining.remove(high)
+        if radius == 0:
+            continue
+        lift = ((level - centre) / radius).clamp(-1, 1)
+        angle = (torch.atan2(matrix[high, low], half) + lift.acos()) / 2
+        plane = torch.eye(len(values)).to(values)
+        plane[high, high] = plane[low, low] = angle.cos()
+        plane[low, high], plane[high, low] = angle.sin(), -angle.sin()
+        matrix, rotation = plane.mT @ matrix @ plane, rotation @ plane
+    return rotation
+
+
 def check_choices(caller: str, objective: str, noise: str) -> None:
     """Check the two arguments that say of what a point is stationary."""
     if objective not in ("likelihood", "elbo"):
