@@ -4,10 +4,10 @@ Examples
 --------
 >>> from lineavae.experiments import EXPERIMENTS
 >>> list(EXPERIMENTS)
-['stationary-points', 'latent-dimensions', 'analytic-vs-stochastic']
+['stationary-points', 'latent-dimensions', 'analytic-vs-stochastic', 'theorem-1']
 """
 
-from lineavae.experiments import analytic_vs_stochastic, latent_dimensions, stationary_points
+from lineavae.experiments import analytic_vs_stochastic, latent_dimensions, stationary_points, theorem_1
 from lineavae.experiments.runs import (
     Config,
     Experiment,
@@ -23,6 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "stationary-points": stationary_points.EXPERIMENT,
     "latent-dimensions": latent_dimensions.EXPERIMENT,
     "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
+    "theorem-1": theorem_1.EXPERIMENT,
 }
 
 __all__ = [

@@ -1,0 +1,400 @@
+"""Theorem 1 as an experiment: the ELBO of the linear VAE has no local maximum that is not global.
+
+Two questions. Which stationary points are there? From many random decoders Newton's method takes the ELBO
+under the best encoder to the nearest stationary point of any kind, and gradient ascent takes it to where
+training ends; each is judged by its height and by its Hessian. And is the proof's way up one? The proof
+turns W by a small part of the rotation that makes its columns orthogonal, taken from a singular value
+decomposition, and says that the ELBO rises. It need not: the order of the singular values is arbitrary, and
+the path may first lead away from orthogonal columns. A rotation of Jacobi's, in the plane of two columns
+that are not orthogonal, by the smaller of the angles that make them so, always raises it, and so proves the
+theorem.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import expm, logm
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
+from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
+from lineavae.linear.stability import log_likelihood_and_gap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+
+_NATS = "nats per image"
+
+_SEARCHES = ("Newton", "ascent")
+_ROTATIONS = ("proof, order of the SVD", "proof, nearest order", "Jacobi")
+
+# A point counts as found at this norm of the gradient, as the global maximum at this distance in nats, and as
+# curved upwards from this eigenvalue on; W is in units of the data's largest standard deviation.
+_STATIONARY = 1e-9
+_NEGLIGIBLE = 1e-6
+
+# Cosine between two columns up to which they are orthogonal.
+_ORTHOGONAL = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheoremConfig(Config):
+    """The sizes of the problem and of the search.
+
+    Attributes
+    ----------
+    num_features
+        Leading principal components of the images that serve as data, D.
+    latent_dim
+        Latent dimensions K.
+    num_starts
+        Random decoders from which stationary points are sought, for each kind of noise.
+    newton_steps, ascent_steps
+        Of Levenberg and Marquardt's method towards the nearest stationary point, and of Adam's.
+    learning_rate
+        Of the latter.
+    num_rotations
+        Random decoders on which the rotations are tried.
+    """
+
+    num_features: int = 6
+    latent_dim: int = 3
+    num_starts: int = 300
+    newton_steps: int = 300
+    ascent_steps: int = 3000
+    learning_rate: float = 0.02
+    num_rotations: int = 1000
+
+
+def run(config: TheoremConfig, run_dir: Path) -> Results:
+    """Seek the stationary points, judge them, and try the rotations."""
+    images = config.images.to_tensor(torch.float64)
+    _, directions = Moments.from_data(images).eigh()
+    moments = Moments.from_data(images @ directions[:, : config.num_features])
+    best = StationaryPoint(moments, range(config.latent_dim))
+    generator = torch.Generator().manual_seed(config.seed)
+    quantities: dict[str, Quantity] = {}
+    curves: dict[str, Array] = {}
+    for noise in ("fixed", "learned"):
+        problem = _Problem(moments, config.latent_dim, best.sigma2 if noise == "fixed" else None)
+        starts = problem.draw(config.num_starts, generator)
+        climbed = problem.ascend(starts, config.ascent_steps, config.learning_rate)
+        for search, origins in zip(_SEARCHES, (starts, climbed), strict=True):
+            found = problem.judge(problem.newton(origins, config.newton_steps), best.elbo)
+            shortfall, curvature, cosine = found
+            is_global, is_saddle = shortfall < _NEGLIGIBLE, curvature > _NEGLIGIBLE
+            name = f"σ² {noise}, {search}"
+            quantities |= {
+                f"{name}: stationary points": quantity(len(shortfall), f"of {config.num_starts} starts"),
+                f"{name}: global maxima": quantity(is_global.sum(), "points"),
+                f"{name}: saddles": quantity((~is_global & is_saddle).sum(), "points"),
+                f"{name}: other maxima": quantity((~is_global & ~is_saddle).sum(), "points", 0.0, 0.0),
+                f"{name}: columns not orthogonal": quantity((cosine > _ORTHOGONAL).sum(), "points"),
+            }
+            curves |= {
+                f"{noise}, {search}: {key}": values
+                for key, values in zip(("shortfall", "curvature", "cosine"), found, strict=True)
+            }
+    for part in (_leave_a_symmetric_saddle(moments, best), _rotate_random_weights(config, best)):
+        quantities |= part[0]
+        curves |= part[1]
+    return {
+        "data": config.images.name,
+        "config": asdict(config),
+        "quantities": quantities,
+        "curves": curves,
+    }
+
+
+def plot(results: Results) -> Figure:
+    """Draw the stationary points by height and curvature, and the ELBO along the rotations."""
+    config, curves = results["config"], results["curves"]
+    figure, (points, rotations) = make_panels(
+        f"ELBO of linear VAEs with K={config['latent_dim']} on {config['num_features']} principal components "
+        f"of {results['data']}, N={config['num_images']}",
+        2,
+    )
+    for noise, marker in (("fixed", "o"), ("learned", "^")):
+        shortfall, curvature, cosine = (
+            np.concatenate([curves[f"{noise}, {search}: {key}"] for search in _SEARCHES])
+            for key in ("shortfall", "curvature", "cosine")
+        )
+        for chosen, colour, kind in (
+            (cosine <= _ORTHOGONAL, BLUE, "orthogonal columns"),
+            (cosine > _ORTHOGONAL, VERMILION, "other columns"),
+        ):
+            points.plot(
+                shortfall[chosen],
+                curvature[chosen],
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                markersize=5,
+                markerfacecolor="none",
+                label=f"{kind}, σ² {noise}",
+            )
+    points.axhline(0, color=BLACK, linewidth=0.8)
+    points.set_xlabel(f"below the global maximum, {_NATS}")
+    points.set_ylabel("largest eigenvalue of the Hessian")
+    points.set_title("stationary points: all above 0 are saddles", loc="left", fontsize=10)
+    points.legend(frameon=False, fontsize=8)
+    for name, colour in zip(_ROTATIONS, (VERMILION, BLUE, GREEN), strict=True):
+        path = curves[f"path: {name}"]
+        rotations.plot(np.linspace(0, 1, len(path)), path, color=colour, label=name)
+    path = curves["path: symmetric saddle"]
+    rotations.plot(
+        np.linspace(0, 1, len(path)), path, color=BLACK, linestyle="--", label="symmetric saddle, proof"
+    )
+    rotations.axhline(0, color=BLACK, linewidth=0.8)
+    rotations.set_xlabel("part of the way to orthogonal columns")
+    rotations.set_ylabel(f"ELBO above the start, {_NATS}")
+    rotations.set_title("rotations of one random W, and of a saddle", loc="left", fontsize=10)
+    rotations.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def generator_of_proof(weight: Array) -> Array:
+    """Skew-symmetric log R of the proof's rotation: W R = U L, by the singular value decomposition.
+
+    Parameters
+    ----------
+    weight
+        W with K <= D, (D, K).
+
+    Returns
+    -------
+    Array
+        (K, K); exp of a small part of it is the R_ε of the proof.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lineavae.experiments.theorem_1 import generator_of_proof
+    >>> generator_of_proof(np.array([[2.0, 2.0], [1.0, -1.0]])).round(4)  # an eighth of a turn
+    array([[ 0.    , -0.7854],
+           [ 0.7854,  0.    ]])
+    """
+    rotation = np.linalg.svd(weight, full_matrices=False)[2].T
+    return _skew_log(rotation)
+
+
+def generator_of_nearest_order(weight: Array) -> Array:
+    """As :func:`generator_of_proof`, with the columns of U L in the order and signs closest to those of W."""
+    rotation = np.linalg.svd(weight, full_matrices=False)[2].T
+    rotation = rotation[:, linear_sum_assignment(-abs(rotation))[1]]
+    return _skew_log(rotation * np.sign(rotation.diagonal()))
+
+
+def generators_of_jacobi(weight: Array, tolerance: float = 1e-12) -> list[Array]:
+    """Rotations in planes of two columns, one after the other, by at most an eighth of a turn, skew-symmetric.
+
+    Each makes the two columns orthogonal that are the least so, and raises the ELBO all the way: with M̄ the
+    mean of M_jj and M_kk, their product is M̄² - ρ² cos² φ, and the angle φ goes to the nearest multiple of π,
+    so the product, and the gap with it, shrinks monotonically.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lineavae.experiments.theorem_1 import generators_of_jacobi
+    >>> [generator.round(4) + 0.0 for generator in generators_of_jacobi(np.array([[1.0, 1.0], [0.0, 1.0]]))]
+    [array([[ 0.    ,  0.5536],
+           [-0.5536,  0.    ]])]
+    """
+    gram, generators = weight.T @ weight, []
+    while True:
+        off_diagonal = abs(np.triu(gram, 1))
+        first, second = np.unravel_index(off_diagonal.argmax(), gram.shape)
+        if off_diagonal[first, second] <= tolerance * gram.trace():
+            return generators
+        angle = 0.5 * np.arctan2(2 * gram[first, second], gram[second, second] - gram[first, first])
+        angle = (angle + np.pi / 4) % (np.pi / 2) - np.pi / 4
+        generator = np.zeros_like(gram)
+        generator[first, second], generator[second, first] = angle, -angle
+        turn = expm(generator)
+        gram = turn.T @ gram @ turn
+        generators.append(generator)
+
+
+def slope_of_elbo(weight: Array, sigma2: float, generator: Array) -> float:
+    """Derivative of the ELBO under the best encoder along W exp(tB) at t = 0, in nats: -Σ_j (M B)_jj / M_jj."""
+    precision = weight.T @ weight + sigma2 * np.eye(weight.shape[1])
+    return -float(((precision @ generator).diagonal() / precision.diagonal()).sum())
+
+
+def path_of_elbo(weight: Array, sigma2: float, generators: list[Array], parts: int = 40) -> Array:
+    """ELBO above its start along rotations one after the other, each in so many parts, (1 + parts · r,)."""
+    turns = [expm(generator / parts) for generator in generators for _ in range(parts)]
+    logs = []
+    for turn in [np.eye(weight.shape[1]), *turns]:
+        weight = weight @ turn
+        logs.append(np.log(np.square(weight).sum(0) + sigma2).sum())
+    return -0.5 * (np.array(logs) - logs[0])
+
+
+def _skew_log(rotation: Array) -> Array:
+    """Logarithm of an orthogonal matrix, whose weakest diagonal entry changes sign where it reflects."""
+    if np.linalg.det(rotation) < 0:
+        rotation = rotation.copy()
+        rotation[:, abs(rotation.diagonal()).argmin()] *= -1
+    logarithm = logm(rotation).real
+    return (logarithm - logarithm.T) / 2
+
+
+def _leave_a_symmetric_saddle(
+    moments: Moments, best: StationaryPoint
+) -> tuple[dict[str, Quantity], dict[str, Array]]:
+    """Check the symmetric saddle with the leading components, and follow the proof's rotation from there."""
+    model = symmetric_saddle(moments, best.kept, sigma2=best.sigma2)
+    found = stationarity(model, moments)
+    weight = model.weight.detach().numpy()
+    path = path_of_elbo(weight, best.sigma2, [generator_of_proof(weight)])
+    (curvature,), _ = hessian_eigenpairs(model, moments, 1)
+    quantities = {
+        "symmetric saddle: gradient of the ELBO": quantity(
+            max(found.weight, found.encoder, found.log_d, found.mu), "nats per σ"
+        ),
+        "symmetric saddle: gradient of the likelihood": quantity(found.likelihood_weight, "nats per σ"),
+        "symmetric saddle: largest eigenvalue of the Hessian": quantity(curvature.item(), _NATS),
+        "symmetric saddle: ELBO gained by the rotation": quantity(path[-1], _NATS),
+    }
+    return quantities, {"path: symmetric saddle": path}
+
+
+def _rotate_random_weights(
+    config: TheoremConfig, best: StationaryPoint
+) -> tuple[dict[str, Quantity], dict[str, Array]]:
+    """Count how often the ELBO falls at the start of each rotation, and follow those of the worst W."""
+    random = np.random.default_rng(config.seed)
+    scale = math.sqrt(best.eigenvalues[0].item())
+    falls, worst, paths = dict.fromkeys(_ROTATIONS, 0), 0.0, {}
+    for _ in range(config.num_rotations):
+        weight = scale * random.standard_normal((config.num_features, config.latent_dim))
+        generators = dict(
+            zip(
+                _ROTATIONS,
+                (
+                    [generator_of_proof(weight)],
+                    [generator_of_nearest_order(weight)],
+                    generators_of_jacobi(weight),
+                ),
+                strict=True,
+            )
+        )
+        slopes = {name: slope_of_elbo(weight, best.sigma2, steps[0]) for name, steps in generators.items()}
+        for name, slope in slopes.items():
+            falls[name] += slope < 0
+        if slopes[_ROTATIONS[0]] < worst:
+            worst = slopes[_ROTATIONS[0]]
+            paths = {name: path_of_elbo(weight, best.sigma2, steps) for name, steps in generators.items()}
+    quantities = {
+        f"random W: ELBO falls at first, {name}": quantity(100 * count / config.num_rotations, "%")
+        for name, count in falls.items()
+    }
+    return quantities, {f"path: {name}": path for name, path in paths.items()}
+
+
+class _Problem:
+    """The ELBO under the best encoder, over W, and log σ² where no σ² is given, in batches.
+
+    W is in units of the square root of the largest eigenvalue, so that all its entries are of order one.
+    """
+
+    def __init__(self, moments: Moments, latent_dim: int, sigma2: float | None) -> None:
+        covariance = moments.covariance
+        self.shape = (len(covariance), latent_dim)
+        self.unit = moments.eigh()[0][0].sqrt()
+        self.log_sigma2 = None if sigma2 is None else covariance.new_tensor(sigma2).log()
+
+        def elbo(flat: Tensor) -> Tensor:
+            weight, log_sigma2 = self.split(flat)
+            gram, projected = weight.mT @ weight, weight.mT @ covariance @ weight
+            value, gap = log_likelihood_and_gap(
+                gram, projected, covariance.trace(), log_sigma2, len(covariance)
+            )
+            return value - gap
+
+        self.elbo = torch.func.vmap(elbo)
+        self.gradient = torch.func.vmap(torch.func.grad(elbo))
+        self.hessian = torch.func.vmap(torch.func.hessian(elbo))
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """W and log σ² of one point, or of many."""
+        size = math.prod(self.shape)
+        weight = self.unit * flat[..., :size].unflatten(-1, self.shape)
+        return weight, flat[..., size] if self.log_sigma2 is None else self.log_sigma2
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random starts: normal W, and noises from a tenth of the largest eigenvalue to all of it."""
+        weight = torch.randn(count, math.prod(self.shape), dtype=torch.float64, generator=generator) / 2
+        if self.log_sigma2 is not None:
+            return weight
+        part = torch.rand(count, 1, dtype=torch.float64, generator=generator)
+        return torch.cat([weight, 2 * self.unit.log() + math.log(0.1) * part], 1)
+
+    def newton(self, points: Tensor, steps: int) -> Tensor:
+        """Least squares of the gradient (Levenberg-Marquardt): to stationary points of any kind."""
+        damping = torch.ones(len(points), dtype=torch.float64)
+        gradient = self.gradient(points)
+        identity = torch.eye(points.shape[1], dtype=torch.float64)
+        for _ in range(steps):
+            hessian = self.hessian(points)
+            normal = hessian @ hessian + damping[:, None, None] * identity
+            step = torch.linalg.solve(normal, (hessian @ gradient.unsqueeze(2)).squeeze(2))
+            trial = points - step.clamp(-1, 1)
+            trial_gradient = self.gradient(trial)
+            better = trial_gradient.norm(dim=1) < gradient.norm(dim=1)
+            points = torch.where(better.unsqueeze(1), trial, points)
+            gradient = torch.where(better.unsqueeze(1), trial_gradient, gradient)
+            damping = torch.where(better, 0.2 * damping, 5 * damping).clamp(1e-16, 1e8)
+        return points
+
+    def ascend(self, points: Tensor, steps: int, lr: float) -> Tensor:
+        """Adam on all points at once."""
+        points = points.clone().requires_grad_()
+        optimiser = torch.optim.Adam([points], lr=lr)
+        for _ in range(steps):
+            points.grad = -self.gradient(points.detach())
+            optimiser.step()
+        return points.detach()
+
+    def judge(self, points: Tensor, maximum: float) -> tuple[Array, Array, Array]:
+        """Of the stationary ones: nats below the maximum, largest curvature, largest cosine of two columns.
+
+        Columns that are short beside the noise count as orthogonal to all others.
+        """
+        points = points[self.gradient(points).norm(dim=1) < _STATIONARY]
+        weight, log_sigma2 = self.split(points)
+        gram = weight.mT @ weight
+        floor = 1e-6 * log_sigma2.exp().expand(len(points))
+        lengths = (gram.diagonal(dim1=1, dim2=2) + floor.unsqueeze(1)).sqrt()
+        cosines = gram / (lengths.unsqueeze(1) * lengths.unsqueeze(2))
+        cosines.diagonal(dim1=1, dim2=2).zero_()
+        shortfall = maximum - self.elbo(points)
+        curvature = torch.linalg.eigvalsh(self.hessian(points))[:, -1]
+        return shortfall.numpy(), curvature.numpy(), cosines.abs().flatten(1).amax(1).numpy()
+
+
+EXPERIMENT = Experiment(
+    name="theorem-1",
+    figure="Theorem 1: stationary points of the ELBO, and the rotations of its proof",
+    presets={
+        "quick": TheoremConfig(),
+        "full": TheoremConfig(
+            num_features=8, latent_dim=4, num_starts=2000, newton_steps=1000, num_rotations=10_000
+        ),
+    },
+    run=run,
+    plot=plot,
+    paper="In the paper: no local maximum but those of the likelihood; the proof's rotation raises the ELBO.",
+)
