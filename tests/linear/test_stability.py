@@ -66,9 +66,7 @@ def dense_elbo(moments, weight, encoder, log_d, log_sigma2):
     second_moments = (encoder @ moments.covariance @ encoder.mT).trace()
     kl = 0.5 * (log_d.exp().sum() - log_d.sum() + second_moments - len(log_d))
     return (
-        -distortion / (2 * log_sigma2.exp())
-        - 0.5 * len(weight) * (math.log(2 * math.pi) + log_sigma2)
-        - kl
+        -distortion / (2 * log_sigma2.exp()) - 0.5 * len(weight) * (math.log(2 * math.pi) + log_sigma2) - kl
     )
 
 
@@ -78,15 +76,21 @@ def dense_hessian(moments, model, objective, noise):
     held = {name: parameter.detach() for name, parameter in model.named_parameters()}
     names += ["log_sigma2"] if noise == "learned" else []
     shapes = [held[name].shape for name in names]
-    arguments = ["weight", "encoder", "log_d", "log_sigma2"] if objective == "elbo" else [
-        "weight",
-        "log_sigma2",
-    ]
+    arguments = (
+        ["weight", "encoder", "log_d", "log_sigma2"]
+        if objective == "elbo"
+        else [
+            "weight",
+            "log_sigma2",
+        ]
+    )
 
     def function(flat):
         parts = flat.split([shape.numel() for shape in shapes])
         values = dict(held)
-        values.update({name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)})
+        values.update(
+            {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        )
         dense = dense_elbo if objective == "elbo" else dense_log_likelihood
         return dense(moments, *(values[name] for name in arguments))
 
@@ -170,9 +174,7 @@ class TestVerdict:
         ],
     )
     def test_known_cases(self, kept, latent_dim, sigma2, kind, index):
-        point = StationaryPoint(
-            moments_with(SPECTRA["distinct"]), kept, latent_dim=latent_dim, sigma2=sigma2
-        )
+        point = StationaryPoint(moments_with(SPECTRA["distinct"]), kept, latent_dim=latent_dim, sigma2=sigma2)
         verdict = stability(point)
         assert (verdict.kind, verdict.index) == (kind, index)
         assert verdict.escape.shape == (index, 2)
@@ -339,7 +341,9 @@ def test_verdicts_agree_with_gradient_ascent(with_gap):
         # orthogonal to the orbit of rotations, W times the antisymmetric matrices
         flat = torch.stack(
             [
-                (torch.outer(point.weight[:, i], unit[j]) - torch.outer(point.weight[:, j], unit[i])).flatten()
+                (
+                    torch.outer(point.weight[:, i], unit[j]) - torch.outer(point.weight[:, j], unit[i])
+                ).flatten()
                 for unit in [torch.eye(3, dtype=torch.float64)]
                 for i in range(3)
                 for j in range(i)

@@ -67,7 +67,10 @@ class TestPoint:
         return StationaryPoint(moments, kept, latent_dim=latent_dim, sigma2=sigma2, rotation=rotation)
 
     def test_likelihood_is_stationary(self, point, x, sigma2):
-        weight, log_sigma2 = point.weight.requires_grad_(), torch.tensor(point.sigma2, dtype=torch.float64).log()
+        weight, log_sigma2 = (
+            point.weight.requires_grad_(),
+            torch.tensor(point.sigma2, dtype=torch.float64).log(),
+        )
         likelihood = log_likelihood_of_parameters(x, weight, x.mean(0), log_sigma2.requires_grad_())
         by_weight, by_noise = torch.autograd.grad(likelihood, [weight, log_sigma2])
         assert by_weight.abs().max() < 1e-13
@@ -131,7 +134,10 @@ def test_perturbation(moments, generator):
     change = point.perturbation(2, 4)
     assert change.norm().item() == pytest.approx(1)
     torch.testing.assert_close(change @ rotation.mT @ torch.eye(3).double()[2], moments.eigh()[1][:, 4])
-    for arguments, message in (((3, 0), "column must be below 3, got 3"), ((0, 6), "direction must be below")):
+    for arguments, message in (
+        ((3, 0), "column must be below 3, got 3"),
+        ((0, 6), "direction must be below"),
+    ):
         with pytest.raises(ValueError, match=message):
             point.perturbation(*arguments)
 
@@ -162,7 +168,11 @@ def test_devices(x, device):
         ({"kept": [0], "sigma2": "1"}, TypeError, "sigma2 must be a number"),
         ({"kept": range(6)}, ValueError, "sigma2 must be given where all components are kept"),
         ({"kept": [0], "rotation": torch.eye(2)}, ValueError, r"shape \(K, K\) with K=1, got \(2, 2\)"),
-        ({"kept": [0], "rotation": 2 * torch.eye(1)}, ValueError, "must be orthogonal, got RᵀR - I of up to 3"),
+        (
+            {"kept": [0], "rotation": 2 * torch.eye(1)},
+            ValueError,
+            "must be orthogonal, got RᵀR - I of up to 3",
+        ),
         ({"kept": [0], "rotation": [[1.0]]}, TypeError, r"rotation must be a torch.Tensor, got list"),
     ],
 )

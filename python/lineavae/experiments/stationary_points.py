@@ -109,11 +109,11 @@ def plot(results: Results) -> Figure:
     first, second = config["directions"]
     kept = ", ".join(f"u{component}" for component in config["kept"])
     figure, panels = make_panels(
-        f"Likelihood of probabilistic PCA of {results['data']}, N={config['num_images']}, "
-        f"around W = ({kept}, 0, 0)",
-        len(panels_of := config["noise_components"]),
+        f"Likelihood of probabilistic PCA of {results['data']}, N={config['num_images']}, in nats above that "
+        f"of W = ({kept}, 0, 0); white: as high",
+        len(config["noise_components"]),
     )
-    for index, (axes, component) in enumerate(zip(panels, panels_of, strict=True)):
+    for index, (axes, component) in enumerate(zip(panels, config["noise_components"], strict=True)):
         coordinates, surface = curves["coordinates"][index], curves["log_likelihood"][index]
         middle = len(coordinates) // 2
         relative = surface - surface[middle, middle]
@@ -122,7 +122,7 @@ def plot(results: Results) -> Figure:
         axes.plot(0, 0, color=VERMILION, marker="o", markeredgecolor="white", markersize=7)
         figure.colorbar(filled, ax=axes, shrink=0.85, format="%.2g").ax.tick_params(labelsize=8)
         axes.set_title(
-            f"σ² = λ{component} = {curves['sigma2'][index]:.2f}: {_verdict(curves, config, index)}",
+            f"σ² = λ{component} = {curves['sigma2'][index]:.2f}, {_verdict(curves, config, index)}",
             loc="left",
             fontsize=9,
             color=BLACK,
@@ -158,4 +158,9 @@ EXPERIMENT = Experiment(
     run=run,
     plot=plot,
     paper="In the paper: the noise is too large for either component, for one of them, for none.",
+    headline=tuple(
+        f"σ² = λ{component}{subject}"
+        for component in StationaryPointsConfig.noise_components
+        for subject in ("", ": components captured", ": directions of ascent")
+    ),
 )

@@ -396,7 +396,7 @@ def _pair(product: Tensor, determinant: Tensor, sigma2: float) -> Tensor:
 
 
 def _arrow(core: Tensor, border: Tensor, corner: Tensor) -> Tensor:
-    """The symmetric matrix of a block, one more row and column, and their corner."""
+    """Border a symmetric matrix with one more row and column."""
     top = torch.cat([core.reshape(len(border), len(border)), border.unsqueeze(1)], 1)
     bottom = torch.cat([border, corner.reshape(1)]).unsqueeze(0)
     return torch.cat([top, bottom])
@@ -405,7 +405,7 @@ def _arrow(core: Tensor, border: Tensor, corner: Tensor) -> Tensor:
 def _function(
     model: LinearVAE, moments: Moments, objective: Objective, noise: Noise
 ) -> tuple[Callable[..., Tensor], list[str]]:
-    """The objective as a function of its parameters, given by name, and their names."""
+    """Give the objective as a function of its parameters, which go by name, and their names."""
     held = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     sample_mean, covariance = moments.sample_mean.to(held["mu"]), moments.covariance.to(held["mu"])
     learned = ["log_sigma2"] if noise == "learned" else []

@@ -277,7 +277,9 @@ class StationaryPoint:
         if rotation is None:
             return None
         if not isinstance(rotation, Tensor):
-            raise TypeError(f"StationaryPoint: rotation must be a torch.Tensor, got {type(rotation).__name__}")
+            raise TypeError(
+                f"StationaryPoint: rotation must be a torch.Tensor, got {type(rotation).__name__}"
+            )
         expected = (self.latent_dim, self.latent_dim)
         if rotation.shape != expected:
             raise ValueError(
@@ -287,7 +289,9 @@ class StationaryPoint:
         rotation = rotation.detach().to(self.eigenvalues)
         error = (rotation.mT @ rotation - torch.eye(self.latent_dim).to(rotation)).abs().max().item()
         if not error < _ORTHOGONAL:
-            raise ValueError(f"StationaryPoint: rotation must be orthogonal, got RᵀR - I of up to {error:.3g}")
+            raise ValueError(
+                f"StationaryPoint: rotation must be orthogonal, got RᵀR - I of up to {error:.3g}"
+            )
         return rotation
 
 
@@ -499,7 +503,10 @@ def _levelling_rotation(values: Tensor) -> Tensor:
     while len(remaining) > 1:
         diagonal = matrix.diagonal()[remaining]
         high, low = remaining[int(diagonal.argmax())], remaining[int(diagonal.argmin())]
-        centre, half = (matrix[high, high] + matrix[low, low]) / 2, (matrix[high, high] - matrix[low, low]) / 2
+        centre, half = (
+            (matrix[high, high] + matrix[low, low]) / 2,
+            (matrix[high, high] - matrix[low, low]) / 2,
+        )
         radius = torch.hypot(half, matrix[high, low])
         remaining.remove(high)
         if radius == 0:
