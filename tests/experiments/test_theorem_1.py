@@ -109,7 +109,7 @@ def test_jacobi_rotations_raise_the_elbo_all_the_way(random):
         for _ in range(10):
             weight = random.standard_normal((6, latent_dim)) * random.uniform(0.1, 3, latent_dim)
             generators = generators_of_jacobi(weight)
-            path = path_of_elbo(weight, SIGMA2, generators)
+            path = path_of_elbo(weight, SIGMA2, generators, parts=8)
             assert (np.diff(path) > -1e-13).all()
             assert path[-1] == pytest.approx(gap(weight), abs=1e-10)
 

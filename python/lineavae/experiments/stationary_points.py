@@ -135,7 +135,7 @@ def plot(results: Results) -> Figure:
 
 
 def _verdict(curves: dict[str, Any], config: dict[str, Any], index: int) -> str:
-    """What the panel shows, and what the point is in all directions together."""
+    """Say what the panel shows, and what the point is in all directions together."""
     first_empty = len(config["kept"])
     rises = [
         f"u{component}"

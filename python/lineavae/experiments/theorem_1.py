@@ -202,11 +202,11 @@ def generator_of_nearest_order(weight: Array) -> Array:
 
 
 def generators_of_jacobi(weight: Array, tolerance: float = 1e-12) -> list[Array]:
-    """Rotations in planes of two columns, one after the other, by at most an eighth of a turn, skew-symmetric.
+    """Skew-symmetric logarithms of Jacobi's rotations: in planes of two columns, one after the other.
 
-    Each makes the two columns orthogonal that are the least so, and raises the ELBO all the way: with M̄ the
-    mean of M_jj and M_kk, their product is M̄² - ρ² cos² φ, and the angle φ goes to the nearest multiple of π,
-    so the product, and the gap with it, shrinks monotonically.
+    None is by more than an eighth of a turn. Each makes the two columns orthogonal that are the least so,
+    and raises the ELBO all the way. With m the mean of M_jj and M_kk, their product is m² - ρ² cos² φ, and
+    the angle φ goes straight to the nearest multiple of π: the product shrinks, and the gap with it.
 
     Examples
     --------
@@ -216,7 +216,8 @@ def generators_of_jacobi(weight: Array, tolerance: float = 1e-12) -> list[Array]
     [array([[ 0.    ,  0.5536],
            [-0.5536,  0.    ]])]
     """
-    gram, generators = weight.T @ weight, []
+    gram = weight.T @ weight
+    generators: list[Array] = []
     while True:
         off_diagonal = abs(np.triu(gram, 1))
         first, second = np.unravel_index(off_diagonal.argmax(), gram.shape)
@@ -232,7 +233,7 @@ def generators_of_jacobi(weight: Array, tolerance: float = 1e-12) -> list[Array]
 
 
 def slope_of_elbo(weight: Array, sigma2: float, generator: Array) -> float:
-    """Derivative of the ELBO under the best encoder along W exp(tB) at t = 0: -Σ_j (M B)_jj / M_jj."""
+    """Differentiate the ELBO under the best encoder along W exp(tB) at t = 0: -Σ_j (M B)_jj / M_jj."""
     precision = weight.T @ weight + sigma2 * np.eye(weight.shape[1])
     return -float(((precision @ generator).diagonal() / precision.diagonal()).sum())
 
@@ -244,7 +245,8 @@ def path_of_elbo(weight: Array, sigma2: float, generators: list[Array], parts: i
     for turn in [np.eye(weight.shape[1]), *turns]:
         weight = weight @ turn
         logs.append(np.log(np.square(weight).sum(0) + sigma2).sum())
-    return -0.5 * (np.array(logs) - logs[0])
+    path: Array = -0.5 * (np.array(logs) - logs[0])
+    return path
 
 
 def _skew_log(rotation: Array) -> Array:
@@ -252,8 +254,9 @@ def _skew_log(rotation: Array) -> Array:
     if np.linalg.det(rotation) < 0:
         rotation = rotation.copy()
         rotation[:, abs(rotation.diagonal()).argmin()] *= -1
-    logarithm = logm(rotation).real
-    return (logarithm - logarithm.T) / 2
+    logarithm: Array = logm(rotation).real
+    skew: Array = (logarithm - logarithm.T) / 2
+    return skew
 
 
 def _leave_a_symmetric_saddle(
@@ -336,7 +339,7 @@ class _Problem:
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """W and log σ² of one point, or of many."""
         size = math.prod(self.shape)
-        weight = self.unit * flat[..., :size].unflatten(-1, self.shape)
+        weight = self.unit * flat[..., :size].reshape(*flat.shape[:-1], *self.shape)
         return weight, flat[..., size] if self.log_sigma2 is None else self.log_sigma2
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -102,7 +102,7 @@ def landscape(
     mixtures = torch.cat([torch.ones_like(grid[:, :1]), grid], 1)
     log_sigma2 = point.eigenvalues.new_tensor(point.sigma2).log()
     parts = []
-    for mixture in mixtures.split(max(1, _BATCH_ELEMENTS // point.latent_dim**2)):
+    for mixture in torch.split(mixtures, max(1, _BATCH_ELEMENTS // point.latent_dim**2)):
         gram, projected = (
             torch.einsum("gp,gq,pqkl->gkl", mixture, mixture, pairs) for pairs in (grams, projections)
         )

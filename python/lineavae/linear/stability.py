@@ -380,7 +380,7 @@ def _elbo_blocks(point: StationaryPoint, noise: Noise) -> list[Tensor]:
     if noise == "learned":
         border = torch.stack([torch.zeros_like(kept), -lengths, 0.5 * lengths.square() / kept], 1)
         corner = kept.new_tensor(-0.5 * point.num_features)
-        blocks.append(torch.linalg.eigvalsh(_arrow(torch.block_diag(*own), border.flatten(), corner)))
+        blocks.append(torch.linalg.eigvalsh(_arrow(_block_diagonal(own), border.flatten(), corner)))
     else:
         blocks.append(torch.linalg.eigvalsh(own))
     blocks.append(kept.new_full((empty,), -0.5))
@@ -393,6 +393,15 @@ def _pair(product: Tensor, determinant: Tensor, sigma2: float) -> Tensor:
     lower = -0.5 * (trace + (trace.square() - 4 * determinant).sqrt())
     # the other one as the quotient keeps its digits where it is small
     return torch.stack([lower, determinant / lower]) / sigma2
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """Put blocks (q, n, n) onto the diagonal of a matrix."""
+    count, size, _ = blocks.shape
+    matrix = blocks.new_zeros(count, size, count, size)
+    index = torch.arange(count)
+    matrix[index, :, index] = blocks
+    return matrix.reshape(count * size, count * size)
 
 
 def _arrow(core: Tensor, border: Tensor, corner: Tensor) -> Tensor:
@@ -412,7 +421,12 @@ def _function(
     if objective == "elbo":
 
         def elbo(**parameters: Tensor) -> Tensor:
-            return linear_vae_elbo_from_moments(sample_mean, covariance, **{**held, **parameters})
+            weight, encoder, mu, log_d, log_sigma2 = (
+                (held | parameters)[name] for name in ("weight", "encoder", "mu", "log_d", "log_sigma2")
+            )
+            return linear_vae_elbo_from_moments(
+                sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2
+            )
 
         return elbo, ["weight", "encoder", "log_d", *learned]
 
