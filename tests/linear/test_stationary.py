@@ -227,7 +227,8 @@ class TestStationarity:
             found = stationarity(other, moments)
             assert not found.is_stationary()
             assert found.is_stationary(tolerance=1.0)
-            assert found.is_stationary("elbo", "fixed") == (name == "log_sigma2") or name == "log_sigma2"
+            # away from the best noise, the encoder is no longer the best either
+            assert not found.is_stationary("elbo", "fixed")
 
     def test_a_model_of_float32(self, moments):
         model = StationaryPoint(moments, [0, 1]).to_vae().float()

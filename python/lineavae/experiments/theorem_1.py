@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import expm, logm
+from scipy.linalg import expm, schur
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -75,9 +75,9 @@ class TheoremConfig(Config):
 
     num_features: int = 6
     latent_dim: int = 3
-    num_starts: int = 300
-    newton_steps: int = 150
-    ascent_steps: int = 2000
+    num_starts: int = 150
+    newton_steps: int = 100
+    ascent_steps: int = 1500
     learning_rate: float = 0.03
     num_rotations: int = 1000
 
@@ -153,7 +153,7 @@ def plot(results: Results) -> Figure:
     points.set_xlabel(f"below the global maximum, {_NATS}")
     points.set_ylabel("largest eigenvalue of the Hessian")
     points.set_title("stationary points: all above 0 are saddles", loc="left", fontsize=10)
-    points.legend(frameon=False, fontsize=8)
+    points.legend(loc="upper left", frameon=False, fontsize=8)
     for name, colour in zip(_ROTATIONS, (VERMILION, BLUE, GREEN), strict=True):
         path = curves[f"path: {name}"]
         rotations.plot(np.linspace(0, 1, len(path)), path, color=colour, label=name)
@@ -165,7 +165,9 @@ def plot(results: Results) -> Figure:
     rotations.set_xlabel("part of the way to orthogonal columns")
     rotations.set_ylabel(f"ELBO above the start, {_NATS}")
     rotations.set_title("rotations of one random W, and of a saddle", loc="left", fontsize=10)
-    rotations.legend(frameon=False, fontsize=8)
+    low, high = rotations.get_ylim()
+    rotations.set_ylim(low, high + 0.25 * (high - low))
+    rotations.legend(loc="upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -254,7 +256,9 @@ def _skew_log(rotation: Array) -> Array:
     if np.linalg.det(rotation) < 0:
         rotation = rotation.copy()
         rotation[:, abs(rotation.diagonal()).argmin()] *= -1
-    logarithm: Array = logm(rotation).real
+    # an orthogonal matrix is normal, so that its Schur form is diagonal
+    diagonal, basis = schur(rotation, output="complex")
+    logarithm: Array = (basis * (1j * np.angle(diagonal.diagonal())) @ basis.conj().T).real
     skew: Array = (logarithm - logarithm.T) / 2
     return skew
 

@@ -55,8 +55,9 @@ class Stability:
         Second derivative of the average log-likelihood along each eigenvector (column) added to each column
         of W (row), (K, D), float64: nats per sample and squared length.
     escape : Tensor
-        The rows and columns of ``curvature`` along which the likelihood and the ELBO rise, the steepest
-        first, (index, 2), int64. :meth:`StationaryPoint.perturbation` makes the direction of each.
+        The rows and columns of ``curvature`` along which the likelihood rises, and with it, without a
+        rotation, the ELBO under the best encoder: the steepest first, (index, 2), int64.
+        :meth:`StationaryPoint.perturbation` makes the direction of each.
     """
 
     point: StationaryPoint
