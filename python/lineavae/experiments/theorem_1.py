@@ -188,9 +188,12 @@ def generator_of_proof(weight: Array) -> Array:
     --------
     >>> import numpy as np
     >>> from lineavae.experiments.theorem_1 import generator_of_proof
-    >>> generator_of_proof(np.array([[2.0, 2.0], [1.0, -1.0]])).round(4)  # an eighth of a turn
-    array([[ 0.    , -0.7854],
-           [ 0.7854,  0.    ]])
+    >>> from scipy.linalg import expm
+    >>> weight = np.array([[2.0, 2.0], [1.0, -1.0]])
+    >>> turned = weight @ expm(generator_of_proof(weight))
+    >>> (turned.T @ turned).round(6) + 0.0
+    array([[8., 0.],
+           [0., 2.]])
     """
     rotation = np.linalg.svd(weight, full_matrices=False)[2].T
     return _skew_log(rotation)

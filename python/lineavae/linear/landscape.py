@@ -28,6 +28,19 @@ class Landscape:
         Average log-likelihood in nats per sample, (num, num), float64: a by row, b by column.
     elbo : Tensor
         Average ELBO under the best encoder of each W, likewise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import Moments, StationaryPoint, landscape
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> point = StationaryPoint(Moments.from_data(x), kept=[], latent_dim=2, sigma2=3.0)
+    >>> oblique = point.perturbation(0, 0) + point.perturbation(1, 0), point.perturbation(1, 1)
+    >>> plane = landscape(point, oblique, radius=1.0, num=3)
+    >>> plane.log_likelihood - plane.elbo  # the columns are oblique unless the first coordinate is 0
+    tensor([[0.0256, 0.0323, 0.0256],
+            [0.0000, 0.0000, 0.0000],
+            [0.0256, 0.0323, 0.0256]], dtype=torch.float64)
     """
 
     coordinates: Tensor

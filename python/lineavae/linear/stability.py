@@ -35,6 +35,10 @@ from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from
 # Relative distance from the stationary σ² up to which a point counts as stationary in it.
 _AT_OPTIMAL_NOISE = 1e-9
 
+# Least size of the basis of Lanczos's method, and restarts after which it gives up.
+_LANCZOS_VECTORS = 60
+_LANCZOS_RESTARTS = 300
+
 
 @dataclass(frozen=True, eq=False)
 class Stability:
@@ -58,6 +62,17 @@ class Stability:
         The rows and columns of ``curvature`` along which the likelihood rises, and with it, without a
         rotation, the ELBO under the best encoder: the steepest first, (index, 2), int64.
         :meth:`StationaryPoint.perturbation` makes the direction of each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import Moments, StationaryPoint, stability
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> verdict = stability(StationaryPoint(Moments.from_data(x), kept=[0], latent_dim=2, sigma2=1.0))
+    >>> verdict.curvature[1, 1]  # of the zero column towards the component left: 2 / 1 - 1
+    tensor(1., dtype=torch.float64)
+    >>> verdict.hessian_eigenvalues()
+    tensor([ 1.0000,  0.0000, -0.2188, -0.7500], dtype=torch.float64)
     """
 
     point: StationaryPoint
@@ -243,7 +258,8 @@ def hessian_eigenpairs(
     ValueError
         The numbers of features differ, or count is not between 1 and the number P of parameters.
     scipy.sparse.linalg.ArpackNoConvergence
-        The iteration did not converge: the eigenvalues at that end lie too close together.
+        The iteration did not converge: the eigenvalues at that end lie too close together beside the whole
+        width of the spectrum.
 
     Examples
     --------
@@ -287,7 +303,10 @@ def hessian_eigenpairs(
         operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
         # a start of its own makes the result a function of the arguments
         start = np.random.default_rng(0).standard_normal(size)
-        found = eigsh(operator, k=count, which="LA" if largest else "SA", v0=start)
+        basis = min(size - 1, max(4 * count, _LANCZOS_VECTORS))
+        found = eigsh(
+            operator, k=count, which="LA" if largest else "SA", v0=start, ncv=basis, maxiter=_LANCZOS_RESTARTS
+        )
         eigenvalues, eigenvectors = (torch.as_tensor(part).to(gradient) for part in found)
     order = eigenvalues.argsort(descending=largest)[:count]
     return eigenvalues[order].detach(), eigenvectors[:, order].detach()

@@ -312,6 +312,16 @@ class Stationarity:
         Of the ELBO by W, V and log d: equations 23, 22 and 21.
     mu, log_sigma2 : float
         Of the ELBO by μ and log σ².
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import Moments, StationaryPoint, stationarity
+    >>> x = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    >>> moments = Moments.from_data(x)
+    >>> found = stationarity(StationaryPoint(moments, kept=[0], sigma2=1.0).to_vae(), moments)
+    >>> round(found.log_sigma2, 6), found.is_stationary(), found.is_stationary(noise="fixed")
+    (0.5, False, True)
     """
 
     likelihood_weight: float
@@ -467,8 +477,8 @@ def symmetric_saddle(
     >>> moments = Moments.from_data(x)
     >>> model = symmetric_saddle(moments, kept=[0, 1], sigma2=1.0)
     >>> (model.weight.mT @ model.weight).detach().round(decimals=6)
-    tensor([[3.5000, 1.5000],
-            [1.5000, 3.5000]], dtype=torch.float64)
+    tensor([[ 3.5000, -1.5000],
+            [-1.5000,  3.5000]], dtype=torch.float64)
     >>> stationarity(model, moments).is_stationary(noise="fixed")
     True
     """
