@@ -39,6 +39,9 @@ _AT_OPTIMAL_NOISE = 1e-9
 _LANCZOS_VECTORS = 60
 _LANCZOS_RESTARTS = 300
 
+# Norm of the residual of an eigenvector beside its eigenvalue; the error of the eigenvalue is its square.
+_LANCZOS_TOLERANCE = 1e-7
+
 
 @dataclass(frozen=True, eq=False)
 class Stability:
@@ -228,7 +231,8 @@ def hessian_eigenpairs(
 
     No matrix is formed but the covariance: a product of the Hessian with a vector costs as much as a few
     gradients. This is for trained models; at a :class:`StationaryPoint`, :func:`stability` has the whole
-    spectrum in closed form.
+    spectrum in closed form, and of eigenvalues that are equal it has each, where Lanczos's method may find
+    but one.
 
     Parameters
     ----------
@@ -305,7 +309,13 @@ def hessian_eigenpairs(
         start = np.random.default_rng(0).standard_normal(size)
         basis = min(size - 1, max(4 * count, _LANCZOS_VECTORS))
         found = eigsh(
-            operator, k=count, which="LA" if largest else "SA", v0=start, ncv=basis, maxiter=_LANCZOS_RESTARTS
+            operator,
+            k=count,
+            which="LA" if largest else "SA",
+            v0=start,
+            ncv=basis,
+            maxiter=_LANCZOS_RESTARTS,
+            tol=_LANCZOS_TOLERANCE,
         )
         eigenvalues, eigenvectors = (torch.as_tensor(part).to(gradient) for part in found)
     order = eigenvalues.argsort(descending=largest)[:count]
