@@ -1,8 +1,31 @@
 """Linear models of a dataset, from its mean and covariance: probabilistic PCA and the linear VAE."""
 
+from lineavae.linear.forecast import CollapseForecast, forecast_collapse
+from lineavae.linear.gap import GapDecomposition, decompose_gap
+from lineavae.linear.identifiability import (
+    Alignment,
+    align,
+    rescale_latents,
+    rotation_gap,
+    subspace_angles,
+)
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import History
 from lineavae.linear.vae import LinearVAE
 
-__all__ = ["PPCA", "History", "LinearVAE", "Moments"]
+__all__ = [
+    "PPCA",
+    "Alignment",
+    "CollapseForecast",
+    "GapDecomposition",
+    "History",
+    "LinearVAE",
+    "Moments",
+    "align",
+    "decompose_gap",
+    "forecast_collapse",
+    "rescale_latents",
+    "rotation_gap",
+    "subspace_angles",
+]
