@@ -34,8 +34,8 @@ class Alignment(NamedTuple):
     --------
     >>> import torch
     >>> from lineavae.linear import align
-    >>> align(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.eye(2)).cosines
-    tensor([0.7071, 0.0000], dtype=torch.float64)
+    >>> align(torch.tensor([[0.0, -3.0], [2.0, 0.0]]), torch.eye(2)).columns
+    tensor([1, 0])
     """
 
     columns: Tensor
@@ -81,14 +81,13 @@ def align(weight: Tensor, directions: Tensor) -> Alignment:
     --------
     >>> import torch
     >>> from lineavae.linear import align
-    >>> weight = torch.tensor([[0.0, -3.0], [2.0, 0.0], [0.0, 0.0]])
-    >>> alignment = align(weight, torch.eye(3)[:, :2])
+    >>> weight = torch.tensor([[0.5, -3.0], [2.0, 1.0]])
+    >>> alignment = align(weight, torch.eye(2))
     >>> alignment.columns, alignment.signs
     (tensor([1, 0]), tensor([-1.,  1.], dtype=torch.float64))
     >>> weight[:, alignment.columns] * alignment.signs
-    tensor([[3., 0.],
-            [0., 2.],
-            [0., 0.]], dtype=torch.float64)
+    tensor([[ 3.0000,  0.5000],
+            [-1.0000,  2.0000]], dtype=torch.float64)
     """
     weight, directions = _check_matrices("align", weight, directions)
     cosine = _unit_columns(weight).mT @ _unit_columns(directions)
