@@ -72,7 +72,9 @@ def steps(model, x, epsilon=0.01):
     reached.append(log_likelihood(x, x.mean(0), weight, sigma2))
     by_noise = lambda log_noise: -log_likelihood(x, x.mean(0), weight, math.exp(log_noise))  # noqa: E731
     grid = min(np.linspace(-14, 14, 600), key=by_noise)
-    found = minimize_scalar(by_noise, bounds=(grid - 0.1, grid + 0.1), method="bounded", options={"xatol": 1e-9})
+    found = minimize_scalar(
+        by_noise, bounds=(grid - 0.1, grid + 0.1), method="bounded", options={"xatol": 1e-9}
+    )
     reached.append(-found.fun)
     left, lengths, _ = torch.linalg.svd(weight, full_matrices=False)
     mean = (x - x.mean(0)) @ left * (lengths / (lengths.square() + sigma2))
@@ -134,7 +136,9 @@ def test_few_samples_go_through_their_factor(x, generator):
     sample = x[:6]
     weight, sigma2, mu = model.weight.detach(), model.log_sigma2.exp().item(), model.mu.detach()
     likelihood = log_likelihood(sample, mu, weight, sigma2)
-    assert gap.encoder + gap.rotation == pytest.approx(likelihood - model.elbo(sample).mean().item(), rel=1e-10)
+    assert gap.encoder + gap.rotation == pytest.approx(
+        likelihood - model.elbo(sample).mean().item(), rel=1e-10
+    )
     centred = log_likelihood(sample, sample.mean(0), weight, sigma2)
     assert gap.mean == pytest.approx(centred - likelihood, rel=1e-9)
     assert gap.maximum == pytest.approx(PPCA(n_components=LATENT_DIM).fit(sample).score(sample), rel=1e-12)
@@ -237,7 +241,7 @@ def test_collapsed_columns_that_still_help_are_no_step_down(x):
 
 
 def test_the_best_noise_is_the_higher_of_two_maxima():
-    """One feature far too wide for its column: one maximum explains the others, the other one this feature."""
+    """One feature far too wide for its column: one maximum explains it, the other one all else."""
     narrow = torch.diag(torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64))
     for wide, lower in ((450.0, True), (6000.0, False)):
         corners = narrow + torch.diag(torch.tensor([wide, 0.0, 0.0, 0.0], dtype=torch.float64))
@@ -253,7 +257,9 @@ def test_the_best_noise_is_the_higher_of_two_maxima():
             log_likelihood(x, model.mu.detach(), model.weight.detach(), noise)
             for noise in np.exp(np.linspace(-4, 18, 4001))
         ]
-        peaks = [b for a, b, c in zip(likelihoods, likelihoods[1:], likelihoods[2:], strict=False) if a < b > c]
+        peaks = [
+            b for a, b, c in zip(likelihoods, likelihoods[1:], likelihoods[2:], strict=False) if a < b > c
+        ]
         assert len(peaks) == 2
         assert (peaks[0] > peaks[1]) == lower
         tuned = log_likelihood(x, model.mu.detach(), model.weight.detach(), math.exp(-1.4)) + gap.noise
@@ -318,7 +324,9 @@ def test_history_is_resumed(x, tmp_path, monkeypatch):
     def train(**keywords):
         generator = torch.Generator().manual_seed(1)
         model = LinearVAE(NUM_FEATURES, LATENT_DIM, generator=generator, dtype=torch.float64)
-        return model.fit(x, steps=100, lr=0.01, history_every=20, history_gap=True, progress=False, **keywords)
+        return model.fit(
+            x, steps=100, lr=0.01, history_every=20, history_gap=True, progress=False, **keywords
+        )
 
     def stop(run):
         if run.step == 60:
@@ -327,9 +335,10 @@ def test_history_is_resumed(x, tmp_path, monkeypatch):
 
     checkpoint = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 20, "resume": True}
     advance = training._Run.advance
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(training._Run, "advance", stop)
-        train(**checkpoint)
+        with pytest.raises(KeyboardInterrupt):
+            train(**checkpoint)
     resumed, whole = train(**checkpoint), train()
     assert np.array_equal(resumed.steps, whole.steps)
     for name in PARTS:
@@ -357,7 +366,7 @@ def test_wrong_arguments(x, optimum):
         with pytest.raises(ValueError, match="epsilon must be finite and >= 0"):
             decompose_gap(optimum, moments, epsilon)
     few = Moments.from_data(x[:5])
-    with pytest.raises(ValueError, match="fewer latents than the rank of the covariance, 4, .* got 4"):
+    with pytest.raises(ValueError, match=r"fewer latents than the rank of the covariance, 4, .* got 4"):
         decompose_gap(optimum, few)
     with torch.no_grad():
         optimum.log_d[0] = math.nan

@@ -48,10 +48,7 @@ def test_align_is_the_best_of_all_assignments(latents, directions, generator):
     weight = draw(NUM_FEATURES, latents, generator=generator) * torch.logspace(-3, 3, latents)
     targets = draw(NUM_FEATURES, directions, generator=generator)
     cosine = np.array(
-        [
-            [w @ u / np.linalg.norm(w) / np.linalg.norm(u) for u in targets.T.numpy()]
-            for w in weight.T.numpy()
-        ]
+        [[w @ u / np.linalg.norm(w) / np.linalg.norm(u) for u in targets.T.numpy()] for w in weight.T.numpy()]
     )
     pairs = min(latents, directions)
     best = max(
