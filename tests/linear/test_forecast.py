@@ -78,12 +78,12 @@ def test_forecast_is_what_training_finds(x, sigma2, beta):
     assert model.elbo(x).mean().item() == pytest.approx(forecast.elbo, abs=1e-6)
 
 
-@pytest.mark.parametrize(("latent_dim", "beta"), [(5, 1.0), (5, 3.0), (7, 0.5), (8, 2.0), (12, 3.0)])
+@pytest.mark.parametrize(("latent_dim", "beta"), [(5, 1.0), (5, 3.0), (4, 0.5), (8, 2.0), (12, 3.0)])
 def test_learned_noise_is_what_training_finds(x, latent_dim, beta):
     model = LinearVAE(
         NUM_FEATURES, latent_dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64
     )
-    model.fit(x, optimizer=lbfgs, steps=400, beta=beta, progress=False)
+    model.fit(x, optimizer=lbfgs, steps=150, beta=beta, progress=False)
     forecast = forecast_collapse(x, latent_dim, beta=beta)
     assert forecast.is_learned
     assert forecast.sigma2 == forecast.learned_sigma2

@@ -216,8 +216,8 @@ def forecast_collapse(
     -----
     Lucas et al. (2019), section 4.1 and appendix A.1. With q live latents and R_q = Σ_{j>q} λ_j, a learned σ²
     converges to R_q / (D - βq) with the one q for which λ_q > βσ² >= λ_{q+1} or q = K; at β = 1 that is the
-    maximum-likelihood σ² with all K latents (equation 7). Where K >= D, and the covariance has full rank, that
-    σ² is the largest of many which are as good.
+    maximum-likelihood σ² with all K latents (equation 7). Where K >= D and the covariance has full rank, it
+    is the largest of many that are as good.
 
     Examples
     --------
