@@ -142,6 +142,15 @@ def test_more_latents_than_directions(x):
         forecast_collapse(few, 6)
 
 
+def test_dependent_features(x):
+    """Of which a covariance has eigenvalues at the level of rounding."""
+    dependent = torch.cat([x, x @ torch.ones(NUM_FEATURES, 2, dtype=x.dtype)], 1)
+    forecast = forecast_collapse(dependent, 10, sigma2=1e-30)
+    assert forecast.num_active == NUM_FEATURES
+    assert forecast.learned_sigma2 == 0
+    assert forecast.eigenvalues[NUM_FEATURES:].tolist() == [0, 0]
+
+
 def test_constant_data():
     constant = np.full((5, 3), 7.0)
     forecast = forecast_collapse(constant, 2, sigma2=2.0)
@@ -204,45 +213,44 @@ def test_wrong_number_to_keep(x, number):
         forecast_collapse(x, 3).sigma2_to_keep(number)
 
 
-class ConvergedError(Exception):
-    pass
-
-
 def train(moments, latent_dim, sigma2, tolerance):
     """A linear VAE trained at a fixed σ² from random parameters until the norm of its gradient is small.
 
-    L-BFGS on W. Each evaluation is of the model after `canonicalize_`, whose ELBO is the likelihood: along
-    rotations the ELBO is too flat for any optimizer. The coordinates are the principal ones, scaled to unit
-    variance, which only speeds it up.
+    L-BFGS on W, then, where the rounding of the loss ends its line searches, expectation maximisation. Each
+    evaluation is of the model after `canonicalize_`, whose ELBO is the likelihood: along rotations the ELBO
+    is too flat for any optimizer. The coordinates are the principal ones, in which the data are a diagonal
+    factor, scaled to unit variance, which only speeds it up.
     """
     eigenvalues, directions = moments.eigh()
     varying = eigenvalues > 1e-12 * eigenvalues[0]
-    variances, directions = eigenvalues[varying].numpy()[:, None], directions[:, varying]
+    variances, directions = eigenvalues[varying].numpy(), directions[:, varying]
+    factor, scale = np.diag(np.sqrt(variances)), np.sqrt(np.maximum(variances, sigma2))[:, None]
     shape = (len(variances), latent_dim)
-    scale = np.sqrt(np.maximum(variances, sigma2))
-    limit = math.sqrt(6 / sum(shape))
-    weight = np.random.default_rng(0).uniform(-limit, limit, shape)
 
-    def loss(scaled):
-        nonlocal weight
-        weight = scaled.reshape(shape) * scale
+    def evaluate(weight):
         inner = weight.T @ weight + sigma2 * np.eye(latent_dim)
         encoder = np.linalg.solve(inner, weight.T)
-        residual = variances - 2 * variances * (weight * encoder.T).sum(1, keepdims=True)
-        projected = encoder * variances.T
-        spread = projected @ encoder.T
-        explained = (weight.T @ weight * spread).sum()
-        covariance = sigma2 * np.linalg.inv(inner)
-        distortion = residual.sum() + explained + (weight.T @ weight * covariance).sum()
-        kl = 0.5 * (np.trace(covariance) + np.trace(spread) - latent_dim - np.linalg.slogdet(covariance)[1])
-        gradient = (projected.T - weight @ (covariance + spread)) / sigma2
-        if np.linalg.norm(gradient) < tolerance:
-            raise ConvergedError
-        return distortion / (2 * sigma2) + kl, -(gradient * scale).ravel()
+        mean = encoder @ factor
+        distance = np.square(factor - weight @ mean).sum() / sigma2 + np.square(mean).sum()
+        loss = 0.5 * (distance + np.linalg.slogdet(inner)[1])
+        cross, second_moment = factor @ mean.T, sigma2 * np.linalg.inv(inner) + mean @ mean.T
+        gradient = (weight @ second_moment - cross) / sigma2
+        return loss, gradient, np.linalg.solve(second_moment, cross.T).T
 
-    options = {"maxcor": 50, "ftol": 0, "gtol": 0, "maxiter": 20_000, "maxfun": 20_000}
-    with pytest.raises(ConvergedError):
-        minimize(loss, (weight / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
+    def scaled_loss(scaled):
+        loss, gradient, _ = evaluate(scaled.reshape(shape) * scale)
+        return loss, (gradient * scale).ravel()
+
+    limit = math.sqrt(6 / sum(shape))
+    start = np.random.default_rng(0).uniform(-limit, limit, shape) / scale
+    options = {"maxcor": 50, "ftol": 0, "gtol": 1e-7, "maxiter": 5000, "maxfun": 5000}
+    result = minimize(scaled_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+    weight = result.x.reshape(shape) * scale
+    for _ in range(5000):
+        _, gradient, updated = evaluate(weight)
+        if np.linalg.norm(gradient) < tolerance:
+            break
+        weight = updated
     model = LinearVAE(moments.num_features, latent_dim, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(directions @ torch.from_numpy(weight))
