@@ -243,7 +243,7 @@ def train(moments, latent_dim, sigma2, tolerance):
 
     limit = math.sqrt(6 / sum(shape))
     start = np.random.default_rng(0).uniform(-limit, limit, shape) / scale
-    options = {"maxcor": 50, "ftol": 0, "gtol": 1e-7, "maxiter": 5000, "maxfun": 5000}
+    options = {"maxcor": 50, "ftol": 0, "gtol": 1e-7, "maxiter": 500, "maxfun": 500}
     result = minimize(scaled_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     weight = result.x.reshape(shape) * scale
     for _ in range(5000):
