@@ -1,4 +1,4 @@
-"""The command ``lineavae``: look at an installation or a posterior, reproduce the paper's figures.
+"""The command ``lineavae``: look at an installation, data or a posterior, reproduce the paper's figures.
 
 Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130 interrupted.
 """
@@ -13,6 +13,8 @@ import typer
 from lineavae import __version__
 from lineavae.commands.collapse import EPILOG as COLLAPSE_EPILOG
 from lineavae.commands.collapse import collapse
+from lineavae.commands.forecast import EPILOG as FORECAST_EPILOG
+from lineavae.commands.forecast import forecast
 from lineavae.commands.reproduce import EPILOG as REPRODUCE_EPILOG
 from lineavae.commands.reproduce import reproduce
 from lineavae.diagnostics import diagnose as diagnose_installation
@@ -57,4 +59,5 @@ def diagnose(
 
 
 app.command(epilog=COLLAPSE_EPILOG)(collapse)
+app.command(epilog=FORECAST_EPILOG)(forecast)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)

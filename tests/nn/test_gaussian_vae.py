@@ -89,7 +89,8 @@ def test_closed_form_is_the_mean_over_samples(noise: str, x: Tensor) -> None:
     assert torch.equal(vae(x).elbo, exact.elbo)  # no sampling
     sampled = make_vae(noise, linear=True, closed_form=False).eval()
     sampled.load_state_dict(vae.state_dict())
-    values = torch.stack([sampled(x, seed=seed).reconstruction for seed in range(4000)])
+    with torch.no_grad():
+        values = torch.stack([sampled(x, seed=seed).reconstruction for seed in range(1000)])
     error = values.std(0) / math.sqrt(len(values))
     assert ((values.mean(0) - exact.reconstruction).abs() < 4 * error).all()
     torch.testing.assert_close(exact.kl, sampled(x).kl)
@@ -194,9 +195,9 @@ def test_importance_weighted_bound_approaches_the_likelihood(x: Tensor) -> None:
 
 def test_importance_weighted_bound_of_one_sample_is_an_elbo(x: Tensor) -> None:
     vae = make_vae()
-    values = torch.stack([vae.importance_weighted_bound(x, 1) for _ in range(2000)])
-    expected = torch.stack([vae(x).elbo.detach() for _ in range(2000)])
-    error = ((values.var(0) + expected.var(0)) / 2000).sqrt()
+    values = torch.stack([vae.importance_weighted_bound(x, 1) for _ in range(500)])
+    expected = torch.stack([vae(x, seed=seed).elbo.detach() for seed in range(500)])
+    error = ((values.var(0) + expected.var(0)) / 500).sqrt()
     assert ((values.mean(0) - expected.mean(0)).abs() < 4.5 * error).all()
 
 

@@ -1,5 +1,14 @@
 """Linear models of a dataset, from its mean and covariance: probabilistic PCA and the linear VAE."""
 
+from lineavae.linear.forecast import CollapseForecast, forecast_collapse
+from lineavae.linear.gap import GapDecomposition, decompose_gap
+from lineavae.linear.identifiability import (
+    Alignment,
+    align,
+    rescale_latents,
+    rotation_gap,
+    subspace_angles,
+)
 from lineavae.linear.landscape import Landscape, landscape
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
@@ -10,6 +19,9 @@ from lineavae.linear.vae import LinearVAE
 
 __all__ = [
     "PPCA",
+    "Alignment",
+    "CollapseForecast",
+    "GapDecomposition",
     "History",
     "Landscape",
     "LinearVAE",
@@ -17,10 +29,16 @@ __all__ = [
     "Stability",
     "Stationarity",
     "StationaryPoint",
+    "align",
+    "decompose_gap",
+    "forecast_collapse",
     "hessian_eigenpairs",
     "landscape",
+    "rescale_latents",
+    "rotation_gap",
     "stability",
     "stable_sigma2",
     "stationarity",
+    "subspace_angles",
     "symmetric_saddle",
 ]

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._tensor_file import read_tensors, write_tensors
+from lineavae.linear.gap import PARTS, Optimum
 from lineavae.linear.moments import Moments
 from lineavae.ops import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 from lineavae.reference.linear_vae_elbo import gaussian_term
@@ -63,6 +64,9 @@ class History:
         Log of the observation noise at those points, (P,), float64.
     dropped_features
         Indices of the features that were left out as constant, int64.
+    gap
+        What the ELBO lacks to the largest likelihood at those points, part by part as
+        :func:`decompose_gap` names them, (P,) each, float64; ``None`` where it was not asked for.
 
     Examples
     --------
@@ -77,6 +81,7 @@ class History:
     elbo: NDArray[np.float64]
     log_sigma2: NDArray[np.float64]
     dropped_features: NDArray[np.int64]
+    gap: dict[str, NDArray[np.float64]] | None = None
 
 
 def fit(
@@ -93,6 +98,7 @@ def fit(
     seed: int = 0,
     drop_constant_features: bool = False,
     history_every: int = 100,
+    history_gap: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     resume: bool = False,
@@ -132,6 +138,9 @@ def fit(
         training all features from that point. All three must be trained, then.
     history_every
         Steps between two entries of the history; each costs one evaluation in float64.
+    history_gap
+        Tell at each entry of the history why the ELBO is not the largest, as :func:`decompose_gap` does. It
+        costs a singular value decomposition of W; ``beta`` must be 1.
     checkpoint
         A file for the parameters, the state of the optimizer and the history. It is replaced, atomically,
         every ``checkpoint_every`` steps and at the end.
@@ -191,6 +200,7 @@ def fit(
         seed=check("seed", seed, minimum=0),
         drop_constant_features=drop_constant_features,
         history_every=check("history_every", history_every, minimum=1),
+        history_gap=history_gap,
     )
     check("checkpoint_every", checkpoint_every, minimum=1)
     if resume and checkpoint is None:
@@ -264,6 +274,7 @@ class _Settings:
     seed: int
     drop_constant_features: bool
     history_every: int
+    history_gap: bool
 
     def __post_init__(self) -> None:
         if self.objective not in ("analytic", "stochastic"):
@@ -272,6 +283,8 @@ class _Settings:
             )
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"LinearVAE.fit: beta must be finite and >= 0, got {self.beta}")
+        if self.history_gap and self.beta != 1:
+            raise ValueError(f"LinearVAE.fit: beta must be 1 where history_gap is asked for, got {self.beta}")
         if self.batch_size is not None and self.objective == "analytic":
             raise ValueError(
                 "LinearVAE.fit: batch_size must be None for the analytic objective, whose steps cost the "
@@ -309,6 +322,15 @@ class _Problem:
         self._parameters = tuple(self.model.get_parameter(name) for name in _ARGUMENTS)
         self._beta, self._num_features = settings.beta, model.num_features
         self._exact_elbo = mean_elbo(moments, self.model.weight.double())
+        self._optimum = None
+        if settings.history_gap:
+            self._optimum = Optimum(
+                "LinearVAE.fit",
+                moments,
+                model.latent_dim,
+                like=self.model.weight.double(),
+                num_features=model.num_features,
+            )
         if samples is None:
             self.objective = self._analytic(moments)
         else:
@@ -318,6 +340,12 @@ class _Problem:
         """Analytic ELBO of the data, evaluated in float64."""
         parameters = (parameter.detach().double() for parameter in self._parameters)
         return self._exact_elbo(*parameters, self._beta, num_features=self._num_features).item()
+
+    def gap(self, elbo: float) -> tuple[float, ...]:
+        """Give the parts of the gap to the largest ELBO, where they are asked for."""
+        if self._optimum is None:
+            return ()
+        return tuple(self._optimum.decompose(self.model, elbo).parts.values())
 
     def write_back(self, model: LinearVAE) -> None:
         """Set ``model`` to the result."""
@@ -367,7 +395,8 @@ class _Run:
         self.problem = problem
         self.optimizer = optimizer
         self.step = 0
-        self.records: list[tuple[int, float, float]] = []
+        # step, ELBO, log σ² and the parts of the gap, if these are asked for
+        self.records: list[tuple[float, ...]] = []
 
     def advance(self) -> None:
         """Take one step."""
@@ -380,18 +409,24 @@ class _Run:
         if not math.isfinite(elbo):
             last = "none was recorded"
             if self.records:
-                last = f"the last finite one was {self.records[-1][1]}, at step {self.records[-1][0]}"
+                last = f"the last finite one was {self.records[-1][1]}, at step {self.records[-1][0]:.0f}"
             raise FloatingPointError(f"LinearVAE.fit: the ELBO is {elbo} at step {self.step}; {last}")
         return elbo
 
     def record(self, elbo: float) -> None:
         """Add an entry to the history."""
-        self.records.append((self.step, elbo, self.problem.model.log_sigma2.item()))
+        self.records.append((self.step, elbo, self.problem.model.log_sigma2.item(), *self.problem.gap(elbo)))
 
     def history(self) -> History:
         """Give the history so far."""
-        steps, elbo, log_sigma2 = np.array(self.records).T
-        return History(steps.astype(np.int64), elbo, log_sigma2, self.problem.dropped.cpu().numpy())
+        steps, elbo, log_sigma2, *gap = np.array(self.records).T
+        return History(
+            steps.astype(np.int64),
+            elbo,
+            log_sigma2,
+            self.problem.dropped.cpu().numpy(),
+            dict(zip(PARTS, gap, strict=True)) if gap else None,
+        )
 
     def _loss_with_gradients(self) -> Any:
         self.optimizer.zero_grad()
@@ -432,9 +467,7 @@ class _Checkpoint:
             for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
                 parameter.copy_(tensors[name])
         run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
-        run.records = [
-            (int(step), elbo, log_sigma2) for step, elbo, log_sigma2 in tensors["history"].tolist()
-        ]
+        run.records = [tuple(record) for record in tensors["history"].tolist()]
         run.step = state["step"]
 
 

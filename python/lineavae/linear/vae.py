@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lineavae._arguments import check_integer
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
+from lineavae.linear.closed_forms import optimal_encoder, principal_axes
 from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import mean_elbo
@@ -228,7 +229,7 @@ class LinearVAE(nn.Module):
         """
         _check_data("log_marginal_likelihood", data)
         weight, mu, log_sigma2 = self.weight.double(), self.mu.double(), self.log_sigma2.double()
-        encoder, log_d, gap = _optimal_encoder(weight, log_sigma2.exp())
+        encoder, log_d, gap = optimal_encoder(weight, log_sigma2.exp())
         if not isinstance(data, Moments):
             data = data.double()
         return _elbo(data, weight, encoder, mu, log_d, log_sigma2) + gap
@@ -242,7 +243,7 @@ class LinearVAE(nn.Module):
         """
         if not (math.isfinite(beta) and beta > 0):
             raise ValueError(f"LinearVAE.optimal_encoder_: beta must be finite and > 0, got {beta}")
-        encoder, log_d, _ = _optimal_encoder(self.weight.double(), beta * self.log_sigma2.double().exp())
+        encoder, log_d, _ = optimal_encoder(self.weight.double(), beta * self.log_sigma2.double().exp())
         self.encoder.copy_(encoder)
         self.log_d.copy_(log_d)
         return self
@@ -282,7 +283,7 @@ class LinearVAE(nn.Module):
         ELBO of any data rises to it: this is the proof of theorem 1 of Lucas et al. (2019) as a method. The
         largest entry of each column is positive.
         """
-        directions, lengths = _principal_axes(self.weight.double())
+        directions, lengths = principal_axes(self.weight.double())
         self.weight.zero_()  # columns beyond the number of features stay zero
         self.weight[:, : len(lengths)] = (directions * lengths).to(self.weight)
         return self.optimal_encoder_()
@@ -309,7 +310,7 @@ class LinearVAE(nn.Module):
             (D, r), float64, orthonormal columns; the largest entry of each is positive.
         """
         _check_features("principal_components", moments, self.num_features)
-        directions, lengths = _principal_axes(self.weight.double())
+        directions, lengths = principal_axes(self.weight.double())
         rounding = max(self.weight.shape) * torch.finfo(self.weight.dtype).eps
         basis = directions[:, lengths > rounding * lengths[0]]
         eigenvalues, rotation = torch.linalg.eigh(basis.mT @ moments.covariance.to(basis) @ basis)
@@ -351,7 +352,7 @@ class LinearVAE(nn.Module):
         ``explained_variance_`` the variance of the model along them. It has no ``n_samples_``: a model does
         not know its data.
         """
-        directions, lengths = _principal_axes(self.weight.double())
+        directions, lengths = principal_axes(self.weight.double())
         noise_variance = self.log_sigma2.double().exp()
         ppca = PPCA(n_components=len(lengths))
         ppca.mean_ = self.mu.detach().to("cpu", torch.float64, copy=True).numpy()
@@ -425,25 +426,6 @@ def _elbo(
     if isinstance(data, Moments):
         return mean_elbo(data, weight)(weight, encoder, mu, log_d, log_sigma2, beta)
     return linear_vae_elbo(data, weight, encoder, mu, log_d, log_sigma2, beta)
-
-
-def _optimal_encoder(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """V*, log d* and the gap between the likelihood and the ELBO there; ``noise`` is βσ².
-
-    With M̃ = WᵀW + βσ² I: V* = M̃⁻¹ Wᵀ, d*_j = βσ² / M̃_jj; the gap, ½ (Σ_j log M̃_jj - log det M̃), is for β = 1.
-    """
-    gram = weight.mT @ weight
-    precision = gram + noise * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    cholesky = torch.linalg.cholesky(precision)
-    log_diagonal = precision.diagonal().log()
-    gap = 0.5 * log_diagonal.sum() - cholesky.diagonal().log().sum()
-    return torch.cholesky_solve(weight.mT, cholesky), noise.log() - log_diagonal, gap
-
-
-def _principal_axes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """U, with fixed signs, and the diagonal of L, descending, of W = U L Rᵀ."""
-    left, singular_values, _ = torch.linalg.svd(weight, full_matrices=False)
-    return with_fixed_signs(left), singular_values
 
 
 def _check_data(method: str, data: Tensor | Moments) -> None:

@@ -1,0 +1,81 @@
+"""``lineavae forecast``: how many latents of a VAE can live on some data, before it is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from safetensors import SafetensorError, safe_open
+
+from lineavae.commands._common import fail
+
+if TYPE_CHECKING:
+    from lineavae.linear import Moments
+
+EPILOG = (
+    "Example: [bold]lineavae forecast images.npy --latent-dim 200 --sigma2 1[/bold] tells how many of "
+    "the 200 latents will collapse, and which σ² keeps them."
+)
+
+
+def forecast(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A .npy, .npz or .safetensors file of samples (N, D), or (N, ...), in the units in which "
+            "the VAE sees them; a folder of such files; moments that Moments.save wrote; or a folder with "
+            "MNIST's files, whose pixels are divided by 255.",
+        ),
+    ],
+    latent_dim: Annotated[int, typer.Option(min=1, help="Latents K.")],
+    sigma2: Annotated[
+        float | None, typer.Option(help="Observation noise σ² that is held fixed; without it, it is learned.")
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Weight β of the KL term.")] = 1.0,
+    key: Annotated[
+        str | None, typer.Option(help="Name of the array, in a file that holds more than one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Forecast posterior collapse: how many latents can live on the data, at which σ², at what cost."""
+    try:
+        # here, not above: `diagnose` has to work where the native module does not
+        from lineavae.linear import forecast_collapse
+    except ImportError as error:
+        fail(str(error), 1)
+    try:
+        result = forecast_collapse(_read(data, key), latent_dim, sigma2=sigma2, beta=beta)
+    except ValueError as error:
+        fail(str(error).removeprefix("forecast_collapse: "))
+    typer.echo(json.dumps(result.to_dict(), allow_nan=False) if as_json else str(result))
+
+
+def _read(path: Path, key: str | None) -> Moments:
+    """Give the moments of the samples at ``path``; a ValueError says why there are none."""
+    from lineavae.data import load_mnist, read_samples
+    from lineavae.linear import Moments
+
+    if _holds_moments(path):
+        return Moments.load(path)
+    if path.is_dir() and any(path.glob("train-images-idx3-ubyte*")):
+        return Moments.from_data(load_mnist(path).to_tensor())
+    moments = Moments()
+    for file, samples in read_samples(path, key):
+        try:
+            moments.update(samples)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {str(error).removeprefix('Moments: ')}") from error
+    return moments
+
+
+def _holds_moments(path: Path) -> bool:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == "lineavae.Moments"
+    except (OSError, SafetensorError):
+        return False  # the reader of samples says why
