@@ -38,7 +38,7 @@ demo: install
 # The CUDA kernels on the CPU, then everything else.
 test: emulator
 	$(BIN)/ctest --test-dir $(EMULATOR) --output-on-failure -j2
-	$(BIN)/pytest -n 2 --dist worksteal $(if $(SLOW),,-m "not slow")
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(if $(SLOW),,-m "not slow")
 
 emulator: install
 	$(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(EMULATOR) -DPython_EXECUTABLE=$(abspath $(BIN))/python \

@@ -243,7 +243,8 @@ def train(moments, latent_dim, sigma2, tolerance):
 
     limit = math.sqrt(6 / sum(shape))
     start = np.random.default_rng(0).uniform(-limit, limit, shape) / scale
-    options = {"maxcor": 50, "ftol": 0, "gtol": 1e-7, "maxiter": 500, "maxfun": 500}
+    steps = 500 if latent_dim > 50 else 20_000  # what is left is for the steps of EM below
+    options = {"maxcor": 50, "ftol": 0, "gtol": 1e-7, "maxiter": steps, "maxfun": steps}
     result = minimize(scaled_loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     weight = result.x.reshape(shape) * scale
     for _ in range(5000):
