@@ -568,7 +568,8 @@ history = model.fit(
     x, objective="stochastic", batch_size=64, lr=0.01, steps=int(steps), drop_constant_features=True,
     history_every=50, checkpoint=checkpoint, checkpoint_every=20, resume=True, progress=False,
 )
-torch.save({**model.state_dict(), **{k: torch.tensor(v) for k, v in vars(history).items() if v is not None}}, result)
+numbers = {k: torch.tensor(v) for k, v in vars(history).items() if v is not None}
+torch.save(model.state_dict() | numbers, result)
 """
 
 
