@@ -89,6 +89,23 @@ def check_parameters(
     check_shape(op, "log_d", log_d, {"K": latent_dim})
 
 
+def check_linear_decoder(
+    op: str, x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor
+) -> dict[str, torch.Size]:
+    """Check the shapes of data, posteriors and a linear decoder; returns those over models, by name."""
+    if x.ndim < 2:
+        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
+    if weight.ndim < 2:
+        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
+    num_samples, num_features, latent_dim = *x.shape[-2:], weight.shape[-1]
+    check_shape(op, "weight", weight, {"D": num_features, "K": latent_dim})
+    check_shape(op, "mean", mean, {"N": num_samples, "K": latent_dim})
+    check_shape(op, "logvar", logvar, {"N": num_samples, "K": latent_dim})
+    check_shape(op, "bias", bias, {"D": num_features})
+    matrices = {"x": x, "mean": mean, "logvar": logvar, "weight": weight}
+    return {name: tensor.shape[:-2] for name, tensor in matrices.items()} | {"bias": bias.shape[:-1]}
+
+
 def check_noise(op: str, log_sigma2: Tensor, x: Tensor) -> None:
     """Check that ``log_sigma2`` broadcasts to the samples and features of ``x`` (*models, N, D)."""
     sizes = x.shape[-2:]
@@ -176,6 +193,11 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
         return tensor.unsqueeze(0)
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
     return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+
+
+def sum_over_shared(gradient: Tensor, shared: bool) -> Tensor:
+    """Sum the gradient of what all models share over the models."""
+    return gradient.sum(0, keepdim=True) if shared and gradient.shape[0] != 1 else gradient
 
 
 def flatten_noise(log_sigma2: Tensor, models: torch.Size) -> Tensor:

@@ -23,7 +23,7 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 
@@ -160,7 +160,7 @@ def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
                 raise ValueError(f"{op}: statistics of the data carry no gradient")
             if grad is None:
                 return (None,) * 9
-            gradients = Backward.apply(ctx.num_features, grad, *ctx.saved_tensors)
+            gradients = apply_backward(Backward, ctx.num_features, grad, *ctx.saved_tensors)
             return None, None, None, *gradients, None
 
     _register(op)

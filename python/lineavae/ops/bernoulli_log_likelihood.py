@@ -17,9 +17,10 @@ from lineavae.ops._arguments import (
     flatten_models,
     flatten_shared,
     has_native,
+    sum_over_shared,
     widen,
 )
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -107,7 +108,9 @@ class _BernoulliLogLikelihood(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _BernoulliLogLikelihoodBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        return apply_backward(
+            _BernoulliLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
+        )
 
 
 class _BernoulliLogLikelihoodBackward(Function):
@@ -120,10 +123,7 @@ class _BernoulliLogLikelihoodBackward(Function):
     def forward(grad: Tensor, x_requires_grad: bool, x: Tensor, logits: Tensor) -> Any:
         grad_x = None
         if x_requires_grad:
-            grad_x = grad.unsqueeze(-1) * logits
-            if x.shape[0] != grad_x.shape[0]:
-                grad_x = grad_x.sum(0, keepdim=True)
-            grad_x = grad_x.to(x.dtype)
+            grad_x = sum_over_shared(grad.unsqueeze(-1) * logits, x.shape[0] == 1).to(x.dtype)
         return grad_x, _raw.bernoulli_log_likelihood_backward(grad, x, logits)
 
     @staticmethod

@@ -11,16 +11,17 @@ from torch.autograd import Function
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     broadcast_models,
+    check_linear_decoder,
     check_probabilities,
-    check_shape,
     check_tensors,
     flatten_models,
     flatten_shared,
     has_native,
+    sum_over_shared,
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -93,27 +94,10 @@ def expected_bernoulli_log_likelihood(
     x, mean, logvar, weight, bias = map(
         widen, check_tensors(op, check_finite, x=x, mean=mean, logvar=logvar, weight=weight, bias=bias)
     )
-    if x.ndim < 2:
-        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    if weight.ndim < 2:
-        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
-    num_samples, num_features, latent_dim = *x.shape[-2:], weight.shape[-1]
-    check_shape(op, "mean", mean, {"N": num_samples, "K": latent_dim})
-    check_shape(op, "logvar", logvar, {"N": num_samples, "K": latent_dim})
-    check_shape(op, "weight", weight, {"D": num_features, "K": latent_dim})
-    check_shape(op, "bias", bias, {"D": num_features})
+    shapes = check_linear_decoder(op, x, mean, logvar, weight, bias)
     if check_finite:
         check_probabilities(op, x)
-    models = broadcast_models(
-        op,
-        {
-            "x": x.shape[:-2],
-            "mean": mean.shape[:-2],
-            "logvar": logvar.shape[:-2],
-            "weight": weight.shape[:-2],
-            "bias": bias.shape[:-1],
-        },
-    )
+    models = broadcast_models(op, shapes)
     if not has_native(op, x.device):
         return without_autocast(reference.expected_bernoulli_log_likelihood, x, mean, logvar, weight, bias)
     value: Tensor = _ExpectedBernoulli.apply(
@@ -123,7 +107,7 @@ def expected_bernoulli_log_likelihood(
         flatten_models(weight, models, 2),
         flatten_models(bias, models, 1),
     )[0]
-    return value.reshape((*models, num_samples))
+    return value.reshape((*models, x.shape[-2]))
 
 
 @torch.compiler.allow_in_graph
@@ -145,7 +129,7 @@ class _ExpectedBernoulli(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 5
-        return _ExpectedBernoulliBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        return apply_backward(_ExpectedBernoulliBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
 
 
 class _ExpectedBernoulliBackward(Function):
@@ -162,9 +146,7 @@ class _ExpectedBernoulliBackward(Function):
         )
         grad_x = None
         if x_requires_grad:
-            grad_x = without_autocast(_grad_x, grad, mean, weight, bias)
-            if x.shape[0] != grad_x.shape[0]:
-                grad_x = grad_x.sum(0, keepdim=True)
+            grad_x = sum_over_shared(without_autocast(_grad_x, grad, mean, weight, bias), x.shape[0] == 1)
         return grad_x, *gradients
 
     @staticmethod

@@ -16,18 +16,18 @@ from torch.autograd import Function
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     broadcast_models,
+    check_linear_decoder,
     check_noise,
-    check_shape,
     check_tensors,
     flatten_models,
     flatten_noise,
     flatten_shared,
     has_native,
+    sum_over_shared,
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import keep_signature, second_order
-from lineavae.ops.gaussian_log_likelihood import sum_over_shared
+from lineavae.ops._registration import apply_backward, keep_signature, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -113,7 +113,9 @@ def expected_gaussian_log_likelihood(
             log_sigma2=log_sigma2,
         ),
     )
-    models = _check_shapes(op, x, mean, logvar, weight, bias, log_sigma2)
+    shapes = check_linear_decoder(op, x, mean, logvar, weight, bias)
+    check_noise(op, log_sigma2, x)
+    models = broadcast_models(op, shapes | {"log_sigma2": log_sigma2.shape[:-2]})
     if not has_native("gaussian_log_likelihood", x.device):
         formula = reference.expected_gaussian_log_likelihood
         return without_autocast(formula, x, mean, logvar, weight, bias, log_sigma2)
@@ -126,34 +128,6 @@ def expected_gaussian_log_likelihood(
         flatten_noise(log_sigma2, models),
     )[0]
     return value.reshape((*models, x.shape[-2]))
-
-
-def _check_shapes(
-    op: str, x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor, log_sigma2: Tensor
-) -> torch.Size:
-    """Check the shapes of the arguments; returns that of the models."""
-    if x.ndim < 2:
-        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    if weight.ndim < 2:
-        raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
-    num_samples, num_features = x.shape[-2:]
-    latent_dim = weight.shape[-1]
-    check_shape(op, "weight", weight, {"D": num_features, "K": latent_dim})
-    check_shape(op, "mean", mean, {"N": num_samples, "K": latent_dim})
-    check_shape(op, "logvar", logvar, {"N": num_samples, "K": latent_dim})
-    check_shape(op, "bias", bias, {"D": num_features})
-    check_noise(op, log_sigma2, x)
-    return broadcast_models(
-        op,
-        {
-            "x": x.shape[:-2],
-            "mean": mean.shape[:-2],
-            "logvar": logvar.shape[:-2],
-            "weight": weight.shape[:-2],
-            "bias": bias.shape[:-1],
-            "log_sigma2": log_sigma2.shape[:-2],
-        },
-    )
 
 
 @torch.compiler.allow_in_graph
@@ -177,7 +151,9 @@ class _ExpectedGaussianLogLikelihood(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 6
-        return _ExpectedGaussianLogLikelihoodBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        return apply_backward(
+            _ExpectedGaussianLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
+        )
 
 
 class _ExpectedGaussianLogLikelihoodBackward(Function):

@@ -18,9 +18,10 @@ from lineavae.ops._arguments import (
     flatten_noise,
     flatten_shared,
     has_native,
+    sum_over_shared,
     widen,
 )
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -169,11 +170,6 @@ def _flatten(
     )
 
 
-def sum_over_shared(gradient: Tensor, shared: bool) -> Tensor:
-    """Sum the gradient of what all models share over the models."""
-    return gradient.sum(0, keepdim=True) if shared and gradient.shape[0] != 1 else gradient
-
-
 @torch.compiler.allow_in_graph
 class _GaussianLogLikelihood(Function):
     generate_vmap_rule = True
@@ -193,10 +189,9 @@ class _GaussianLogLikelihood(Function):
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
         if grad is None:
             return None, None, None
-        function = _GaussianLogLikelihoodBackward
-        # without a graph to build, a Function costs only time
-        call = function.apply if torch.is_grad_enabled() else function.forward
-        return call(grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        return apply_backward(
+            _GaussianLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
+        )
 
 
 class _GaussianLogLikelihoodBackward(Function):

@@ -18,10 +18,11 @@ from lineavae.ops._arguments import (
     flatten_models,
     flatten_shared,
     has_native,
+    sum_over_shared,
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import keep_signature, register_rules, second_order
+from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
 _raw = torch.ops.lineavae
@@ -157,7 +158,8 @@ class _LinearVAEELBO(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
             return (None,) * 7
-        return *_LinearVAEELBOBackward.apply(grad, ctx.needs_input_grad[0], *ctx.saved_tensors), None
+        gradients = apply_backward(_LinearVAEELBOBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
+        return *gradients, None
 
 
 class _LinearVAEELBOBackward(Function):
@@ -187,8 +189,7 @@ class _LinearVAEELBOBackward(Function):
         grad_x = None
         if x_requires_grad:
             grad_x = without_autocast(_grad_x, grad, log_sigma2, residual, grad_code, encoder)
-            if x.shape[0] != grad_x.shape[0]:
-                grad_x = grad_x.sum(0, keepdim=True)
+            grad_x = sum_over_shared(grad_x, x.shape[0] == 1)
         return grad_x, *gradients
 
     @staticmethod
