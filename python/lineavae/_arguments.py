@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 
 
@@ -19,3 +20,11 @@ def check_number(caller: str, name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{caller}: {name} must be a number, got {type(value).__name__}")
     return float(value)
+
+
+def check_weight(caller: str, name: str, value: float) -> float:
+    """Give ``value`` as a ``float``, which must be finite and not negative."""
+    number = check_number(caller, name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{caller}: {name} must be finite and >= 0, got {value}")
+    return number

@@ -90,7 +90,7 @@ class ObservationNoise(nn.Module):
         Parameters
         ----------
         x, x_hat
-            Data and reconstructions, (N, *event).
+            Data, (N, *event), and reconstructions, of the same shape or several of each, (S, N, *event).
         variance
             Where x_hat is the mean of reconstructions under the posterior: their variance, (N, *event).
 

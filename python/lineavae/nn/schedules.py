@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lineavae._arguments import check_number
+from lineavae._arguments import check_weight
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class KLAnnealing:
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "start", "end"):
-            value = check_number(type(self).__name__, name, getattr(self, name))
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{type(self).__name__}: {name} must be finite and >= 0, got {value}")
+            check_weight(type(self).__name__, name, getattr(self, name))
 
     def __call__(self, epoch: float) -> float:
         """Give the value at an epoch, which counts from 0."""

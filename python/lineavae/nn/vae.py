@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lineavae._arguments import check_integer, check_number
+from lineavae._arguments import check_integer, check_weight
 from lineavae.nn.noise import ObservationNoise
 from lineavae.ops import (
     expected_gaussian_log_likelihood,
@@ -132,7 +132,7 @@ class GaussianVAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.noise = noise
-        self.beta = _check_weight("beta", beta)
+        self.beta = check_weight("GaussianVAE", "beta", beta)
         self.closed_form = is_linear if closed_form is None else closed_form
 
     def forward(self, x: Tensor, **options: Any) -> ELBOTerms:
@@ -180,11 +180,15 @@ class GaussianVAE(nn.Module):
         """
         _check_data(x)
         beta = (
-            self.beta if beta is None else beta if isinstance(beta, Tensor) else _check_weight("beta", beta)
+            self.beta
+            if beta is None
+            else beta
+            if isinstance(beta, Tensor)
+            else check_weight("GaussianVAE", "beta", beta)
         )
-        free_bits = _check_weight("free_bits", free_bits)
+        free_bits = check_weight("GaussianVAE", "free_bits", free_bits)
         if capacity is not None:
-            capacity = _check_weight("capacity", capacity)
+            capacity = check_weight("GaussianVAE", "capacity", capacity)
             if free_bits:
                 raise ValueError("GaussianVAE: free_bits and capacity exclude each other, got both")
         mean, logvar = self.encode(x)
@@ -327,9 +331,8 @@ class GaussianVAE(nn.Module):
 
     def _sampled_reconstruction(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
-        x_hat = self._reconstruct(x.expand(len(z), *x.shape).flatten(0, 1), z.flatten(0, 1))
-        x_hat = x_hat.unflatten(0, z.shape[:2])
-        log_sigma2 = self.noise(x, x_hat[0]) if len(z) == 1 else self.noise(*_paired(x, x_hat))
+        x_hat = self._reconstruct(x, z)
+        log_sigma2 = self.noise(x, x_hat)
         likelihood = gaussian_log_likelihood(
             x.flatten(1), x_hat.flatten(2), self._per_feature(x, log_sigma2, x_hat.dtype)
         )
@@ -351,14 +354,16 @@ class GaussianVAE(nn.Module):
         return likelihood, log_sigma2
 
     def _reconstruct(self, x: Tensor, z: Tensor) -> Tensor:
-        """Decode z to the shape of x."""
-        x_hat = self.decode(z)
-        if x_hat.shape[0] != x.shape[0] or x_hat.numel() != x.numel():
+        """Decode z, (*samples, N, K), to what compares with x, (*samples, N, *event)."""
+        x_hat = self.decode(z.flatten(end_dim=-2))
+        shape = (*z.shape[:-2], *x.shape)
+        expected = (math.prod(shape[: z.ndim - 1]), *x.shape[1:])
+        if x_hat.shape[0] != expected[0] or x_hat.numel() != math.prod(expected):
             raise ValueError(
-                f"GaussianVAE: the decoder's output must have as many elements as x, {tuple(x.shape)}, "
+                f"GaussianVAE: the decoder's output must have as many elements as x, {expected}, "
                 f"got {tuple(x_hat.shape)}"
             )
-        return x_hat.reshape(x.shape)
+        return x_hat.reshape(shape)
 
     def _variance(self, x: Tensor, logvar: Tensor) -> Tensor:
         """Variance of a linear decoder's reconstructions under the posteriors, of the shape of x."""
@@ -375,11 +380,6 @@ class GaussianVAE(nn.Module):
         return log_sigma2.to(dtype)
 
 
-def _paired(x: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, *event) and (S, N, *event) -> both (S N, *event)."""
-    return x.expand_as(x_hat).flatten(0, 1), x_hat.flatten(0, 1)
-
-
 def _check_data(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"GaussianVAE: x must be a torch.Tensor, got {type(x).__name__}")
@@ -389,10 +389,3 @@ def _check_data(x: Tensor) -> None:
         )
     if x.ndim < 2:
         raise ValueError(f"GaussianVAE: x must have shape (N, *event), got {tuple(x.shape)}")
-
-
-def _check_weight(name: str, value: float) -> float:
-    number = check_number("GaussianVAE", name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"GaussianVAE: {name} must be finite and >= 0, got {value}")
-    return number
