@@ -179,13 +179,10 @@ class GaussianVAE(nn.Module):
             x is no floating tensor, the encoder returns no posterior, or the decoder nothing of x's size.
         """
         _check_data(x)
-        beta = (
-            self.beta
-            if beta is None
-            else beta
-            if isinstance(beta, Tensor)
-            else check_weight("GaussianVAE", "beta", beta)
-        )
+        if beta is None:
+            beta = self.beta
+        elif not isinstance(beta, Tensor):
+            beta = check_weight("GaussianVAE", "beta", beta)
         free_bits = check_weight("GaussianVAE", "free_bits", free_bits)
         if capacity is not None:
             capacity = check_weight("GaussianVAE", "capacity", capacity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -167,7 +167,7 @@ def scale(kl: Tensor, kl_weight: Tensor | float) -> Tensor:
     return kl if kl_weight == 1 else kl * kl_weight
 
 
-def broadcast_models(op: str, shapes: dict[str, Sequence[int]]) -> torch.Size:
+def broadcast_models(op: str, shapes: Mapping[str, Sequence[int]]) -> torch.Size:
     """Broadcast the leading dimensions, over models, of all arguments."""
     first, *others = shapes.values()
     if all(shape == first for shape in others):  # broadcasting takes its time
