@@ -201,6 +201,17 @@ def test_importance_weighted_bound_of_one_sample_is_an_elbo(x: Tensor) -> None:
     assert ((values.mean(0) - expected.mean(0)).abs() < 4.5 * error).all()
 
 
+def test_evaluation_leaves_the_noise_and_the_mode_as_they_are(x: Tensor) -> None:
+    vae = make_vae("closed_form")
+    vae(x)
+    before = vae.noise.log_sigma2.clone()
+    vae.importance_weighted_bound(3 * x, 2)
+    vae.sigma2_tuned_elbo([3 * x])
+    assert torch.equal(vae.noise.log_sigma2, before)
+    assert vae.training
+    assert vae.noise.training
+
+
 def test_importance_weights_of_a_narrow_posterior(x: Tensor) -> None:
     vae = make_vae()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -272,11 +273,9 @@ class GaussianVAE(nn.Module):
         ValueError
             There is no data, or the noise's σ² would be 0: the data are reconstructed without error.
         """
-        was_training = self.training
-        self.eval()
-        try:
-            num_samples, features, kl = 0, 0, 0.0
-            squares = torch.zeros_like(self.noise.log_sigma2, dtype=torch.float64)
+        num_samples, features, kl = 0, 0, 0.0
+        squares = torch.zeros_like(self.noise.log_sigma2, dtype=torch.float64)
+        with self._evaluating():
             for index, batch in enumerate(loader):
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
                 _check_data(x)
@@ -291,8 +290,6 @@ class GaussianVAE(nn.Module):
                 kl += batch_kl.double().sum().item()
                 num_samples += len(x)
                 features = x[0].numel()
-        finally:
-            self.train(was_training)
         if num_samples == 0:
             raise ValueError("GaussianVAE: loader must have data, got none")
         sigma2 = squares / num_samples
@@ -310,21 +307,31 @@ class GaussianVAE(nn.Module):
 
         log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S samples of q: the ELBO for one, and closer to the
         likelihood with each. Memory does not grow with S. ``generator``, on the data's device, fixes the
-        samples.
+        samples. The model is in evaluation mode meanwhile.
         """
         _check_data(x)
         check_integer("GaussianVAE", "num_samples", num_samples, 1)
-        mean, logvar = self.encode(x)
-        std = (0.5 * logvar).exp()
-        bound = torch.full((), -math.inf, device=x.device)
-        for _ in range(num_samples):
-            eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            z = mean + std * eps
-            likelihood, _ = self._sampled_reconstruction(x, z[None])
-            # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
-            log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
-            bound = torch.logaddexp(bound, likelihood + log_ratio)
+        with self._evaluating():
+            mean, logvar = self.encode(x)
+            std = (0.5 * logvar).exp()
+            bound = torch.full((), -math.inf, device=x.device)
+            for _ in range(num_samples):
+                eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+                z = mean + std * eps
+                likelihood, _ = self._sampled_reconstruction(x, z[None])
+                # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
+                log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
+                bound = torch.logaddexp(bound, likelihood + log_ratio)
         return bound - math.log(num_samples)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def _sampled_reconstruction(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
