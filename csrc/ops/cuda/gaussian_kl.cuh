@@ -9,11 +9,9 @@
 namespace lineavae {
 namespace cuda {
 
-constexpr int kRowBlocks = 6;  // per multiprocessor at least
-
 // kLanes lanes per row, so that short rows do not leave most of a warp idle.
 template <class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads, kRowBlocks) gaussian_kl_rows(const GaussianKL<T> a) {
+__global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T> a) {
   const int64_t row = thread_index() / kLanes;
   accumulate_t<T> sum = 0;
   if (row < a.rows) {
