@@ -10,7 +10,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 #include "common/portable.h"
@@ -81,9 +80,7 @@ LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts_in_range(T clamped) {
   T q = Traits::coefficient(0);
   for (int i = 1; i < Traits::kTerms; ++i) q = multiply_add(q, r, Traits::coefficient(i));
   const Integer bits = (static_cast<Integer>(n) + Traits::kExponentBias) << Traits::kMantissaBits;
-  T scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return {clamped, n, r, scale, q * r * r};
+  return {clamped, n, r, bit_cast<T>(bits), q * r * r};
 }
 
 template <class T>

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "common/philox.h"
@@ -102,20 +101,6 @@ struct NormalTraits<double> {
   }
 };
 
-template <class T>
-LINEAVAE_HOST_DEVICE typename NormalTraits<T>::Bits as_bits(T x) {
-  typename NormalTraits<T>::Bits bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-template <class T>
-LINEAVAE_HOST_DEVICE T from_bits(typename NormalTraits<T>::Bits bits) {
-  T x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 // √(-2 ln u)
 template <class T>
 LINEAVAE_HOST_DEVICE T normal_radius(uint32_t word) {
@@ -128,10 +113,10 @@ LINEAVAE_HOST_DEVICE T normal_radius(uint32_t word) {
   const bool near_one = half > kRootHalf;
   const T v = multiply_add(static_cast<T>(near_one ? half ^ 0x7fffffff : half), T(0x1p-31), T(0x1p-32));
   // u = 2ᵉ (1 + f), √½ <= 1 + f < √2
-  const Bits bits = as_bits(v) - Traits::kRootHalf;
+  const Bits bits = bit_cast<Bits>(v) - Traits::kRootHalf;
   const Bits scaled = (bits & ((Bits{1} << Traits::kMantissaBits) - 1)) + Traits::kRootHalf;
   const int32_t exponent = static_cast<int32_t>(static_cast<std::make_signed_t<Bits>>(bits) >> Traits::kMantissaBits);
-  const T f = near_one ? -v : from_bits<T>(scaled) - T(1), e = static_cast<T>(near_one ? 0 : exponent);
+  const T f = near_one ? -v : bit_cast<T>(scaled) - T(1), e = static_cast<T>(near_one ? 0 : exponent);
   return square_root(multiply_add(e, T(-2) * Traits::kLn2, Traits::minus_two_log1p(f)));
 }
 
@@ -153,8 +138,8 @@ LINEAVAE_HOST_DEVICE NormalPair<T> normal_pair(uint32_t radius_word, uint32_t an
   const bool swapped = quadrant & 1u;
   const Bits negative_cosine = static_cast<Bits>((quadrant + 1u) >> 1 & 1u) << kSign;
   const Bits negative_sine = static_cast<Bits>(quadrant >> 1 & 1u) << kSign;
-  return {radius * from_bits<T>(as_bits(swapped ? sine : cosine) ^ negative_cosine),
-          radius * from_bits<T>(as_bits(swapped ? cosine : sine) ^ negative_sine)};
+  return {radius * bit_cast<T>(bit_cast<Bits>(swapped ? sine : cosine) ^ negative_cosine),
+          radius * bit_cast<T>(bit_cast<Bits>(swapped ? cosine : sine) ^ negative_sine)};
 }
 
 LINEAVAE_HOST_DEVICE PhiloxKey key_of(int64_t seed) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #ifdef __CUDACC__
 #define LINEAVAE_HOST_DEVICE __host__ __device__ __forceinline__
@@ -20,6 +21,15 @@ LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 // a b + c, rounded once: written out wherever a value must not depend on where the compiler would contract.
 LINEAVAE_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 LINEAVAE_HOST_DEVICE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// The same bits as another type.
+template <class To, class From>
+LINEAVAE_HOST_DEVICE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
 
 constexpr double kLog2Pi = 1.8378770664093454836;
 

@@ -18,7 +18,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "common/device.h"
@@ -69,11 +68,7 @@ struct Bins {
   static constexpr int kFirst = (Traits::kExponentBias - 24) << 4;  // the leading bits of 2⁻²⁴
   static constexpr Bits kInfinity = Bits{2 * Traits::kExponentBias + 1} << Traits::kMantissaBits;
 
-  LINEAVAE_HOST_DEVICE static Bits bits_of(A kl) {
-    Bits bits;
-    std::memcpy(&bits, &kl, sizeof bits);
-    return bits;
-  }
+  LINEAVAE_HOST_DEVICE static Bits bits_of(A kl) { return bit_cast<Bits>(kl); }
   LINEAVAE_HOST_DEVICE static int bin_of(Bits bits) {
     const int bin = static_cast<int>(bits >> kLowBits) - (kFirst - 1);
     return bin < 0 ? 0 : bin >= kHistogramBins ? kHistogramBins - 1 : bin;
