@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -197,6 +198,7 @@ def train_in_process(folder: Path) -> None:
     callback = callback_of()
     trainer, _ = fit(folder, [callback], logger=logger, devices=2, strategy="ddp")
     (folder / f"num_samples-{trainer.global_rank}").write_text(str(callback.monitor.last.report.num_samples))
+    dist.destroy_process_group()  # Lightning leaves it, and Gloo's threads may outlive the interpreter
 
 
 def test_lightning_is_imported_only_when_asked_for(monkeypatch):
