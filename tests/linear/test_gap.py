@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lineavae.linear import PPCA, LinearVAE, Moments, decompose_gap, training
+from lineavae.linear import PPCA, LinearVAE, Moments, ascent, decompose_gap
 from lineavae.linear.gap import PARTS
 
 NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 60, 7, 4
@@ -334,9 +334,9 @@ def test_history_is_resumed(x, tmp_path, monkeypatch):
         advance(run)
 
     checkpoint = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 20, "resume": True}
-    advance = training._Run.advance
+    advance = ascent._Run.advance
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "advance", stop)
+        patch.setattr(ascent._Run, "advance", stop)
         with pytest.raises(KeyboardInterrupt):
             train(**checkpoint)
     resumed, whole = train(**checkpoint), train()

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from lineavae import reference
-from lineavae.linear import PPCA, LinearVAE, Moments, training
+from lineavae.linear import PPCA, LinearVAE, Moments, ascent
 
 NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 50, 6, 2
 PARAMETERS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
@@ -61,14 +61,14 @@ def lbfgs(parameters):
 
 def cut_power(monkeypatch, at_step):
     """Let runs fail before their step number ``at_step``, counted from zero."""
-    advance = training._Run.advance
+    advance = ascent._Run.advance
 
     def advance_or_fail(run):
         if run.step == at_step:
             raise RuntimeError("power cut")
         advance(run)
 
-    monkeypatch.setattr(training._Run, "advance", advance_or_fail)
+    monkeypatch.setattr(ascent._Run, "advance", advance_or_fail)
 
 
 @pytest.mark.parametrize("from_moments", [False, True])
@@ -339,7 +339,7 @@ def test_resuming_a_finished_run_returns_at_once(x, tmp_path, monkeypatch):
     first = make()
     options = {"steps": 15, "checkpoint": tmp_path / "c", "progress": False}
     expected = first.fit(x, **options)
-    monkeypatch.setattr(training._Run, "advance", None)  # a step would raise
+    monkeypatch.setattr(ascent._Run, "advance", None)  # a step would raise
     second = make()
     assert_same((second, second.fit(x, resume=True, **options)), (first, expected))
 
@@ -479,7 +479,7 @@ def test_progress_is_for_terminals(x, monkeypatch, capsys):
     make().fit(x, steps=3)
     assert capsys.readouterr() == ("", "")
     terminal = StringIO()
-    monkeypatch.setattr(training, "Console", lambda **_: Console(file=terminal, force_terminal=True))
+    monkeypatch.setattr(ascent, "Console", lambda **_: Console(file=terminal, force_terminal=True))
     make().fit(x, steps=3, history_every=1)
     assert "ELBO -" in terminal.getvalue()
     assert "3/3" in terminal.getvalue()

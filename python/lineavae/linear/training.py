@@ -1,33 +1,22 @@
-"""Training of the linear VAE by gradient ascent on its ELBO, resumable to the bit.
-
-Everything random is a function of (seed, step), so that a run killed at any moment and resumed from its last
-checkpoint ends where the uninterrupted run ends.
-"""
+"""Training of the linear VAE: by its ELBO in closed form, from the moments of the data, or by samples."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Event
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae._arguments import check_integer, check_number
-from lineavae._tensor_file import read_tensors, write_tensors
+from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae.linear.gap import PARTS, Optimum
 from lineavae.linear.moments import Moments
 from lineavae.ops import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
@@ -36,16 +25,11 @@ from lineavae.reference.linear_vae_elbo import gaussian_term
 if TYPE_CHECKING:
     from lineavae.linear.vae import LinearVAE
 
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-
 # In the order in which the operators take them.
 _ARGUMENTS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
 
 # Those with an entry for each feature.
 _OF_FEATURES = ("weight", "encoder", "mu")
-
-# One stream of random numbers for each purpose.
-_NOISE, _ORDER = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,67 +172,39 @@ def fit(
     >>> bool(history.elbo[-1] > history.elbo[0])
     True
     """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("LinearVAE.fit: gradients must be enabled, got a call in torch.inference_mode")
-    check = partial(check_integer, "LinearVAE.fit")
     settings = _Settings(
         objective=objective,
-        steps=check("steps", steps, minimum=1),
-        batch_size=None if batch_size is None else check("batch_size", batch_size, minimum=1),
-        beta=check_number("LinearVAE.fit", "beta", beta),
+        steps=steps,
+        batch_size=batch_size,
+        beta=beta,
         learn_sigma2=learn_sigma2,
-        seed=check("seed", seed, minimum=0),
+        seed=seed,
         drop_constant_features=drop_constant_features,
-        history_every=check("history_every", history_every, minimum=1),
+        history_every=history_every,
         history_gap=history_gap,
     )
-    check("checkpoint_every", checkpoint_every, minimum=1)
-    if resume and checkpoint is None:
-        raise ValueError("LinearVAE.fit: checkpoint must be given to resume from, got None")
     problem = _Problem(model, data, settings)
-    run = _Run(problem, _make_optimizer(optimizer, list(problem.trained.values()), lr))
-    file = None
-    if checkpoint is not None:
-        file = _Checkpoint(Path(checkpoint), _identity(data, settings, run))
-        if resume and file.path.exists():
-            file.load(run)
-
-    console = Console(stderr=True, quiet=not progress)
-    if len(problem.dropped):
-        console.print(f"{len(problem.dropped)} of {model.num_features} features are constant and left out")
-    with Progress(
-        TextColumn("ELBO {task.fields[elbo]:.2f}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (progress and console.is_terminal),
-    ) as bar:
-        task = bar.add_task("", total=steps, completed=run.step, elbo=math.nan)
-
-        def train(interrupted: Event) -> None:
-            if not run.records:
-                run.record(run.finite_elbo())
-            while run.step < steps and not interrupted.is_set():
-                run.advance()
-                is_last = run.step == steps
-                recording = is_last or run.step % history_every == 0
-                saving = file is not None and (is_last or run.step % checkpoint_every == 0)
-                if recording or saving:
-                    elbo = run.finite_elbo()
-                    if recording:
-                        run.record(elbo)
-                    if file is not None and saving:
-                        file.save(run)
-                bar.update(task, completed=run.step, elbo=run.records[-1][1])
-
-        if model.weight.device.type == "cpu":
-            _run_flushing_denormals(train)
-        else:
-            train(Event())
+    num_dropped = len(problem.dropped)
+    if num_dropped:
+        console = Console(stderr=True, quiet=not progress)
+        console.print(f"{num_dropped} of {model.num_features} features are constant and left out")
+    recorded, elbo, log_sigma2, *gap = ascend(
+        problem,
+        optimizer=optimizer,
+        lr=lr,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )
     problem.write_back(model)
-    return run.history()
+    return History(
+        recorded.astype(np.int64),
+        elbo,
+        log_sigma2,
+        problem.dropped.cpu().numpy(),
+        dict(zip(PARTS, gap, strict=True)) if gap else None,
+    )
 
 
 def mean_elbo(moments: Moments, like: Tensor) -> Callable[..., Tensor]:
@@ -262,27 +218,16 @@ def mean_elbo(moments: Moments, like: Tensor) -> Callable[..., Tensor]:
     return partial(linear_vae_elbo_from_moments, sample_mean, moments.covariance.to(like))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The plain arguments on which the result of a run depends."""
+@dataclass(kw_only=True)
+class _Settings(Settings):
+    caller: ClassVar[str] = "LinearVAE.fit"
 
-    objective: str
-    steps: int
-    batch_size: int | None
-    beta: float
     learn_sigma2: bool
-    seed: int
     drop_constant_features: bool
-    history_every: int
     history_gap: bool
 
     def __post_init__(self) -> None:
-        if self.objective not in ("analytic", "stochastic"):
-            raise ValueError(
-                f"LinearVAE.fit: objective must be 'analytic' or 'stochastic', got {self.objective!r}"
-            )
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"LinearVAE.fit: beta must be finite and >= 0, got {self.beta}")
+        super().__post_init__()
         if self.history_gap and self.beta != 1:
             raise ValueError(f"LinearVAE.fit: beta must be 1 where history_gap is asked for, got {self.beta}")
         if self.batch_size is not None and self.objective == "analytic":
@@ -292,8 +237,10 @@ class _Settings:
             )
 
 
-class _Problem:
-    """What is maximised, over what: a copy of the model on the features that are kept, and its objective."""
+class _Problem(Problem):
+    """The ELBO of the linear VAE, over the parameters of a copy on the features that are kept."""
+
+    model: LinearVAE
 
     def __init__(self, model: LinearVAE, data: Tensor | NDArray[Any] | Moments, settings: _Settings) -> None:
         moments, samples = _read_data(model, data, settings)
@@ -314,11 +261,10 @@ class _Problem:
             moments = moments.select(self.kept.to(moments.device))
             samples = None if samples is None else samples[:, self.kept]
 
-        self.model = _working_copy(model, self.kept)
-        self.model.log_sigma2.requires_grad_(settings.learn_sigma2 and model.log_sigma2.requires_grad)
-        self.trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        if not self.trained:
-            raise ValueError("LinearVAE.fit: some parameter must require grad, got all frozen")
+        self._data = data
+        working = _working_copy(model, self.kept)
+        working.log_sigma2.requires_grad_(settings.learn_sigma2 and model.log_sigma2.requires_grad)
+        super().__init__(settings, working)
         self._parameters = tuple(self.model.get_parameter(name) for name in _ARGUMENTS)
         self._beta, self._num_features = settings.beta, model.num_features
         self._exact_elbo = mean_elbo(moments, self.model.weight.double())
@@ -331,21 +277,30 @@ class _Problem:
                 like=self.model.weight.double(),
                 num_features=model.num_features,
             )
-        if samples is None:
-            self.objective = self._analytic(moments)
-        else:
-            self.objective = self._stochastic(samples, settings)
+        self._objective = self._analytic(moments) if samples is None else self._stochastic(samples)
+
+    def objective(self, step: int) -> Tensor:
+        """Mean ELBO of the moments, or an estimate of it from a batch."""
+        return self._objective(step)
 
     def exact_elbo(self) -> float:
         """Analytic ELBO of the data, evaluated in float64."""
         parameters = (parameter.detach().double() for parameter in self._parameters)
         return self._exact_elbo(*parameters, self._beta, num_features=self._num_features).item()
 
-    def gap(self, elbo: float) -> tuple[float, ...]:
-        """Give the parts of the gap to the largest ELBO, where they are asked for."""
+    def record(self, elbo: float) -> tuple[float, ...]:
+        """Give log σ², and the parts of the gap to the largest ELBO where they are asked for."""
+        log_sigma2 = self.model.log_sigma2.item()
         if self._optimum is None:
-            return ()
-        return tuple(self._optimum.decompose(self.model, elbo).parts.values())
+            return (log_sigma2,)
+        return log_sigma2, *self._optimum.decompose(self.model, elbo).parts.values()
+
+    def data(self) -> list[Tensor]:
+        """Give the samples, or the tensors that make up the moments."""
+        if not isinstance(self._data, Moments):
+            return [as_tensor(self._data)]
+        spread = self._data._factor if self._data._factor is not None else self._data.covariance
+        return [torch.tensor(float(self._data.num_samples)), self._data.sample_mean, spread]
 
     def write_back(self, model: LinearVAE) -> None:
         """Set ``model`` to the result."""
@@ -363,112 +318,16 @@ class _Problem:
         elbo = mean_elbo(moments, self.model.weight)
         return lambda step: elbo(*self._parameters, self._beta, num_features=self._num_features)
 
-    def _stochastic(self, samples: Tensor, settings: _Settings) -> Callable[[int], Tensor]:
-        num_samples, device = len(samples), samples.device
-        batch_size = settings.batch_size or num_samples
-        batches_per_epoch = math.ceil(num_samples / batch_size)
+    def _stochastic(self, samples: Tensor) -> Callable[[int], Tensor]:
+        batch = batches(self.settings, samples)
         no_distortion = samples.new_zeros(())
 
-        @lru_cache(maxsize=1)
-        def order(epoch: int) -> Tensor:
-            generator = _generator(device, settings.seed, _ORDER, epoch)
-            return torch.randperm(num_samples, generator=generator, device=device)
-
-        def batch(step: int) -> Tensor:
-            if batch_size == num_samples:
-                return samples
-            epoch, index = divmod(step, batches_per_epoch)
-            return samples[order(epoch)[index * batch_size : (index + 1) * batch_size]]
-
         def elbo(step: int) -> Tensor:
-            noise = _generator(device, settings.seed, _NOISE, step)
-            of_kept = self.model.stochastic_elbo(batch(step), generator=noise, beta=self._beta).mean()
+            generator = noise(self.settings, step, samples.device)
+            of_kept = self.model.stochastic_elbo(batch(step), generator=generator, beta=self._beta).mean()
             return of_kept + gaussian_term(no_distortion, self.model.log_sigma2, len(self.dropped))
 
         return elbo
-
-
-class _Run:
-    """The state of a run, all of which a checkpoint holds."""
-
-    def __init__(self, problem: _Problem, optimizer: Optimizer) -> None:
-        self.problem = problem
-        self.optimizer = optimizer
-        self.step = 0
-        # step, ELBO, log σ² and the parts of the gap, if these are asked for
-        self.records: list[tuple[float, ...]] = []
-
-    def advance(self) -> None:
-        """Take one step."""
-        self.optimizer.step(self._loss_with_gradients)
-        self.step += 1
-
-    def finite_elbo(self) -> float:
-        """Evaluate the ELBO of the data, which must be finite."""
-        elbo = self.problem.exact_elbo()
-        if not math.isfinite(elbo):
-            last = "none was recorded"
-            if self.records:
-                last = f"the last finite one was {self.records[-1][1]}, at step {self.records[-1][0]:.0f}"
-            raise FloatingPointError(f"LinearVAE.fit: the ELBO is {elbo} at step {self.step}; {last}")
-        return elbo
-
-    def record(self, elbo: float) -> None:
-        """Add an entry to the history."""
-        self.records.append((self.step, elbo, self.problem.model.log_sigma2.item(), *self.problem.gap(elbo)))
-
-    def history(self) -> History:
-        """Give the history so far."""
-        steps, elbo, log_sigma2, *gap = np.array(self.records).T
-        return History(
-            steps.astype(np.int64),
-            elbo,
-            log_sigma2,
-            self.problem.dropped.cpu().numpy(),
-            dict(zip(PARTS, gap, strict=True)) if gap else None,
-        )
-
-    def _loss_with_gradients(self) -> Any:
-        self.optimizer.zero_grad()
-        with torch.enable_grad():  # also where the caller has switched gradients off
-            loss = -self.problem.objective(self.step)
-            torch.autograd.backward(loss)
-        return loss
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """The file of a run; a run may continue from it that has the same identity."""
-
-    path: Path
-    identity: dict[str, Any]
-
-    def save(self, run: _Run) -> None:
-        """Write the state of the run."""
-        tensors: dict[str, Tensor] = dict(run.problem.model.named_parameters(prefix="parameter"))
-        tensors["history"] = torch.tensor(run.records, dtype=torch.float64)
-        optimizer = _pack(run.optimizer.state_dict(), "optimizer", tensors)
-        state = {"identity": self.identity, "step": run.step, "optimizer": optimizer}
-        write_tensors(self.path, "LinearVAE.fit", tensors, state=json.dumps(state))
-
-    def load(self, run: _Run) -> None:
-        """Set the state of the run."""
-        tensors, metadata = read_tensors("LinearVAE.fit", self.path, "LinearVAE.fit")
-        state = json.loads(metadata["state"])
-        found = state["identity"]
-        differences = [
-            f"{key} {found.get(key)!r} instead of {self.identity.get(key)!r}"
-            for key in {**self.identity, **found}
-            if found.get(key) != self.identity.get(key)
-        ]
-        if differences:
-            raise ValueError(f"LinearVAE.fit: {self.path} is of another run, with {', '.join(differences)}")
-        with torch.no_grad():
-            for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
-                parameter.copy_(tensors[name])
-        run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
-        run.records = [tuple(record) for record in tensors["history"].tolist()]
-        run.step = state["step"]
 
 
 def _read_data(
@@ -485,26 +344,13 @@ def _read_data(
     else:
         moments = Moments.from_data(data)
         if settings.objective == "stochastic":
-            samples = _as_tensor(data).to(model.weight)
+            samples = as_tensor(data).to(model.weight)
     if moments.num_features != model.num_features:
         raise ValueError(
             f"LinearVAE.fit: data must have the {model.num_features} features of the module, "
             f"got {moments.num_features}"
         )
-    if settings.batch_size is not None and settings.batch_size > moments.num_samples:
-        raise ValueError(
-            f"LinearVAE.fit: batch_size must be at most the {moments.num_samples} samples, "
-            f"got {settings.batch_size}"
-        )
     return moments, samples
-
-
-def _as_tensor(data: Tensor | NDArray[Any]) -> Tensor:
-    """Give samples as a tensor, those of an array in its dtype where torch has it."""
-    if isinstance(data, Tensor):
-        return data.detach()
-    dtype = np.dtype(np.float64) if data.dtype.type is np.longdouble else data.dtype.newbyteorder("=")
-    return torch.tensor(np.ascontiguousarray(data, dtype))
 
 
 def _working_copy(model: LinearVAE, kept: Tensor) -> LinearVAE:
@@ -515,100 +361,3 @@ def _working_copy(model: LinearVAE, kept: Tensor) -> LinearVAE:
         requires_grad = model.get_parameter(name).requires_grad
         setattr(working, name, nn.Parameter(values.detach().contiguous(), requires_grad))
     return working
-
-
-def _make_optimizer(
-    optimizer: str | Callable[[list[nn.Parameter]], Optimizer], parameters: list[nn.Parameter], lr: float
-) -> Optimizer:
-    if callable(optimizer):
-        made = optimizer(parameters)
-        if not isinstance(made, Optimizer):
-            raise TypeError(
-                f"LinearVAE.fit: optimizer must return a torch.optim.Optimizer, got {type(made).__name__}"
-            )
-        return made
-    if not isinstance(optimizer, str) or optimizer not in _OPTIMIZERS:
-        raise ValueError(
-            f"LinearVAE.fit: optimizer must be one of {sorted(_OPTIMIZERS)} or a function, got {optimizer!r}"
-        )
-    lr = check_number("LinearVAE.fit", "lr", lr)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"LinearVAE.fit: lr must be finite and > 0, got {lr}")
-    return _OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)
-
-
-def _generator(device: torch.device, *key: int) -> torch.Generator:
-    """Make a generator whose numbers are a function of ``key`` alone."""
-    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(seed))
-
-
-def _run_flushing_denormals(train: Callable[[Event], None]) -> None:
-    """Run ``train`` in a thread for which, and for whose workers, denormal numbers are zero.
-
-    The processor's flag belongs to a thread, and a new thread inherits it. Set in the calling thread it
-    would miss the OpenMP workers that are there already, and the result would depend on what the process did
-    before.
-    """
-    interrupted = Event()
-    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as executor:
-        try:
-            executor.submit(train, interrupted).result()
-        finally:
-            interrupted.set()
-
-
-def _identity(data: Tensor | NDArray[Any] | Moments, settings: _Settings, run: _Run) -> dict[str, Any]:
-    """Give what the result of a run depends on, initial parameters apart, in a form that JSON gives back."""
-    groups = run.optimizer.state_dict()["param_groups"]
-    return {
-        **asdict(settings),
-        "optimizer": type(run.optimizer).__qualname__,
-        **{f"optimizer's {option}": [repr(group[option]) for group in groups] for option in groups[0]},
-        "latent_dim": run.problem.model.latent_dim,
-        "trained": list(run.problem.trained),
-        "dtype": str(run.problem.model.weight.dtype),
-        "data": _fingerprint(data),
-    }
-
-
-def _fingerprint(data: Tensor | NDArray[Any] | Moments) -> str:
-    """Hash the values of the data."""
-    if isinstance(data, Moments):
-        spread = data._factor if data._factor is not None else data.covariance
-        parts = [torch.tensor(float(data.num_samples)), data.sample_mean, spread]
-    else:
-        parts = [_as_tensor(data)]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-        digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Give ``value`` as JSON; its tensors go into ``tensors``, under names that begin with ``name``."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"items": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(
-        "LinearVAE.fit: an optimizer with a checkpoint must have a state of tensors, numbers and strings "
-        f"in dicts and lists, got a {type(value).__name__} at {name}"
-    )
-
-
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo :func:`_pack`."""
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _unpack(item, tensors) for key, item in value["items"]}
-    return value
