@@ -1,0 +1,357 @@
+"""Gradient ascent on a mean ELBO, resumable to the bit: what the training of all linear models shares.
+
+Everything random is a function of (seed, step), so that a run killed at any moment and resumed from its last
+checkpoint ends where the uninterrupted run ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Event
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lineavae._arguments import check_integer, check_number, check_weight
+from lineavae._tensor_file import read_tensors, write_tensors
+
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+# One stream of random numbers for each purpose.
+_NOISE, _ORDER = 0, 1
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """The plain arguments on which the result of a run depends; a model adds its own.
+
+    ``caller`` names the method in errors and in checkpoints.
+    """
+
+    caller: ClassVar[str]
+
+    objective: str
+    steps: int
+    batch_size: int | None
+    beta: float
+    seed: int
+    history_every: int
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("analytic", "stochastic"):
+            raise ValueError(
+                f"{self.caller}: objective must be 'analytic' or 'stochastic', got {self.objective!r}"
+            )
+        self.steps = check_integer(self.caller, "steps", self.steps, minimum=1)
+        if self.batch_size is not None:
+            self.batch_size = check_integer(self.caller, "batch_size", self.batch_size, minimum=1)
+        self.beta = check_weight(self.caller, "beta", self.beta)
+        self.seed = check_integer(self.caller, "seed", self.seed, minimum=0)
+        self.history_every = check_integer(self.caller, "history_every", self.history_every, minimum=1)
+
+
+class Problem(ABC):
+    """What is maximised, over what: the ELBO of some data, over the parameters of a copy of the model."""
+
+    def __init__(self, settings: Settings, model: nn.Module) -> None:
+        self.settings = settings
+        self.model = model
+        self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        if not self.trained:
+            raise ValueError(f"{settings.caller}: some parameter must require grad, got all frozen")
+        first = next(model.parameters())
+        self.dtype, self.device = first.dtype, first.device
+
+    @abstractmethod
+    def objective(self, step: int) -> Tensor:
+        """Mean ELBO, or an estimate of it, whose gradient the step follows."""
+
+    @abstractmethod
+    def exact_elbo(self) -> float:
+        """Mean ELBO of the data, evaluated in float64."""
+
+    @abstractmethod
+    def record(self, elbo: float) -> tuple[float, ...]:
+        """Give what the history holds beside the step and the ELBO."""
+
+    @abstractmethod
+    def data(self) -> list[Tensor]:
+        """Give what a checkpoint recognises the data by."""
+
+
+def ascend(
+    problem: Problem,
+    *,
+    optimizer: str | Callable[[list[nn.Parameter]], Optimizer],
+    lr: float,
+    checkpoint: str | Path | None,
+    checkpoint_every: int,
+    resume: bool,
+    progress: bool,
+) -> NDArray[np.float64]:
+    """Run the steps; give the history, a row for each quantity: steps, ELBO, and what the problem records."""
+    settings, caller = problem.settings, problem.settings.caller
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{caller}: gradients must be enabled, got a call in torch.inference_mode")
+    checkpoint_every = check_integer(caller, "checkpoint_every", checkpoint_every, minimum=1)
+    if resume and checkpoint is None:
+        raise ValueError(f"{caller}: checkpoint must be given to resume from, got None")
+    run = _Run(problem, _make_optimizer(caller, optimizer, list(problem.trained.values()), lr))
+    file = None
+    if checkpoint is not None:
+        file = _Checkpoint(caller, Path(checkpoint), _identity(run))
+        if resume and file.path.exists():
+            file.load(run)
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("ELBO {task.fields[elbo]:.2f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (progress and console.is_terminal),
+    ) as bar:
+        task = bar.add_task("", total=settings.steps, completed=run.step, elbo=math.nan)
+
+        def train(interrupted: Event) -> None:
+            if not run.records:
+                run.record(run.finite_elbo())
+            while run.step < settings.steps and not interrupted.is_set():
+                run.advance()
+                is_last = run.step == settings.steps
+                recording = is_last or run.step % settings.history_every == 0
+                saving = file is not None and (is_last or run.step % checkpoint_every == 0)
+                if recording or saving:
+                    elbo = run.finite_elbo()
+                    if recording:
+                        run.record(elbo)
+                    if file is not None and saving:
+                        file.save(run)
+                bar.update(task, completed=run.step, elbo=run.records[-1][1])
+
+        if problem.device.type == "cpu":
+            _run_flushing_denormals(train)
+        else:
+            train(Event())
+    return np.array(run.records).T
+
+
+def noise(settings: Settings, step: int, device: torch.device) -> torch.Generator:
+    """Source of the noise of a step."""
+    return _generator(device, settings.seed, _NOISE, step)
+
+
+def batches(settings: Settings, samples: Tensor) -> Callable[[int], Tensor]:
+    """Give the batch of a step: all samples, or of the next ``batch_size`` in the order of the epoch."""
+    num_samples, batch_size, device = len(samples), settings.batch_size, samples.device
+    if batch_size is None or batch_size == num_samples:
+        return lambda step: samples
+    if batch_size > num_samples:
+        raise ValueError(
+            f"{settings.caller}: batch_size must be at most the {num_samples} samples, got {batch_size}"
+        )
+    batches_per_epoch = math.ceil(num_samples / batch_size)
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> Tensor:
+        generator = _generator(device, settings.seed, _ORDER, epoch)
+        return torch.randperm(num_samples, generator=generator, device=device)
+
+    def batch(step: int) -> Tensor:
+        epoch, index = divmod(step, batches_per_epoch)
+        return samples[order(epoch)[index * batch_size : (index + 1) * batch_size]]
+
+    return batch
+
+
+def as_tensor(data: Tensor | NDArray[Any]) -> Tensor:
+    """Give samples as a tensor, those of an array in its dtype where torch has it."""
+    if isinstance(data, Tensor):
+        return data.detach()
+    dtype = np.dtype(np.float64) if data.dtype.type is np.longdouble else data.dtype.newbyteorder("=")
+    return torch.tensor(np.ascontiguousarray(data, dtype))
+
+
+class _Run:
+    """The state of a run, all of which a checkpoint holds."""
+
+    def __init__(self, problem: Problem, optimizer: Optimizer) -> None:
+        self.problem = problem
+        self.optimizer = optimizer
+        self.step = 0
+        self.records: list[tuple[float, ...]] = []
+
+    def advance(self) -> None:
+        """Take one step."""
+        self.optimizer.step(self._loss_with_gradients)
+        self.step += 1
+
+    def finite_elbo(self) -> float:
+        """Evaluate the ELBO of the data, which must be finite."""
+        elbo = self.problem.exact_elbo()
+        if not math.isfinite(elbo):
+            last = "none was recorded"
+            if self.records:
+                last = f"the last finite one was {self.records[-1][1]}, at step {self.records[-1][0]:.0f}"
+            caller = self.problem.settings.caller
+            raise FloatingPointError(f"{caller}: the ELBO is {elbo} at step {self.step}; {last}")
+        return elbo
+
+    def record(self, elbo: float) -> None:
+        """Add an entry to the history."""
+        self.records.append((self.step, elbo, *self.problem.record(elbo)))
+
+    def _loss_with_gradients(self) -> Any:
+        self.optimizer.zero_grad()
+        with torch.enable_grad():  # also where the caller has switched gradients off
+            loss = -self.problem.objective(self.step)
+            torch.autograd.backward(loss)
+        return loss
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file of a run; a run may continue from it that has the same identity."""
+
+    caller: str
+    path: Path
+    identity: dict[str, Any]
+
+    def save(self, run: _Run) -> None:
+        """Write the state of the run."""
+        tensors: dict[str, Tensor] = dict(run.problem.model.named_parameters(prefix="parameter"))
+        tensors["history"] = torch.tensor(run.records, dtype=torch.float64)
+        optimizer = _pack(self.caller, run.optimizer.state_dict(), "optimizer", tensors)
+        state = {"identity": self.identity, "step": run.step, "optimizer": optimizer}
+        write_tensors(self.path, self.caller, tensors, state=json.dumps(state))
+
+    def load(self, run: _Run) -> None:
+        """Set the state of the run."""
+        tensors, metadata = read_tensors(self.caller, self.path, self.caller)
+        state = json.loads(metadata["state"])
+        found = state["identity"]
+        differences = [
+            f"{key} {found.get(key)!r} instead of {self.identity.get(key)!r}"
+            for key in {**self.identity, **found}
+            if found.get(key) != self.identity.get(key)
+        ]
+        if differences:
+            raise ValueError(f"{self.caller}: {self.path} is of another run, with {', '.join(differences)}")
+        with torch.no_grad():
+            for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
+                parameter.copy_(tensors[name])
+        run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
+        run.records = [tuple(record) for record in tensors["history"].tolist()]
+        run.step = state["step"]
+
+
+def _make_optimizer(
+    caller: str,
+    optimizer: str | Callable[[list[nn.Parameter]], Optimizer],
+    parameters: list[nn.Parameter],
+    lr: float,
+) -> Optimizer:
+    if callable(optimizer):
+        made = optimizer(parameters)
+        if not isinstance(made, Optimizer):
+            raise TypeError(
+                f"{caller}: optimizer must return a torch.optim.Optimizer, got {type(made).__name__}"
+            )
+        return made
+    if not isinstance(optimizer, str) or optimizer not in _OPTIMIZERS:
+        raise ValueError(
+            f"{caller}: optimizer must be one of {sorted(_OPTIMIZERS)} or a function, got {optimizer!r}"
+        )
+    lr = check_number(caller, "lr", lr)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"{caller}: lr must be finite and > 0, got {lr}")
+    return _OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)
+
+
+def _generator(device: torch.device, *key: int) -> torch.Generator:
+    """Make a generator whose numbers are a function of ``key`` alone."""
+    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+def _run_flushing_denormals(train: Callable[[Event], None]) -> None:
+    """Run ``train`` in a thread for which, and for whose workers, denormal numbers are zero.
+
+    The processor's flag belongs to a thread, and a new thread inherits it. Set in the calling thread it
+    would miss the OpenMP workers that are there already, and the result would depend on what the process did
+    before.
+    """
+    interrupted = Event()
+    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as executor:
+        try:
+            executor.submit(train, interrupted).result()
+        finally:
+            interrupted.set()
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    """Give what the result of a run depends on, initial parameters apart, in a form that JSON gives back."""
+    problem, groups = run.problem, run.optimizer.state_dict()["param_groups"]
+    return {
+        **asdict(problem.settings),
+        "optimizer": type(run.optimizer).__qualname__,
+        **{f"optimizer's {option}": [repr(group[option]) for group in groups] for option in groups[0]},
+        "latent_dim": problem.model.latent_dim,
+        "trained": list(problem.trained),
+        "dtype": str(problem.dtype),
+        "data": _fingerprint(problem.data()),
+    }
+
+
+def _fingerprint(data: list[Tensor]) -> str:
+    """Hash the values of the data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in data:
+        digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+        digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _pack(caller: str, value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Give ``value`` as JSON; its tensors go into ``tensors``, under names that begin with ``name``."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        items = [[key, _pack(caller, item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        return {"items": items}
+    if isinstance(value, list | tuple):
+        return [_pack(caller, item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{caller}: an optimizer with a checkpoint must have a state of tensors, numbers and strings "
+        f"in dicts and lists, got a {type(value).__name__} at {name}"
+    )
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo :func:`_pack`."""
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["items"]}
+    return value
