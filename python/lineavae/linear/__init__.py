@@ -1,5 +1,6 @@
 """Linear models of a dataset, from its mean and covariance: probabilistic PCA and the linear VAE."""
 
+from lineavae.linear.bernoulli import BernoulliHistory, BernoulliLinearVAE
 from lineavae.linear.forecast import CollapseForecast, forecast_collapse
 from lineavae.linear.gap import GapDecomposition, decompose_gap
 from lineavae.linear.identifiability import (
@@ -20,6 +21,8 @@ from lineavae.linear.vae import LinearVAE
 __all__ = [
     "PPCA",
     "Alignment",
+    "BernoulliHistory",
+    "BernoulliLinearVAE",
     "CollapseForecast",
     "GapDecomposition",
     "History",

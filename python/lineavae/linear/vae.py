@@ -130,7 +130,7 @@ class LinearVAE(nn.Module):
 
         The log-variances are the same in every row, and share its memory.
         """
-        _check_samples("encode", x, self.num_features)
+        check_samples("LinearVAE.encode", x, self.num_features)
         mean = (x - self.mu) @ self.encoder.mT
         return mean, self.log_d.expand_as(mean)
 
@@ -188,7 +188,7 @@ class LinearVAE(nn.Module):
         The estimator of Kingma and Welling (2014) that Lucas et al. (2019) compare with in their figure 3.
         """
         num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
-        _check_samples("stochastic_elbo", x, self.num_features)
+        check_samples("LinearVAE.stochastic_elbo", x, self.num_features)
         mean, logvar = self.encode(x)
         noise = torch.randn(
             num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
@@ -435,13 +435,12 @@ def _check_data(method: str, data: Tensor | Moments) -> None:
         )
 
 
-def _check_samples(method: str, x: Tensor, num_features: int) -> None:
+def check_samples(caller: str, x: Tensor, num_features: int) -> None:
+    """Check that ``x`` is a tensor (N, D) of so many features."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"LinearVAE.{method}: x must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{caller}: x must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim != 2 or x.shape[1] != num_features:
-        raise ValueError(
-            f"LinearVAE.{method}: x must have shape (N, D) with D={num_features}, got {tuple(x.shape)}"
-        )
+        raise ValueError(f"{caller}: x must have shape (N, D) with D={num_features}, got {tuple(x.shape)}")
 
 
 def _check_features(method: str, moments: Moments, num_features: int) -> None:
