@@ -365,6 +365,99 @@ def test_errors(call: object, error: type, message: str) -> None:
         call()
 
 
+def test_beta_of_each_latent_or_sample_is_refused(x: Tensor) -> None:
+    for size in (LATENT_DIM, len(x)):
+        with pytest.raises(ValueError, match=rf"beta must be a number or .* shape \(\), got \({size},\)"):
+            make_vae()(x, beta=torch.ones(size))
+
+
+@each_decoder
+def test_a_noise_that_does_not_fit_is_refused(linear: bool, x: Tensor) -> None:
+    vae = make_vae(linear=linear)
+    vae.noise = ObservationNoise(shape=(5,)).double()
+    with pytest.raises(ValueError, match=r"event that \(5,\) broadcasts to, got \(9, 12\)"):
+        vae(x)
+
+
+def test_a_linear_decoder_with_another_forward_is_sampled(x: Tensor) -> None:
+    class Sigmoid(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z).sigmoid()
+
+    vae = make_vae()
+    vae = GaussianVAE(vae.encoder, Sigmoid(LATENT_DIM, NUM_FEATURES).double(), vae.noise)
+    z, _ = reparameterized_kl(*vae.encode(x), seed=5)
+    torch.testing.assert_close(vae(x, seed=5).reconstruction, dense_parts(vae, x, z[0])[0])
+
+
+def test_a_parametrized_linear_decoder_keeps_its_closed_form(x: Tensor) -> None:
+    vae = make_vae(linear=True)
+    expected = vae(x).elbo
+    decoder = torch.nn.utils.parametrizations.weight_norm(vae.decoder)
+    again = GaussianVAE(vae.encoder, decoder, vae.noise)
+    assert again.closed_form
+    torch.testing.assert_close(again(x).elbo, expected)
+
+
+@each_noise
+@each_decoder
+def test_half_precision_model(noise: str, linear: bool, x: Tensor) -> None:
+    vae = make_vae(noise, linear=linear).bfloat16()
+    x = x.bfloat16()
+    terms = vae(x, seed=5)
+    assert terms.elbo.dtype == torch.float32
+    terms.elbo.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in vae.parameters())
+    bound = vae.importance_weighted_bound(x, 2, generator=torch.Generator().manual_seed(0))
+    tuned = vae.sigma2_tuned_elbo([x], seed=5).elbo
+    wide = make_vae(noise, linear=linear)
+    wide.load_state_dict(vae.state_dict())
+    torch.testing.assert_close(terms.elbo.double(), wide(x.double(), seed=5).elbo, rtol=0.02, atol=0)
+    assert bound.isfinite().all()
+    assert tuned == pytest.approx(wide.sigma2_tuned_elbo([x.double()], seed=5).elbo, rel=0.02)
+
+
+def test_autocast_rounds_no_noise(x: Tensor) -> None:
+    """-6.913 is -6.90625 in bfloat16, which changes log p(x|z) by 0.7 %."""
+    vae = make_vae().float()
+    vae.noise = ObservationNoise(math.exp(-6.913))
+    x = x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        reconstruction = vae(x, seed=5).reconstruction
+        x_hat = vae.decode(reparameterized_kl(*vae.encode(x), seed=5)[0][0])
+    expected = Normal(x_hat.double(), math.exp(-6.913 / 2)).log_prob(x.double()).sum(-1)
+    torch.testing.assert_close(reconstruction.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_evaluation_leaves_frozen_modules_as_they_are(x: Tensor) -> None:
+    vae = make_vae()
+    vae.encoder.eval()
+    vae.importance_weighted_bound(x, 1)
+    vae.sigma2_tuned_elbo([x])
+    assert vae.training
+    assert vae.decoder.training
+    assert not vae.encoder.training
+
+
+def test_samples_are_those_of_evaluation(x: Tensor) -> None:
+    vae = make_vae()
+    vae.decoder.append(nn.BatchNorm1d(NUM_FEATURES, dtype=torch.float64))
+    before = vae.decoder[-1].running_mean.clone()
+    vae.sample(4, LATENT_DIM)
+    vae.interpolate(x[:2], x[2:4], 3)
+    assert torch.equal(vae.decoder[-1].running_mean, before)
+    assert vae.training
+
+
+def test_tuning_passes_over_empty_batches_and_names_what_is_not_finite(x: Tensor) -> None:
+    vae = make_vae()
+    assert vae.sigma2_tuned_elbo([x[:0], x, x[:0]], seed=1).kl == pytest.approx(
+        vae.sigma2_tuned_elbo([x]).kl, rel=1e-12
+    )
+    with pytest.raises(FloatingPointError, match=r"squared errors must be finite, got nan"):
+        vae.sigma2_tuned_elbo([math.nan * x])
+
+
 def test_tuning_without_error_is_refused() -> None:
     vae = GaussianVAE(nn.Linear(4, 4), Returns(torch.zeros(5, 4)))
     with pytest.raises(ValueError, match="reconstructed without error, the best sigma2 is 0"):

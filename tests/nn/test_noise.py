@@ -114,6 +114,9 @@ def test_a_beta_vae_is_a_vae_with_another_sigma2() -> None:
         ({"floor": -1.0}, ValueError, "ObservationNoise: floor must be positive and finite, got -1.0"),
         ({"momentum": 0.0}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 0.0"),
         ({"momentum": 1.5}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 1.5"),
+        ({"shape": 3}, TypeError, "ObservationNoise: shape must be a tuple, got int"),
+        ({"shape": (2.5,)}, TypeError, "ObservationNoise: every size of shape must be an int, got float"),
+        ({"shape": (3, 0)}, ValueError, "ObservationNoise: every size of shape must be at least 1, got 0"),
         (
             {"kind": "batch"},
             ValueError,
@@ -128,7 +131,23 @@ def test_errors(arguments: dict, error: type, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 300.0)], ids=str)
+def test_errors_of_half_precision_are_squared_in_float32(dtype: torch.dtype, scale: float) -> None:
+    """Squares above 65504 do not fit float16, and a sum in bfloat16 has three digits."""
+    x = scale * torch.randn(128, 784, generator=torch.Generator().manual_seed(0))
+    x = x.to(dtype)
+    expected = x.double().square().mean().item()
+    sigma2 = ObservationNoise(kind="closed_form")(x, torch.zeros_like(x)).exp().item()
+    assert sigma2 == pytest.approx(expected, rel=1e-5)
+
+
 def test_errors_of_shapes_and_conversions() -> None:
+    with pytest.raises(ValueError, match=r"x_hat must have the shape of x, \(5, 5\), got \(5,\)"):
+        ObservationNoise().tuned(torch.zeros(5, 5), torch.zeros(5))
+    with pytest.raises(ValueError, match=r"variance must have the shape of x, \(5, 5\), got \(5, 1\)"):
+        ObservationNoise().tuned(torch.zeros(5, 5), torch.zeros(5, 5), torch.zeros(5, 1))
+    with pytest.raises(ValueError, match=r"x must have at least one sample, got shape \(0, 3\)"):
+        ObservationNoise(kind="closed_form")(torch.zeros(0, 3), torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"with an event that \(4,\) broadcasts to, got \(2, 3\)"):
         ObservationNoise(shape=(4,)).tuned(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="sigma2_of_beta: beta must be positive and finite, got 0"):

@@ -20,3 +20,5 @@ def test_errors() -> None:
         KLAnnealing(-1)
     with pytest.raises(TypeError, match="Capacity: end must be a number, got str"):
         Capacity(1, end="25")
+    with pytest.raises(ValueError, match="KLAnnealing: epoch must be finite and >= 0, got -1"):
+        KLAnnealing(10)(-1)

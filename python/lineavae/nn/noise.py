@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lineavae._arguments import check_number
+from lineavae._arguments import check_integer, check_number
+from lineavae.ops._arguments import widen
 
 
 class ObservationNoise(nn.Module):
@@ -41,7 +42,8 @@ class ObservationNoise(nn.Module):
     Raises
     ------
     TypeError, ValueError
-        sigma2 or floor is not a positive number, momentum not in (0, 1], kind or shape is none.
+        sigma2 or floor is not a positive number, momentum not in (0, 1], kind none of the three, or shape no
+        tuple of positive integers.
 
     Examples
     --------
@@ -76,6 +78,10 @@ class ObservationNoise(nn.Module):
         self.momentum = check_number("ObservationNoise", "momentum", momentum)
         if not 0 < self.momentum <= 1:
             raise ValueError(f"ObservationNoise: momentum must be in (0, 1], got {momentum}")
+        if not isinstance(shape, (tuple, list)):
+            raise TypeError(f"ObservationNoise: shape must be a tuple, got {type(shape).__name__}")
+        for size in shape:
+            check_integer("ObservationNoise", "every size of shape", size, 1)
         log_sigma2 = torch.full(shape, math.log(_check_positive("ObservationNoise", "sigma2", sigma2)))
         if kind == "learned":
             self.log_sigma2 = nn.Parameter(log_sigma2)
@@ -97,8 +103,8 @@ class ObservationNoise(nn.Module):
         Returns
         -------
         Tensor
-            Of this noise's ``shape``. That of the closed form carries no gradient, and none is missing: the
-            ELBO is stationary in it.
+            Of this noise's ``shape``. That of the closed form carries no gradient. With ``momentum`` 1 none
+            is missing: above the floor the ELBO is stationary in it.
         """
         if self.kind == "closed_form" and self.training:
             batch = self.tuned(x, x_hat, variance).clamp(min=self.floor)
@@ -113,10 +119,20 @@ class ObservationNoise(nn.Module):
         """Give the σ² that maximises the likelihood of the data given these reconstructions.
 
         The mean of (x - x̂)², over all that shares one σ²; the arguments are those of :meth:`forward`.
+
+        Raises
+        ------
+        ValueError
+            The noise's shape does not broadcast against one x; x_hat or variance is not of the shape of x;
+            there is no sample.
         """
-        _check_event(x, self.log_sigma2.shape)
-        squares = (x - x_hat).square()
+        check_event(x, self.log_sigma2.shape)
+        if x.numel() == 0:
+            raise ValueError(f"ObservationNoise: x must have at least one sample, got shape {tuple(x.shape)}")
+        _check_like(x, "x_hat", x_hat)
+        squares = (widen(x) - widen(x_hat)).square()
         if variance is not None:
+            _check_like(x, "variance", variance)
             squares = squares + variance
         sums = squares.sum_to_size(self.log_sigma2.shape)
         return (sums * (sums.numel() / squares.numel())).to(self.log_sigma2)
@@ -195,7 +211,15 @@ def _check_positive(caller: str, name: str, value: float) -> float:
     return number
 
 
-def _check_event(x: Tensor, shape: torch.Size) -> None:
+def _check_like(x: Tensor, name: str, tensor: Tensor) -> None:
+    if tensor.ndim < x.ndim or tensor.shape[tensor.ndim - x.ndim :] != x.shape:
+        raise ValueError(
+            f"ObservationNoise: {name} must have the shape of x, {tuple(x.shape)}, got {tuple(tensor.shape)}"
+        )
+
+
+def check_event(x: Tensor, shape: torch.Size) -> None:
+    """Check that a noise of this shape broadcasts against each of the samples x."""
     try:
         broadcasts = torch.broadcast_shapes(x.shape[1:], shape) == x.shape[1:]
     except RuntimeError:

@@ -33,6 +33,7 @@ class KLAnnealing:
 
     def __call__(self, epoch: float) -> float:
         """Give the value at an epoch, which counts from 0."""
+        epoch = check_weight(type(self).__name__, "epoch", epoch)
         progress = min(epoch / self.num_epochs, 1.0) if self.num_epochs else 1.0
         return self.start + (self.end - self.start) * progress
 

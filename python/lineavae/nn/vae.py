@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_weight
-from lineavae._importance import importance_weighted_bound
-from lineavae.nn.noise import ObservationNoise
+from lineavae.nn.noise import ObservationNoise, check_event
 from lineavae.ops import (
     expected_gaussian_log_likelihood,
     free_bits_kl,
@@ -83,7 +82,8 @@ class GaussianVAE(nn.Module):
         Weight of the KL in the ELBO. It stands for another σ², see `sigma2_of_beta`.
     closed_form
         Whether to take the expectation of the reconstruction term in closed form, which a decoder that is an
-        ``nn.Linear`` allows, in place of sampling. By default wherever it can be.
+        ``nn.Linear`` allows, in place of sampling. By default wherever it can be; a subclass with a
+        ``forward`` of its own rules it out.
 
     Raises
     ------
@@ -126,7 +126,8 @@ class GaussianVAE(nn.Module):
         ):
             if not isinstance(module, kind):
                 raise TypeError(f"GaussianVAE: {name} must be a {kind.__name__}, got {type(module).__name__}")
-        is_linear = isinstance(decoder, nn.Linear)
+        # a subclass may make another function of its weight
+        is_linear = isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
         if closed_form and not is_linear:
             raise ValueError(
                 f"GaussianVAE: closed_form needs a decoder that is an nn.Linear, got {type(decoder).__name__}"
@@ -178,13 +179,18 @@ class GaussianVAE(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            x is no floating tensor, the encoder returns no posterior, or the decoder nothing of x's size.
+            x is no floating tensor, or not of the noise's shape; the encoder returns no posterior, or the
+            decoder nothing of x's size; an option is negative or not finite, or beta a tensor but not ().
         """
         _check_data(x)
         if beta is None:
             beta = self.beta
         elif not isinstance(beta, Tensor):
             beta = check_weight("GaussianVAE", "beta", beta)
+        elif beta.ndim:  # of N entries it would weigh samples
+            raise ValueError(
+                f"GaussianVAE: beta must be a number or a tensor of shape (), got {tuple(beta.shape)}"
+            )
         free_bits = check_weight("GaussianVAE", "free_bits", free_bits)
         if capacity is not None:
             capacity = check_weight("GaussianVAE", "capacity", capacity)
@@ -233,24 +239,28 @@ class GaussianVAE(nn.Module):
     ) -> Tensor:
         """Give what the decoder makes of samples of the prior: means of p(x|z), without observation noise.
 
-        ``generator``, on the parameters' device, fixes the samples.
+        ``generator``, on the parameters' device, fixes the samples. The model is in evaluation mode
+        meanwhile.
         """
         check_integer("GaussianVAE", "num_samples", num_samples, 0)
         check_integer("GaussianVAE", "latent_dim", latent_dim, 1)
         like = next(self.decoder.parameters())
         z = torch.randn(num_samples, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
-        return self.decode(z)
+        with self._evaluating():
+            return self.decode(z)
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, num_steps: int) -> Tensor:
         """Give reconstructions on the line between the posterior means of two data points, both included.
 
-        From start and end, (N, *event), to (num_steps, N, *reconstruction).
+        From start and end, (N, *event), to (num_steps, N, *reconstruction). The model is in evaluation mode
+        meanwhile.
         """
         check_integer("GaussianVAE", "num_steps", num_steps, 2)
-        (first, _), (last, _) = self.encode(start), self.encode(end)
-        weights = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device).tolist()
-        return torch.stack([self.decode(torch.lerp(first, last, weight)) for weight in weights])
+        weights = torch.linspace(0, 1, num_steps, dtype=torch.float64).tolist()
+        with self._evaluating():
+            (first, _), (last, _) = self.encode(start), self.encode(end)
+            return torch.stack([self.decode(torch.lerp(first, last, weight)) for weight in weights])
 
     @torch.no_grad()
     def sigma2_tuned_elbo(
@@ -259,8 +269,8 @@ class GaussianVAE(nn.Module):
         """Give the mean ELBO of all data with the σ² that maximises it, the encoder and decoder as they are.
 
         σ² = E‖x - D(z)‖²/D, in closed form (Lucas et al. 2019, section 6): this is what tells a model with
-        worse latents from one that has only a worse σ². Sums are in float64; the model is in evaluation mode
-        meanwhile.
+        worse latents from one that has only a worse σ². Batches are added in float64; the model is in
+        evaluation mode meanwhile.
 
         Parameters
         ----------
@@ -273,6 +283,8 @@ class GaussianVAE(nn.Module):
         ------
         ValueError
             There is no data, or the noise's σ² would be 0: the data are reconstructed without error.
+        FloatingPointError
+            The squared errors have a NaN or an infinity.
         """
         num_samples, features, kl = 0, 0, 0.0
         squares = torch.zeros_like(self.noise.log_sigma2, dtype=torch.float64)
@@ -280,6 +292,8 @@ class GaussianVAE(nn.Module):
             for index, batch in enumerate(loader):
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
                 _check_data(x)
+                if len(x) == 0:
+                    continue
                 mean, logvar = self.encode(x)
                 if self.closed_form:
                     z, batch_kl, variance = mean, gaussian_kl(mean, logvar), self._variance(x, logvar)
@@ -294,6 +308,8 @@ class GaussianVAE(nn.Module):
         if num_samples == 0:
             raise ValueError("GaussianVAE: loader must have data, got none")
         sigma2 = squares / num_samples
+        if not sigma2.isfinite().all():
+            raise FloatingPointError(f"GaussianVAE: the squared errors must be finite, got {sigma2.tolist()}")
         if not (sigma2 > 0).all():
             raise ValueError("GaussianVAE: the data are reconstructed without error, the best sigma2 is 0")
         reconstruction = -0.5 * features * (sigma2.log().mean().item() + _LOG_2_PI + 1)
@@ -312,29 +328,35 @@ class GaussianVAE(nn.Module):
         """
         _check_data(x)
         check_integer("GaussianVAE", "num_samples", num_samples, 1)
-
-        def log_likelihood(z: Tensor) -> Tensor:
-            return self._sampled_reconstruction(x, z[None])[0]
-
         with self._evaluating():
-            return importance_weighted_bound(log_likelihood, *self.encode(x), num_samples, generator)
+            mean, logvar = self.encode(x)
+            std = (0.5 * logvar).exp()
+            bound = torch.full((), -math.inf, device=x.device)
+            for _ in range(num_samples):
+                eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+                z = mean + std * eps
+                likelihood, _ = self._sampled_reconstruction(x, z[None])
+                # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
+                log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
+                bound = torch.logaddexp(bound, likelihood + log_ratio)
+        return bound - math.log(num_samples)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]  # some may be frozen
         self.eval()
         try:
             yield
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
 
     def _sampled_reconstruction(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
         x_hat = self._reconstruct(x, z)
         log_sigma2 = self.noise(x, x_hat)
-        likelihood = gaussian_log_likelihood(
-            x.flatten(1), x_hat.flatten(2), self._per_feature(x, log_sigma2, x_hat.dtype)
-        )
+        log_sigma2_of_x = self._per_feature(x, log_sigma2)
+        likelihood = gaussian_log_likelihood(x.flatten(1), x_hat.flatten(2), log_sigma2_of_x)
         return likelihood.mean(0), log_sigma2
 
     def _expected_reconstruction(self, x: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,13 +370,13 @@ class GaussianVAE(nn.Module):
         else:
             log_sigma2 = self.noise.log_sigma2
         likelihood = expected_gaussian_log_likelihood(
-            x.flatten(1), mean, logvar, weight, bias, self._per_feature(x, log_sigma2, weight.dtype)
+            x.flatten(1), mean, logvar, weight, bias, self._per_feature(x, log_sigma2)
         )
         return likelihood, log_sigma2
 
     def _reconstruct(self, x: Tensor, z: Tensor) -> Tensor:
         """Decode z, (*samples, N, K), to what compares with x, (*samples, N, *event)."""
-        x_hat = self.decode(z.flatten(end_dim=-2))
+        x_hat = self.decode(z.flatten(end_dim=-2).to(x.dtype))  # samples are float32 where x is half
         shape = (*z.shape[:-2], *x.shape)
         expected = (math.prod(shape[: z.ndim - 1]), *x.shape[1:])
         if x_hat.shape[0] != expected[0] or x_hat.numel() != math.prod(expected):
@@ -372,11 +394,12 @@ class GaussianVAE(nn.Module):
         assert isinstance(self.decoder, nn.Linear)  # or there would be no closed form
         return self.decoder
 
-    def _per_feature(self, x: Tensor, log_sigma2: Tensor, dtype: torch.dtype) -> Tensor:
-        """() as it is, and everything else as (D,)."""
+    def _per_feature(self, x: Tensor, log_sigma2: Tensor) -> Tensor:
+        """() as it is, and everything else as (D,); of x's dtype unless that would round it."""
+        check_event(x, log_sigma2.shape)
         if log_sigma2.ndim:
             log_sigma2 = log_sigma2.expand(x.shape[1:]).flatten()
-        return log_sigma2.to(dtype)
+        return log_sigma2.to(torch.promote_types(log_sigma2.dtype, x.dtype))
 
 
 def _check_data(x: Tensor) -> None:
