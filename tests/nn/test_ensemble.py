@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -87,11 +89,57 @@ def test_is_a_copy() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="models must have at least one model, got none"):
         Ensemble([])
-    with pytest.raises(
-        ValueError, match="must be of one class and in one mode, got Linear in training mode at index 1"
-    ):
-        Ensemble([nn.Flatten(), nn.Linear(1, 1)])
-    with pytest.raises(ValueError, match="got Linear in evaluation mode at index 1"):
-        Ensemble([nn.Linear(1, 1), nn.Linear(1, 1).eval()])
-    with pytest.raises(ValueError, match="names and shapes, got others at index 1: weight"):
-        Ensemble([nn.Linear(1, 1), nn.Linear(2, 1)])
+
+
+@pytest.mark.parametrize(
+    ("make", "odd"),
+    [
+        (lambda i: (nn.Sigmoid(), nn.Tanh())[i], "class"),
+        (lambda i: nn.Linear(1, 1).train(i == 0), "training"),
+        (lambda i: nn.Linear(1 + i, 1), "in_features, weight"),
+        (lambda i: nn.Linear(1, 1, dtype=(torch.float32, torch.float64)[i]), "bias, weight"),
+        (lambda i: nn.Linear(1, 1).requires_grad_(i == 0), "bias, weight"),
+        (lambda i: nn.Sequential(nn.Flatten(), nn.Dropout(0.1 * i)), "1.p"),
+        (lambda i: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), beta=1.0 + i), "beta"),
+        (
+            lambda i: GaussianVAE(
+                nn.Linear(4, 4), nn.Linear(2, 4), ObservationNoise(kind=("learned", "fixed")[i])
+            ),
+            "noise.kind, noise.log_sigma2",
+        ),
+    ],
+)
+def test_models_that_differ_in_more_than_values(make: Callable[[int], nn.Module], odd: str) -> None:
+    """The first model's would be those of all."""
+    expected = f"alike but for the values of parameters and buffers, got others at index 1: {odd}$"
+    with pytest.raises(ValueError, match=expected):
+        Ensemble([make(0), make(1)])
+
+
+def test_models_of_an_ensemble_that_was_converted() -> None:
+    ensemble = Ensemble([make_vae(seed, linear=True, kind="closed_form") for seed in range(2)]).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for model, expected in zip(ensemble.to_models(), ensemble(x).elbo, strict=True):
+        torch.testing.assert_close(model(x).elbo, expected, rtol=1e-14, atol=0)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_models_keep_their_frozen_parameters_and_buffers_that_are_not_saved() -> None:
+    class Shift(nn.Linear):
+        def __init__(self, seed: int) -> None:
+            super().__init__(2, 2)
+            self.weight.requires_grad_(False)
+            self.register_buffer("shift", torch.full((2,), float(seed)), persistent=False)
+
+    models = [Shift(0), Shift(1)]
+    for model, expected in zip(Ensemble(models).to_models(), models, strict=True):
+        assert torch.equal(model.shift, expected.shift)
+        assert (model.weight.requires_grad, model.bias.requires_grad) == (False, True)
+
+
+def test_begins_in_the_mode_of_its_models() -> None:
+    frozen = [make_vae(0, linear=True, kind="closed_form").eval() for _ in range(2)]
+    ensemble = Ensemble(frozen)
+    assert not ensemble.training
+    before = ensemble(torch.randn(5, 6)).log_sigma2
+    torch.testing.assert_close(ensemble(torch.randn(5, 6)).log_sigma2, before)

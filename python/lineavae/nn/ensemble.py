@@ -19,12 +19,14 @@ class Ensemble(nn.Module):
     Parameters
     ----------
     models
-        M modules of one class and structure; their parameters and buffers are copied.
+        M modules that differ in the values of their parameters and buffers alone, which are copied. Models
+        with several β become models with several σ² by `sigma2_of_beta`.
 
     Raises
     ------
     ValueError
-        There is no model, or one is in another mode than the first or has other parameters.
+        There is no model, or one differs from the first in more than values: in a class, a mode, a setting,
+        or a shape.
 
     Notes
     -----
@@ -63,6 +65,7 @@ class Ensemble(nn.Module):
         self._structure = [copy.deepcopy(models[0]).to("meta")]
         self._names = (list(parameters), list(buffers))
         self.num_models = len(models)
+        self.training = models[0].training
 
     def forward(self, x: Tensor, *, shared_data: bool = True, **options: Any) -> Any:
         """Call every model: what a model returns, with a leading dimension of models.
@@ -72,7 +75,7 @@ class Ensemble(nn.Module):
         x
             Data of all models, (N, ...); without ``shared_data`` those of each, (M, N, ...).
         **options
-            Passed on to the models. Random numbers differ from model to model.
+            Passed on to all models. Random numbers differ from model to model, unless a seed is among these.
         """
 
         def call(state: tuple[dict[str, Tensor], dict[str, Tensor]], x: Tensor) -> Any:
@@ -85,9 +88,14 @@ class Ensemble(nn.Module):
         """Give the models one by one, as copies."""
         models = []
         for index in range(self.num_models):
-            state = {name: tensor[index] for part in self._state() for name, tensor in part.items()}
-            model = copy.deepcopy(self._structure[0]).to_empty(device=next(iter(state.values())).device)
-            model.load_state_dict(state, assign=False)
+            model = copy.deepcopy(self._structure[0])
+            for tensors in self._state():
+                for name, stacked in tensors.items():
+                    module, _, own_name = name.rpartition(".")
+                    tensor = stacked[index].detach().clone()
+                    if isinstance(stacked, nn.Parameter):
+                        tensor = nn.Parameter(tensor, stacked.requires_grad)
+                    setattr(model.get_submodule(module), own_name, tensor)
             models.append(model)
         return models
 
@@ -108,17 +116,33 @@ def _flat(name: str) -> str:
 def _check_alike(models: Sequence[nn.Module]) -> None:
     if not models:
         raise ValueError("Ensemble: models must have at least one model, got none")
-    first = {name: tensor.shape for name, tensor in models[0].state_dict().items()}
+    first = _description(models[0])
     for index, model in enumerate(models):
-        if type(model) is not type(models[0]) or model.training != models[0].training:
+        other = _description(model)
+        odd = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if odd:
             raise ValueError(
-                f"Ensemble: all models must be of one class and in one mode, got {type(model).__name__} "
-                f"in {'training' if model.training else 'evaluation'} mode at index {index}"
-            )
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        if shapes != first:
-            odd = sorted(name for name in first.keys() | shapes.keys() if first.get(name) != shapes.get(name))
-            raise ValueError(
-                f"Ensemble: all models must have parameters of the same names and shapes, "
+                "Ensemble: all models must be alike but for the values of parameters and buffers, "
                 f"got others at index {index}: {', '.join(odd)}"
             )
+
+
+def _description(model: nn.Module) -> dict[str, object]:
+    """All that models of an ensemble share, by name: classes, plain settings, what tensors are."""
+    description: dict[str, object] = {}
+    for path, module in model.named_modules():
+        prefix = path + "." if path else ""
+        description[prefix + "class"] = type(module)
+        for name, value in vars(module).items():
+            if not name.startswith("_") and _is_plain(value):
+                description[prefix + name] = value
+    for kind in ("parameters", "buffers"):
+        for name, tensor in getattr(model, f"named_{kind}")():
+            description[name] = (kind, tensor.shape, tensor.dtype, tensor.requires_grad)
+    return description
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
