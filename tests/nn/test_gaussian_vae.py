@@ -228,6 +228,21 @@ def test_importance_weights_of_a_narrow_posterior(x: Tensor) -> None:
     np.testing.assert_allclose(bound, expected.detach(), rtol=1e-4)
 
 
+def test_importance_weights_under_autocast(x: Tensor) -> None:
+    """The encoder gives bfloat16, which has not the digits for z² - ε²."""
+    x = x.float()
+    mean = (30 * x[:, :LATENT_DIM]).bfloat16()
+    vae = make_vae().float()
+    vae.encoder, vae.decoder = Returns((mean, torch.full_like(mean, -4.0))), Returns(torch.zeros_like(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        bound = vae.importance_weighted_bound(x, 1, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(9, LATENT_DIM, generator=torch.Generator().manual_seed(0)).double()
+    z = mean.double() + math.exp(-2) * eps
+    likelihood = Normal(0.0, math.sqrt(0.7)).log_prob(x.double()).sum(-1)
+    expected = likelihood + 0.5 * (eps**2 - 4.0 - z**2).sum(-1)
+    torch.testing.assert_close(bound.double(), expected, rtol=1e-6, atol=0)
+
+
 def test_free_bits(x: Tensor) -> None:
     vae = make_vae(beta=0.5)
     plain = vae(x, seed=0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_weight
+from lineavae._importance import importance_weighted_bound
 from lineavae.nn.noise import ObservationNoise, check_event
 from lineavae.ops import (
     expected_gaussian_log_likelihood,
@@ -19,6 +20,7 @@ from lineavae.ops import (
     gaussian_log_likelihood,
     reparameterized_kl,
 )
+from lineavae.ops._arguments import widen
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -328,18 +330,14 @@ class GaussianVAE(nn.Module):
         """
         _check_data(x)
         check_integer("GaussianVAE", "num_samples", num_samples, 1)
+
+        def log_likelihood(z: Tensor) -> Tensor:
+            return self._sampled_reconstruction(x, z[None])[0]
+
         with self._evaluating():
-            mean, logvar = self.encode(x)
-            std = (0.5 * logvar).exp()
-            bound = torch.full((), -math.inf, device=x.device)
-            for _ in range(num_samples):
-                eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-                z = mean + std * eps
-                likelihood, _ = self._sampled_reconstruction(x, z[None])
-                # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
-                log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
-                bound = torch.logaddexp(bound, likelihood + log_ratio)
-        return bound - math.log(num_samples)
+            return importance_weighted_bound(
+                log_likelihood, *map(widen, self.encode(x)), num_samples, generator
+            )
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
