@@ -85,7 +85,9 @@ POSTERIOR_SHAPES = {
 }
 
 
-def posterior_cases(weighted: bool = False, **options: Tensor | int) -> dict[str, Callable[[], Sample]]:
+def posterior_cases(
+    weighted: bool = False, **options: Tensor | float | int
+) -> dict[str, Callable[[], Sample]]:
     """Make Gaussian posteriors, and where ``weighted`` one weight of the KL per latent."""
 
     def make(shape: tuple[int, ...]) -> Sample:
@@ -107,6 +109,27 @@ def joined(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tens
         return torch.cat([z.movedim(0, -2).flatten(-2), kl.unsqueeze(-1)], -1)
 
     return join
+
+
+def batch_cases(**options: float) -> dict[str, Callable[[], Sample]]:
+    """Make the posteriors that are batches of at least one sample."""
+    cases = posterior_cases(**options)
+    return {label: case for label, case in cases.items() if label not in ("one_row", "no_samples")}
+
+
+def free_bits_kl(mean: Tensor, logvar: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:
+    kl = reference.gaussian_kl_per_dimension(mean, logvar).mean(-2)
+    return kl.clamp(min=free_bits).sum(-1), kl.sum(-1)
+
+
+def stacked(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """Make one tensor of two results of one shape."""
+
+    @wraps(function)
+    def stack(*args: Any, **options: Any) -> Tensor:
+        return torch.stack(function(*args, **options), -1)
+
+    return stack
 
 
 # of x and of the logits
@@ -362,6 +385,16 @@ SPECS = [
         tolerance=1e-6,
         any_threads=True,
         cases=posterior_cases(),
+    ),
+    OpSpec(
+        name="free_bits_kl",
+        op=stacked(ops.free_bits_kl),
+        reference=stacked(free_bits_kl),
+        differentiable=("mean", "logvar"),
+        tolerance=1e-6,
+        any_threads=False,
+        cases=batch_cases(free_bits=1.5),
+        kernels="gaussian_kl_per_dimension",
     ),
     OpSpec(
         name="linear_vae_elbo",

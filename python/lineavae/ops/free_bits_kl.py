@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lineavae.ops._arguments import check_latent_weight
-from lineavae.ops.gaussian_kl import gaussian_kl_per_dimension
+from lineavae.ops.gaussian_kl import check_posterior, gaussian_kl_per_dimension
 
 _OP = "free_bits_kl"
 
@@ -59,11 +59,11 @@ def free_bits_kl(
     >>> free_bits_kl(mean, torch.zeros(2, 2), 0.1)
     (tensor(1.1000), tensor(1.0100))
     """
-    per_dimension = gaussian_kl_per_dimension(mean, logvar, check_finite=check_finite)
-    if per_dimension.ndim < 2 or per_dimension.shape[-2] == 0:
+    mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
+    if mean.ndim < 2 or mean.shape[-2] == 0:
         raise ValueError(
             f"{_OP}: mean must have shape (*models, N, K) with N at least 1, got {tuple(mean.shape)}"
         )
-    kl = per_dimension.mean(-2)
-    minimum = torch.as_tensor(check_latent_weight(_OP, "free_bits", free_bits, mean)).to(kl)
+    minimum = check_latent_weight(_OP, "free_bits", free_bits, mean)
+    kl = gaussian_kl_per_dimension(mean, logvar).mean(-2)
     return torch.where(kl < minimum, minimum, kl).sum(-1), kl.sum(-1)
