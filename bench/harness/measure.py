@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
+# long against the resolution of clocks and the latency of a first launch
+ROUND_SECONDS = 5e-3
 GRAPH = ", CUDA graph"
 
 Call = Callable[[], object]
@@ -46,9 +48,6 @@ class Timer(Protocol):
     cache_bytes: int  # inputs are rotated through more than twice as much
     captures: bool  # whether calls can be captured in a CUDA graph
 
-    def calls_per_round(self, call: Call) -> int:
-        """Return how many calls it takes to time one well."""
-
     def seconds(self, call: Call, count: int) -> float:
         """Return the time of one call, the mean of ``count`` made one after another."""
 
@@ -60,9 +59,6 @@ class CpuTimer:
     cache_bytes: int = 0
     captures: bool = False
 
-    def calls_per_round(self, call: Call) -> int:  # noqa: D102
-        return 1
-
     def seconds(self, call: Call, count: int) -> float:  # noqa: D102
         start = time.perf_counter()
         for _ in range(count):
@@ -73,15 +69,10 @@ class CpuTimer:
 class CudaTimer:
     """CUDA events, for calls that return before the device is done: enough of them that it is never idle."""
 
-    # long against the resolution of events and the latency of a first launch
-    ROUND_SECONDS = 5e-3
     captures = True
 
     def __init__(self) -> None:
         self.cache_bytes = torch.cuda.get_device_properties().L2_cache_size
-
-    def calls_per_round(self, call: Call) -> int:  # noqa: D102
-        return max(1, round(self.ROUND_SECONDS / self.seconds(call, WARM_UP)))
 
     def seconds(self, call: Call, count: int) -> float:  # noqa: D102
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -123,7 +114,7 @@ def compare(contenders: dict[str, Contender], timer: Timer, rounds: int) -> dict
         results[name] = {"input_sets": len(calls), "bytes": contender.bytes, "flops": contender.flops}
         rotations[name] = rotation
 
-    counts = {name: timer.calls_per_round(rotation) for name, rotation in rotations.items()}
+    counts = {name: calls_per_round(rotation, timer) for name, rotation in rotations.items()}
     times: dict[str, list[float]] = {name: [] for name in rotations}
     for _ in range(rounds):
         for name, rotation in rotations.items():
@@ -131,6 +122,11 @@ def compare(contenders: dict[str, Contender], timer: Timer, rounds: int) -> dict
     for name, seconds in times.items():
         results[name] = {**summarise(seconds), **results[name]}
     return results
+
+
+def calls_per_round(call: Call, timer: Timer) -> int:
+    """Return how many calls fill a round, one after another: a CPU's caches are warm in all but the first."""
+    return max(1, round(ROUND_SECONDS / timer.seconds(call, WARM_UP)))
 
 
 def calls_of(contender: Contender, cache_bytes: int) -> list[Call]:
