@@ -162,7 +162,8 @@ LINEAVAE_INLINE void end_block(int columns, int64_t rows, const Block<A>& block,
     for (int i = 0; i < LatentMoments::kVariables; ++i) {
       const double mean = block.sum[i][j] / count;
       of_block.mean[i] = block.shift[i][j] + mean;
-      of_block.squares[i] = std::max(block.squares[i][j] - block.sum[i][j] * mean, 0.0);
+      // at least squares / count, since the first x is zero
+      of_block.squares[i] = block.squares[i][j] - block.sum[i][j] * mean;
     }
     moments[j] = merge(moments[j], of_block);
   }

@@ -56,9 +56,9 @@ struct ThreadMoments {
     all.count = static_cast<double>(count);
 #pragma unroll
     for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      const double mean = sum[i] / all.count, rest = squares[i] - sum[i] * mean;
+      const double mean = sum[i] / all.count;
       all.mean[i] = shift[i] + mean;
-      all.squares[i] = rest > 0 ? rest : 0;
+      all.squares[i] = squares[i] - sum[i] * mean;  // at least squares / count, since the first x is zero
     }
     all.minimum = minimum;
     all.maximum = maximum;

@@ -20,9 +20,10 @@ const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}
                                                             {2, 37, 5}, {1, 300, 16}, {2, 130, 35}, {1, 2100, 2}};
 
 // None, some that split bins, and some that cannot: two in one bin, the same twice, beyond all bins, zero, and those
-// that a float only approximates.
-const std::vector<std::vector<double>> kThresholds = {
-    {}, {0.01}, {0.5, 0.01, 0.51, 0.01, 0.0, 1e-9, 1e6, 0.0625, 2.5, 65536.0, 3e-8, 1e300, 5e-324, -1.0, NAN}};
+// that a float only approximates. And as many as there may be.
+const std::vector<double> kEdges = {0.5, 0.01,    0.51, 0.01,  0.0,    1e-9, 1e6, 0.0625,
+                                    2.5, 65536.0, 3e-8, 1e300, 5e-324, -1.0, NAN};
+const std::vector<std::vector<double>> kThresholds = {{}, {0.01}, kEdges, std::vector<double>(kMaxThresholds, 0.01)};
 
 // Every latent has a scale of its own; some elements are not finite, and in one latent none is.
 template <class T>
@@ -134,7 +135,7 @@ template <class T>
 void all_shapes() {
   for (const Shape& s : kShapes) {
     for (const std::vector<double>& thresholds : kThresholds) {
-      if ((kFewThreads || kTraceMemory) && thresholds.size() < 2) continue;
+      if ((kFewThreads || kTraceMemory) && thresholds.size() != kEdges.size()) continue;
       test_statistics<T>(s, true, true, thresholds);
       test_statistics<T>(s, false, thresholds.empty(), thresholds);
     }
