@@ -21,7 +21,7 @@ from lineavae.reference.linear_vae_elbo import gaussian_term
 
 
 class LinearVAE(nn.Module):
-    """Linear VAE of Lucas et al. (2019), equations 6 and 7.
+    """Linear VAE of Lucas et al. (2019), equation 9.
 
     The model is p(x|z) = N(W z + μ, σ² I) with prior p(z) = N(0, I), the posterior is
     q(z|x) = N(V (x - μ), diag d) with one d for all x. The decoder is that of probabilistic PCA, so the
