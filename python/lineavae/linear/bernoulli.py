@@ -23,6 +23,9 @@ from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likeli
 # Rows of data that are held in float64 at a time.
 _EXACT_ROWS = 1024
 
+# No probability begins closer to 0 or 1.
+_LEAST_PROBABILITY = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class BernoulliHistory:
@@ -46,9 +49,9 @@ class BernoulliLinearVAE(nn.Module):
     """Linear VAE of binary data: the Bernoulli pPCA of Lucas et al. (2019), appendix C.3, equation 29.
 
     The model is p(x|z) = Bernoulli(sigmoid(W z + μ)) with prior p(z) = N(0, I), the posterior is
-    q(z|x) = N(V x + c, diag d) with one d for all x. Each logit is a normal variable under the posterior, so
-    the ELBO is a sum of one-dimensional integrals and is computed without sampling, with its gradient. The
-    likelihood has no closed form: :meth:`importance_weighted_bound` comes near to it from below.
+    q(z|x) = N(V (x - x̄) + c, diag d) with one d for all x. Each logit is a normal variable under the
+    posterior, so the ELBO is a sum of one-dimensional integrals and is computed without sampling, with its
+    gradient. The likelihood has no closed form: :meth:`importance_weighted_bound` bounds it from below.
 
     Data are zeros and ones; what is between counts as the probability of a one, as in
     :func:`lineavae.ops.bernoulli_log_likelihood`.
@@ -59,6 +62,9 @@ class BernoulliLinearVAE(nn.Module):
         Observed dimensions D.
     latent_dim
         Latent dimensions K.
+    center
+        The x̄ of the encoder, (D,), in [0, 1], at whose logit μ begins: training is fastest where it is the
+        mean of the data. ½ if None.
     generator
         Source of the initial parameters, on their device; torch's global one if None.
     dtype, device
@@ -66,6 +72,8 @@ class BernoulliLinearVAE(nn.Module):
 
     Attributes
     ----------
+    center : Tensor
+        Constant x̄, (D,).
     weight : nn.Parameter
         Decoder W, (D, K).
     encoder : nn.Parameter
@@ -79,18 +87,19 @@ class BernoulliLinearVAE(nn.Module):
 
     Notes
     -----
-    The encoder has an intercept because μ, a logit, is not what x is centred at. Nor is anything else
-    needed: a shift of c by δ together with μ by -W δ changes no logit, so that a maximum of the ELBO has
-    posterior means of average 0, which is c = -V x̄, as in V (x - x̄).
+    The posterior means have an intercept, so that x̄ does not matter to what the model can express. Where x̄
+    is the mean of the data, c = 0 at a maximum of the ELBO: a shift of c by δ together with μ by -W δ changes
+    no logit, and the KL is least where the posterior means average to 0.
 
-    Initially W and V are Glorot-uniform, and c, μ and log d are zero.
+    Initially W and V are Glorot-uniform, c and log d are zero, and sigmoid(μ) = x̄, but at least 1e-3 from 0
+    and 1.
 
-    All latents are collapsed at W = 0, V = 0, c = 0, d = 1, sigmoid(μ) = x̄, where the ELBO is that of
-    independent features. To second order along (W, V) it rises as wᵀS v - ½ (wᵀB w + vᵀS v), with S the
-    covariance of the data and B = diag(x̄ (1 - x̄)), so this is a saddle if S - B has a positive eigenvalue.
-    For binary data B is the diagonal of S: it is a saddle whenever two features are correlated, and as
-    many directions lead out as the correlation matrix has eigenvalues above 1 (Kaiser's criterion; the linear
-    VAE of standardised features with σ² = 1).
+    All latents are collapsed at W = 0, V = 0, c = 0, d = 1, sigmoid(μ) = x̄, the mean of the data, where the
+    ELBO is that of independent features. To second order it changes by wᵀS v - ½ (wᵀB w + vᵀS v) with a
+    column w of W and row v of V, S being the covariance of the data and B = diag(x̄ (1 - x̄)): this is a saddle
+    if S - B has a positive eigenvalue. For binary data B is the diagonal of S. Then it is a saddle whenever
+    two features are correlated, and for each latent as many directions lead out as the correlation matrix has
+    eigenvalues above 1: Kaiser's criterion, and the linear VAE of standardised features with σ² = 1.
 
     Calling the module is calling :meth:`elbo`.
 
@@ -100,12 +109,13 @@ class BernoulliLinearVAE(nn.Module):
     >>> from lineavae.linear import BernoulliLinearVAE
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.bernoulli(torch.full((200, 1), 0.5), generator=generator).repeat(1, 6)
-    >>> vae = BernoulliLinearVAE(num_features=6, latent_dim=1, generator=generator)
+    >>> vae = BernoulliLinearVAE(num_features=6, latent_dim=1, center=x.mean(0), generator=generator)
     >>> history = vae.fit(x, steps=500, lr=0.03, progress=False)
     >>> bool(vae.elbo(x).mean() > -2)  # 6 log 2 = 4.2 nats without a latent, log 2 = 0.7 for the best model
     True
     """
 
+    center: Tensor
     weight: nn.Parameter
     encoder: nn.Parameter
     encoder_bias: nn.Parameter
@@ -117,6 +127,7 @@ class BernoulliLinearVAE(nn.Module):
         num_features: int,
         latent_dim: int,
         *,
+        center: Tensor | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -129,6 +140,10 @@ class BernoulliLinearVAE(nn.Module):
         self.encoder_bias = nn.Parameter(torch.empty(latent_dim, dtype=dtype, device=device))
         self.mu = nn.Parameter(torch.empty(num_features, dtype=dtype, device=device))
         self.log_d = nn.Parameter(torch.empty(latent_dim, dtype=dtype, device=device))
+        if center is None:
+            center = torch.full((num_features,), 0.5)
+        _check_center(center, num_features)
+        self.register_buffer("center", center.detach().to(self.mu, copy=True))
         self.reset_parameters(generator)
 
     @property
@@ -145,24 +160,26 @@ class BernoulliLinearVAE(nn.Module):
         """Return the sizes, for ``repr``."""
         return f"num_features={self.num_features}, latent_dim={self.latent_dim}"
 
+    @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw W and V anew, Glorot-uniform, and set c, μ and log d to zero."""
-        for matrix in (self.weight, self.encoder):
-            nn.init.xavier_uniform_(matrix, generator=generator)
-        for vector in (self.encoder_bias, self.mu, self.log_d):
-            nn.init.zeros_(vector)
+        """Draw W and V anew, Glorot-uniform, and set c and log d to zero and μ to the logit of x̄."""
+        nn.init.xavier_uniform_(self.weight, generator=generator)
+        nn.init.xavier_uniform_(self.encoder, generator=generator)
+        self.encoder_bias.zero_()
+        self.log_d.zero_()
+        self.mu.copy_(self.center.logit(eps=_LEAST_PROBABILITY))
 
     def forward(self, x: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         """Return ``elbo(x, beta)``."""
         return self.elbo(x, beta)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior means V x + c and log-variances log d of q(z|x): (N, D) -> (N, K), (N, K).
+        """Posterior means V (x - x̄) + c and log-variances log d of q(z|x): (N, D) -> (N, K), (N, K).
 
         The log-variances are the same in every row, and share its memory.
         """
         check_samples("BernoulliLinearVAE.encode", x, self.num_features)
-        mean = x @ self.encoder.mT + self.encoder_bias
+        mean = (x - self.center) @ self.encoder.mT + self.encoder_bias
         return mean, self.log_d.expand_as(mean)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -402,8 +419,20 @@ class _Problem(Problem):
         return ()
 
     def data(self) -> list[Tensor]:
-        """Give the samples."""
-        return [self._samples]
+        """Give the samples, and what the model centres them at."""
+        return [self._samples, self.model.center]
+
+
+def _check_center(center: Tensor, num_features: int) -> None:
+    if not isinstance(center, Tensor):
+        raise TypeError(f"BernoulliLinearVAE: center must be a torch.Tensor, got {type(center).__name__}")
+    if center.shape != (num_features,):
+        raise ValueError(
+            f"BernoulliLinearVAE: center must have shape (D,) with D={num_features}, "
+            f"got {tuple(center.shape)}"
+        )
+    if not ((center >= 0) & (center <= 1)).all():
+        raise ValueError(f"BernoulliLinearVAE: center must be in [0, 1], got {center.tolist()}")
 
 
 def _read_data(model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> Tensor:
