@@ -315,6 +315,9 @@ def test_samples_and_interpolation(x: Tensor) -> None:
     assert torch.equal(first, second)
     z = torch.randn(6, LATENT_DIM, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     torch.testing.assert_close(first, vae.decode(z))
+    vae.decoder = nn.Identity()  # without parameters
+    assert vae.sample(6, LATENT_DIM).dtype == torch.float64
+    vae = make_vae()
     line = vae.interpolate(x[:2], x[2:4], 5)
     assert line.shape == (5, 2, NUM_FEATURES)
     (start, _), (end, _) = vae.encode(x[:2]), vae.encode(x[2:4])
@@ -403,6 +406,15 @@ def test_a_linear_decoder_with_another_forward_is_sampled(x: Tensor) -> None:
     vae = GaussianVAE(vae.encoder, Sigmoid(LATENT_DIM, NUM_FEATURES).double(), vae.noise)
     z, _ = reparameterized_kl(*vae.encode(x), seed=5)
     torch.testing.assert_close(vae(x, seed=5).reconstruction, dense_parts(vae, x, z[0])[0])
+
+
+def test_a_decoder_that_is_replaced_by_one_that_is_not_linear(x: Tensor) -> None:
+    vae = make_vae(linear=True)
+    vae.decoder = MLPDecoder(LATENT_DIM, NUM_FEATURES, (8,)).double()
+    with pytest.raises(ValueError, match=r"closed_form needs a decoder that is .*, got MLPDecoder"):
+        vae(x)
+    vae.closed_form = False
+    assert vae(x).elbo.isfinite().all()
 
 
 def test_a_parametrized_linear_decoder_keeps_its_closed_form(x: Tensor) -> None:

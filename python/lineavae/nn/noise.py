@@ -25,7 +25,7 @@ class ObservationNoise(nn.Module):
     kind
         ``"learned"``: log σ² is a parameter. ``"fixed"``: it is a buffer. ``"closed_form"``: it is the mean
         squared error of each training batch, which maximises the batch's ELBO, and is kept in a buffer for
-        evaluation.
+        evaluation. Each of several processes takes that of its own batch.
     shape
         () for one σ²; otherwise what broadcasts against one x: (D,) for one per feature, (C, 1, 1) for one
         per channel of images.

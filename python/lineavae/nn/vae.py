@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -128,17 +128,13 @@ class GaussianVAE(nn.Module):
         ):
             if not isinstance(module, kind):
                 raise TypeError(f"GaussianVAE: {name} must be a {kind.__name__}, got {type(module).__name__}")
-        # a subclass may make another function of its weight
-        is_linear = isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
-        if closed_form and not is_linear:
-            raise ValueError(
-                f"GaussianVAE: closed_form needs a decoder that is an nn.Linear, got {type(decoder).__name__}"
-            )
         self.encoder = encoder
         self.decoder = decoder
         self.noise = noise
         self.beta = check_weight("GaussianVAE", "beta", beta)
-        self.closed_form = is_linear if closed_form is None else closed_form
+        self.closed_form = _is_linear(decoder) if closed_form is None else closed_form
+        if self.closed_form:
+            self._linear_decoder()
 
     def forward(self, x: Tensor, **options: Any) -> ELBOTerms:
         """Give :meth:`elbo`, with its options."""
@@ -164,8 +160,8 @@ class GaussianVAE(nn.Module):
             Weight of the KL, in place of the model's: a number, or a tensor () for a weight that changes from
             step to step of a compiled model.
         free_bits
-            KL in nats that each latent has for free: its mean over the batch counts as at least this much
-            (Kingma et al. 2016).
+            KL in nats that each latent has for free: its mean over the batch, that of this process, counts as
+            at least this much (Kingma et al. 2016).
         capacity
             Target C of the KL: the penalty is β |KL - C| with the batch's mean KL (Burgess et al. 2018).
         num_samples
@@ -246,7 +242,7 @@ class GaussianVAE(nn.Module):
         """
         check_integer("GaussianVAE", "num_samples", num_samples, 0)
         check_integer("GaussianVAE", "latent_dim", latent_dim, 1)
-        like = next(self.decoder.parameters())
+        like = next(self.decoder.parameters(), self.noise.log_sigma2)
         z = torch.randn(num_samples, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
         with self._evaluating():
             return self.decode(z)
@@ -389,7 +385,9 @@ class GaussianVAE(nn.Module):
         return (logvar.exp() @ self._linear_decoder().weight.square().T).reshape(x.shape)
 
     def _linear_decoder(self) -> nn.Linear:
-        assert isinstance(self.decoder, nn.Linear)  # or there would be no closed form
+        if not _is_linear(self.decoder):
+            name = type(self.decoder).__name__
+            raise ValueError(f"GaussianVAE: closed_form needs a decoder that is an nn.Linear, got {name}")
         return self.decoder
 
     def _per_feature(self, x: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -398,6 +396,11 @@ class GaussianVAE(nn.Module):
         if log_sigma2.ndim:
             log_sigma2 = log_sigma2.expand(x.shape[1:]).flatten()
         return log_sigma2.to(torch.promote_types(log_sigma2.dtype, x.dtype))
+
+
+def _is_linear(decoder: nn.Module) -> TypeGuard[nn.Linear]:
+    # a subclass may make another function of its weight
+    return isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
 
 
 def _check_data(x: Tensor) -> None:
