@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
 from lineavae import reference
 from lineavae.ops import (
@@ -239,6 +239,49 @@ def decoder_problem(noise: tuple[str | int, ...] = (), seed: int = 0) -> dict[st
         "bias": random(D, seed=seed + 4),
         "log_sigma2": 0.5 * random(*noise_shape(noise, N, D), seed=seed + 5),
     }
+
+
+@st.composite
+def decoder_problems(draw):
+    num_samples, num_features, latent_dim = (draw(st.integers(1, size)) for size in (12, 30, 8))
+    models = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    core = draw(st.sampled_from([(), ("D",), ("N", 1), ("N", "D"), (1, 1), (1, "D")]))
+    noise = noise_shape(core, num_samples, num_features)
+    if len(noise) == 2 and draw(st.booleans()):
+        noise = (*models, *noise)
+    own = [models if draw(st.booleans()) else () for _ in range(5)]
+    seed = draw(st.integers(0, 1000))
+    shapes = [
+        (num_samples, num_features),
+        (num_samples, latent_dim),
+        (num_samples, latent_dim),
+        (num_features, latent_dim),
+        (num_features,),
+    ]
+    tensors = [
+        random(*m, *shape, seed=seed + i) for i, (m, shape) in enumerate(zip(own, shapes, strict=True))
+    ]
+    return [*tensors, random(*noise, seed=seed + 5, scale=3.0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(decoder_problems())
+def test_expectation_equals_torch_distributions(problem):
+    """The cross-entropy to N(x, σ²) of the reconstruction, which is normal too."""
+    x, mean, logvar, weight, bias, log_sigma2 = (tensor.requires_grad_() for tensor in problem)
+    x_hat = mean @ weight.mT + bias.unsqueeze(-2)
+    variance = logvar.exp() @ weight.square().mT
+    shape = torch.broadcast_shapes(x.shape, x_hat.shape, variance.shape, log_sigma2.shape)
+    reconstruction = Normal(x_hat.expand(shape), variance.sqrt().expand(shape))
+    data = Normal(x.expand(shape), (0.5 * log_sigma2).exp().expand(shape))
+    expected = -(kl_divergence(reconstruction, data) + reconstruction.entropy()).sum(-1)
+    value = expected_gaussian_log_likelihood(*problem)
+    torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-9)
+    upstream = 1 + torch.arange(value.numel(), dtype=value.dtype).sin().reshape(value.shape)
+    gradients = torch.autograd.grad(value, problem, upstream)
+    for gradient, truth in zip(gradients, torch.autograd.grad(expected, problem, upstream), strict=True):
+        size = truth.abs().max().item()
+        torch.testing.assert_close(gradient, truth, rtol=1e-10, atol=1e-12 + 1e-11 * size)
 
 
 @each_noise
