@@ -392,8 +392,8 @@ class GaussianVAE(nn.Module):
 
     def _per_feature(self, x: Tensor, log_sigma2: Tensor) -> Tensor:
         """() as it is, and everything else as (D,); of x's dtype unless that would round it."""
-        check_event(x, log_sigma2.shape)
         if log_sigma2.ndim:
+            check_event(x, log_sigma2.shape)
             log_sigma2 = log_sigma2.expand(x.shape[1:]).flatten()
         return log_sigma2.to(torch.promote_types(log_sigma2.dtype, x.dtype))
 
