@@ -3,11 +3,22 @@
 Examples
 --------
 >>> from lineavae.experiments import EXPERIMENTS
->>> list(EXPERIMENTS)
-['stationary-points', 'latent-dimensions', 'analytic-vs-stochastic', 'theorem-1']
+>>> for name in EXPERIMENTS:
+...     print(name)
+stationary-points
+latent-dimensions
+analytic-vs-stochastic
+theorem-1
+bernoulli-ppca
 """
 
-from lineavae.experiments import analytic_vs_stochastic, latent_dimensions, stationary_points, theorem_1
+from lineavae.experiments import (
+    analytic_vs_stochastic,
+    bernoulli_ppca,
+    latent_dimensions,
+    stationary_points,
+    theorem_1,
+)
 from lineavae.experiments.runs import (
     Config,
     Experiment,
@@ -24,6 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "latent-dimensions": latent_dimensions.EXPERIMENT,
     "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
     "theorem-1": theorem_1.EXPERIMENT,
+    "bernoulli-ppca": bernoulli_ppca.EXPERIMENT,
 }
 
 __all__ = [
