@@ -331,9 +331,8 @@ class GaussianVAE(nn.Module):
             return self._sampled_reconstruction(x, z[None])[0]
 
         with self._evaluating():
-            return importance_weighted_bound(
-                log_likelihood, *map(widen, self.encode(x)), num_samples, generator
-            )
+            mean, logvar = map(widen, self.encode(x))
+            return importance_weighted_bound(log_likelihood, mean, logvar, num_samples, generator)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
