@@ -8,6 +8,7 @@ Examples
 stationary-points
 latent-dimensions
 analytic-vs-stochastic
+nonlinear-encoders
 theorem-1
 bernoulli-ppca
 """
@@ -16,6 +17,7 @@ from lineavae.experiments import (
     analytic_vs_stochastic,
     bernoulli_ppca,
     latent_dimensions,
+    nonlinear_encoders,
     stationary_points,
     theorem_1,
 )
@@ -34,6 +36,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "stationary-points": stationary_points.EXPERIMENT,
     "latent-dimensions": latent_dimensions.EXPERIMENT,
     "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
+    "nonlinear-encoders": nonlinear_encoders.EXPERIMENT,
     "theorem-1": theorem_1.EXPERIMENT,
     "bernoulli-ppca": bernoulli_ppca.EXPERIMENT,
 }
