@@ -7,12 +7,15 @@ allocated inside the timed call on every side.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,7 +27,7 @@ ROUND_SECONDS = 5e-3
 GRAPH = ", CUDA graph"
 
 Call = Callable[[], object]
-# of one contender: milliseconds, iqr_milliseconds, input_sets, bytes, flops; or error
+# of one contender: milliseconds, iqr_milliseconds, input_sets, bytes, flops, peak_bytes; or error
 Result = dict[str, float | str | None]
 
 
@@ -51,6 +54,9 @@ class Timer(Protocol):
     def seconds(self, call: Call, count: int) -> float:
         """Return the time of one call, the mean of ``count`` made one after another."""
 
+    def peak_bytes(self, call: Call) -> int | None:
+        """Return the most memory that a call held beyond what was held before it, if it can be known."""
+
 
 @dataclass(frozen=True)
 class CpuTimer:
@@ -64,6 +70,20 @@ class CpuTimer:
         for _ in range(count):
             call()
         return (time.perf_counter() - start) / count
+
+    def peak_bytes(self, call: Call) -> int | None:  # noqa: D102
+        if sys.platform != "linux":
+            return None
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed and kept would hide what a call needs
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+        before = _resident("VmRSS")
+        call()
+        return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 class CudaTimer:
@@ -82,6 +102,12 @@ class CudaTimer:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1e-3 / count
+
+    def peak_bytes(self, call: Call) -> int | None:  # noqa: D102
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
 
 
 def compare(contenders: dict[str, Contender], timer: Timer, rounds: int) -> dict[str, Result]:
@@ -112,6 +138,8 @@ def compare(contenders: dict[str, Contender], timer: Timer, rounds: int) -> dict
             continue
         contender = contenders[name.removesuffix(GRAPH)]
         results[name] = {"input_sets": len(calls), "bytes": contender.bytes, "flops": contender.flops}
+        if not name.endswith(GRAPH):  # a graph has its memory before the call
+            results[name]["peak_bytes"] = timer.peak_bytes(rotation)
         rotations[name] = rotation
 
     counts = {name: calls_per_round(rotation, timer) for name, rotation in rotations.items()}

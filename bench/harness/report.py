@@ -17,7 +17,8 @@ READING = """\
 Times are medians, with the distance between the quartiles; steps are forward and backward. "/ ours" is the
 time of a contender over that of ours, in a CUDA graph over ours in a CUDA graph. GB/s counts what forward and
 backward must each read and write, once; GFLOP/s counts the matrix products. Shares are of a large copy and of
-a large matrix product, measured in the same run. Every contender works in full float32: TF32 is off."""
+a large matrix product, measured in the same run. MB is the most memory that a call held at once beyond its
+inputs, results and gradients included. Every contender works in full float32: TF32 is off."""
 
 
 def rate(result: Result, amount: str) -> float | None:
@@ -48,16 +49,18 @@ def benchmark_table(benchmarks: Sequence[dict[str, Any]]) -> str:
             rows.append([title, name, *figures(result, ours, best.get(benchmark["setting"], {}))])
             title = ""
     heads = ["benchmark", "contender", "ms", "± ms", "/ ours"]
-    return table([*heads, "GB/s", "of copy", "GFLOP/s", "of product"], rows)
+    return table([*heads, "MB", "GB/s", "of copy", "GFLOP/s", "of product"], rows)
 
 
 def figures(result: Result, ours: Result, ceiling: dict[str, float]) -> list[str]:
-    """Fill a row's cells: time, spread, ratio to ours, and each rate with its share of the ceiling."""
+    """Fill a row's cells: time, spread, ratio to ours, memory, and rates with shares of the ceiling."""
     if "error" in result:
-        return [str(result["error"]), "", "", "", "", "", ""]
+        return [str(result["error"]), "", "", "", "", "", "", ""]
     cells = [f"{result['milliseconds']:.4g}", f"{result['iqr_milliseconds']:.2g}"]
     has_ratio = "milliseconds" in ours and ours is not result
     cells.append(f"{result['milliseconds'] / ours['milliseconds']:.2f}" if has_ratio else "")
+    memory = result.get("peak_bytes")
+    cells.append("" if memory is None else f"{memory / 1e6:.1f}")
     for unit, (amount, _, _) in CEILINGS.items():
         achieved = rate(result, amount)
         cells.append("" if achieved is None else f"{achieved:.0f}" if achieved >= 1000 else f"{achieved:.3g}")

@@ -1,5 +1,6 @@
 """How the benchmarks are timed, against clocks and devices that are known."""
 
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -24,6 +25,9 @@ class ScriptedTimer:
         for _ in range(count):
             call()
         return self.seconds_left.pop(0)
+
+    def peak_bytes(self, call):
+        return None
 
 
 def test_median_and_quartiles_are_those_of_numpy():
@@ -111,10 +115,24 @@ def test_cpu_timer_divides_by_the_number_of_calls(monkeypatch):
     assert measure.calls_per_round(call, CpuTimer()) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_peak_of_memory_on_a_cpu():
+    def call():
+        torch.ones(20_000_000)  # freed at once
+        return torch.ones(5_000_000)
+
+    assert CpuTimer().peak_bytes(call) == pytest.approx(80e6, rel=0.05)
+    kept = call()
+    assert CpuTimer().peak_bytes(lambda: kept.add(1)) == pytest.approx(20e6, rel=0.05)
+
+
 @pytest.fixture
 def cuda(monkeypatch):
-    """A stand-in for torch.cuda whose device takes 0.1 ms for each call, and which records captures."""
-    state = SimpleNamespace(milliseconds=0.0, capturing=None, replayed=[])
+    """A stand-in for torch.cuda whose device takes 0.1 ms for each call, and which records captures.
+
+    In each call it holds 500 bytes at once, besides the 100 that it always holds.
+    """
+    state = SimpleNamespace(milliseconds=0.0, capturing=None, replayed=[], peak=0)
 
     class Event:
         def __init__(self, enable_timing=False):
@@ -160,6 +178,9 @@ def cuda(monkeypatch):
         "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
         "stream": stream,
         "get_device_properties": lambda: SimpleNamespace(L2_cache_size=1000),
+        "reset_peak_memory_stats": lambda: setattr(state, "peak", 100),
+        "memory_allocated": lambda: 100,
+        "max_memory_allocated": lambda: state.peak,
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -181,10 +202,13 @@ def test_every_input_set_is_captured_and_replayed(cuda):
         if cuda.capturing is not None:
             cuda.capturing.work.append(x.data_ptr())
         cuda.milliseconds += 0.1
+        cuda.peak = 600
 
     results = measure.compare({"ours": Contender(work, [torch.zeros(100)])}, measure.CudaTimer(), rounds=5)
     assert results["ours"]["milliseconds"] == pytest.approx(0.1)
     assert results["ours, CUDA graph"]["milliseconds"] == pytest.approx(0.01)
+    assert results["ours"]["peak_bytes"] == 500
+    assert "peak_bytes" not in results["ours, CUDA graph"]
     graphs = set(cuda.replayed)
     assert len(graphs) == results["ours, CUDA graph"]["input_sets"] == 2 * 1000 // 400 + 1
     assert len({pointer for graph in graphs for pointer in graph.work}) == len(graphs)
