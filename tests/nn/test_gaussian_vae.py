@@ -340,7 +340,7 @@ def test_samples_and_interpolation(x: Tensor) -> None:
         (
             lambda: GaussianVAE(nn.Linear(4, 4), nn.Sequential(nn.Linear(2, 4)), closed_form=True),
             ValueError,
-            "closed_form needs a decoder that is an nn.Linear, got Sequential",
+            "closed_form needs a decoder that is a plain nn.Linear, got Sequential",
         ),
         (lambda: make_vae()([[0.0]]), TypeError, "x must be a torch.Tensor, got list"),
         (
@@ -406,6 +406,16 @@ def test_a_linear_decoder_with_another_forward_is_sampled(x: Tensor) -> None:
     vae = GaussianVAE(vae.encoder, Sigmoid(LATENT_DIM, NUM_FEATURES).double(), vae.noise)
     z, _ = reparameterized_kl(*vae.encode(x), seed=5)
     torch.testing.assert_close(vae(x, seed=5).reconstruction, dense_parts(vae, x, z[0])[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_linear_decoder_whose_weight_a_hook_makes_is_sampled(x: Tensor) -> None:
+    """Between two calls its weight is not the one that the call uses, and has no gradient."""
+    vae = make_vae()
+    decoder = nn.utils.spectral_norm(nn.Linear(LATENT_DIM, NUM_FEATURES).double())
+    assert not GaussianVAE(vae.encoder, decoder, vae.noise).closed_form
+    parametrized = nn.utils.parametrizations.spectral_norm(nn.Linear(LATENT_DIM, NUM_FEATURES).double())
+    assert GaussianVAE(vae.encoder, parametrized, vae.noise).closed_form
 
 
 def test_a_decoder_that_is_replaced_by_one_that_is_not_linear(x: Tensor) -> None:

@@ -85,7 +85,7 @@ class GaussianVAE(nn.Module):
     closed_form
         Whether to take the expectation of the reconstruction term in closed form, which a decoder that is an
         ``nn.Linear`` allows, in place of sampling. By default wherever it can be; a subclass with a
-        ``forward`` of its own rules it out.
+        ``forward`` of its own rules it out, and so does a hook before ``forward``.
 
     Raises
     ------
@@ -386,7 +386,9 @@ class GaussianVAE(nn.Module):
     def _linear_decoder(self) -> nn.Linear:
         if not _is_linear(self.decoder):
             name = type(self.decoder).__name__
-            raise ValueError(f"GaussianVAE: closed_form needs a decoder that is an nn.Linear, got {name}")
+            raise ValueError(
+                f"GaussianVAE: closed_form needs a decoder that is a plain nn.Linear, got {name}"
+            )
         return self.decoder
 
     def _per_feature(self, x: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -398,8 +400,9 @@ class GaussianVAE(nn.Module):
 
 
 def _is_linear(decoder: nn.Module) -> TypeGuard[nn.Linear]:
-    # a subclass may make another function of its weight
-    return isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
+    # a subclass may make another function of its weight, and a hook another weight: spectral_norm is one
+    is_plain = isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
+    return is_plain and not decoder._forward_pre_hooks
 
 
 def _check_data(x: Tensor) -> None:
