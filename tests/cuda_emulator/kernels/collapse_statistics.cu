@@ -17,7 +17,7 @@ const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}
                                    : kFewThreads
                                        ? std::vector<Shape>{{2, 40, 7}}
                                        : std::vector<Shape>{{1, 0, 3},  {2, 5, 0},    {1, 1, 1},    {1, 700, 1},
-                                                            {2, 37, 5}, {1, 300, 16}, {2, 130, 35}, {1, 2100, 2}};
+                                                            {2, 37, 5}, {1, 300, 16}, {2, 130, 31}, {1, 2100, 2}};
 
 // None, some that split bins, and some that cannot: two in one bin, the same twice, beyond all bins, zero, and those
 // that a float only approximates. And as many as there may be.
