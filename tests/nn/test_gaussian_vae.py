@@ -329,12 +329,12 @@ def test_samples_and_interpolation(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: GaussianVAE(len, nn.Linear(2, 4)), TypeError, "encoder must be a Module, got builtin"),
-        (lambda: GaussianVAE(nn.Linear(4, 4), None), TypeError, "decoder must be a Module, got NoneType"),
+        (lambda: GaussianVAE(len, nn.Linear(2, 4)), TypeError, "encoder must be of type Module, got builtin"),
+        (lambda: GaussianVAE(nn.Linear(4, 4), None), TypeError, "decoder must be of type Module, got NoneType"),
         (
             lambda: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), nn.Linear(1, 1)),
             TypeError,
-            "noise must be a ObservationNoise, got Linear",
+            "noise must be of type ObservationNoise, got Linear",
         ),
         (lambda: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), beta=-1.0), ValueError, "beta must be finite"),
         (

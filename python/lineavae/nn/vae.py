@@ -127,7 +127,9 @@ class GaussianVAE(nn.Module):
             ("noise", noise, ObservationNoise),
         ):
             if not isinstance(module, kind):
-                raise TypeError(f"GaussianVAE: {name} must be a {kind.__name__}, got {type(module).__name__}")
+                raise TypeError(
+                    f"GaussianVAE: {name} must be of type {kind.__name__}, got {type(module).__name__}"
+                )
         self.encoder = encoder
         self.decoder = decoder
         self.noise = noise
