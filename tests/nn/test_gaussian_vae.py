@@ -330,7 +330,7 @@ def test_samples_and_interpolation(x: Tensor) -> None:
     ("call", "error", "message"),
     [
         (lambda: GaussianVAE(len, nn.Linear(2, 4)), TypeError, "encoder must be of type Module, got builtin"),
-        (lambda: GaussianVAE(nn.Linear(4, 4), None), TypeError, "decoder must be of type Module, got NoneType"),
+        (lambda: GaussianVAE(nn.Linear(4, 4), None), TypeError, "decoder must be of type Module, got None"),
         (
             lambda: GaussianVAE(nn.Linear(4, 4), nn.Linear(2, 4), nn.Linear(1, 1)),
             TypeError,
