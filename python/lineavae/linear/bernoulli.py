@@ -39,6 +39,14 @@ class BernoulliHistory:
     elbo
         ELBO of the data at those points, in nats per sample, (P,), float64: without sampling whatever the
         objective, and with the β of the run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.linear import BernoulliLinearVAE
+    >>> history = BernoulliLinearVAE(2, 1).fit(torch.eye(2), steps=150, progress=False)
+    >>> history.steps
+    array([  0, 100, 150])
     """
 
     steps: NDArray[np.int64]
