@@ -20,7 +20,7 @@ const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}
                                                             {2, 37, 5}, {1, 300, 16}, {2, 130, 31}, {1, 2100, 2}};
 
 // None, some that split bins, and some that cannot: two in one bin, the same twice, beyond all bins, zero, and those
-// that a float only approximates. And as many as there may be.
+// that a float only approximates. And as many as there may be. One half is the KL of some elements.
 const std::vector<double> kEdges = {0.5, 0.01,    0.51, 0.01,  0.0,    1e-9, 1e6, 0.0625,
                                     2.5, 65536.0, 3e-8, 1e300, 5e-324, -1.0, NAN};
 const std::vector<std::vector<double>> kThresholds = {{}, {0.01}, kEdges, std::vector<double>(kMaxThresholds, 0.01)};
@@ -36,6 +36,7 @@ struct Posterior {
       const double scale = std::exp2(-3.0 * (latent % 5));
       mean[i] = to_double(from_double<T>(mean[i] * scale));
       logvar[i] = to_double(from_double<T>(logvar[i] * scale));
+      if (i % 17 == 9) mean[i] = 1, logvar[i] = 0;
       if (finite) continue;
       if (i % 7 == 3) mean[i] = NAN;
       if (i % 11 == 5) logvar[i] = i % 2 == 0 ? -INFINITY : INFINITY;
