@@ -268,26 +268,27 @@ def _compare(curves: dict[str, NDArray[Any]], quantities: dict[str, Quantity]) -
 
 def plot(results: Results) -> Figure:
     """Draw the ELBO against epochs, and what it lacks to the maximum likelihood."""
-    config, curves, quantities = results["config"], results["curves"], results["quantities"]
-    maximum = quantities["pPCA maximum likelihood"]["measured"]
-    epochs = curves["epochs"]
+    config, curves = results["config"], results["curves"]
+    maximum = results["quantities"]["pPCA maximum likelihood"]["measured"]
     figure, (course, gap) = make_panels(
-        f"Linear decoders with K={config['latent_dim']} on logits of {results['data']}, "
-        f"N={config['num_images']}, by encoder",
-        2,
+        f"Linear decoders, K={config['latent_dim']}, logits of {results['data']}, N={config['num_images']}", 2
     )
     course.axhline(maximum, color=BLACK, linestyle="--", linewidth=1, label="pPCA maximum likelihood")
     for name, colour in _COLOURS.items():
         elbo = curves[name][curves[name][:, -1].argmax()]
-        course.plot(epochs, elbo, color=colour, linewidth=1.8, label=name)
-        gap.plot(epochs, maximum - elbo, color=colour, linewidth=1.8)
+        course.plot(curves["epochs"], elbo, color=colour, linewidth=1.8, label=f"{name} encoder")
+        label = f"{name}, ends {maximum - elbo[-1]:.2f} below"
+        gap.plot(curves["epochs"], maximum - elbo, color=colour, linewidth=1.8, label=label)
+    course.set_title("whole course", loc="left", fontsize=10)
+    course.set_ylabel(f"ELBO, {_NATS}")
+    course.legend(loc="lower right", frameon=False, fontsize=9)
+    gap.set_title("below the maximum likelihood", loc="left", fontsize=10)
+    gap.set_ylabel(_NATS)
+    gap.set_yscale("log")
+    gap.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (course, gap):
         axes.set_xlabel("epoch")
         axes.set_xlim(0, config["epochs"])
-    course.set_ylabel(f"ELBO, {_NATS}")
-    course.legend(loc="lower right", frameon=False, fontsize=9)
-    gap.set_yscale("log")
-    gap.set_ylabel(f"below the maximum, {_NATS}")
     return figure
 
 
@@ -297,11 +298,11 @@ EXPERIMENT = Experiment(
     presets={
         "quick": NonlinearEncodersConfig(
             num_images=500,
-            latent_dim=20,
+            latent_dim=50,
             hidden=(128, 64),
-            epochs=1500,
+            epochs=2400,
             batch_size=500,
-            learning_rates=(3e-3, 1e-2),
+            learning_rates=(3e-3,),
         ),
         "full": NonlinearEncodersConfig(
             num_images=60_000,

@@ -60,7 +60,10 @@ class Config:
         everything = load_mnist5k() if self.data_dir is None else load_mnist(self.data_dir)
         if len(everything) < self.num_images:
             source = self.data_dir or everything.name
-            raise DataError(f"{source} has {len(everything)} images, {self.num_images} are needed")
+            raise DataError(
+                f"{source} has {len(everything)} images, {self.num_images} are needed: "
+                "MNIST's own files, in the folder that --data-dir names, hold 60000"
+            )
         return everything.subset(self.num_images, self.seed)
 
 
