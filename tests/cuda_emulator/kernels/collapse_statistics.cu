@@ -12,12 +12,13 @@ struct Shape {
   int64_t models, rows, latents;
 };
 
-// Tiles of fewer and more than 16 columns, and several; one part and several; rows left over in each step.
+// Tiles of fewer and more than 16 columns, and several; one part and several, the last of one row; rows left over in
+// each step.
 const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}, {2, 40, 16}}
                                    : kFewThreads
                                        ? std::vector<Shape>{{2, 40, 7}}
                                        : std::vector<Shape>{{1, 0, 3},  {2, 5, 0},    {1, 1, 1},    {1, 700, 1},
-                                                            {2, 37, 5}, {1, 300, 16}, {2, 130, 31}, {1, 2100, 2}};
+                                                            {2, 37, 5}, {1, 300, 16}, {2, 130, 31}, {1, 2049, 2}};
 
 // None, some that split bins, and some that cannot: two in one bin, the same twice, beyond all bins, zero, and those
 // that a float only approximates. And as many as there may be. One half is the KL of some elements.
