@@ -7,7 +7,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from lineavae.data import logit_transform
-from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments import EXPERIMENTS, execute, nonlinear_encoders
 from lineavae.experiments.nonlinear_encoders import ENCODERS, LinearDecoderVAE, standardised_logits
 from lineavae.linear import Moments
 
@@ -203,6 +203,18 @@ def test_figure_shows_the_better_curves(grid_run):
     assert course.get_lines()[1].get_xdata()[-1] == GRID.epochs
     assert "nats" in course.get_ylabel()
     assert "MNIST-5k, N=60" in figure.get_suptitle()
+
+
+def test_published_values_stand_beside_the_papers_model_only(run, tmp_path, monkeypatch):
+    assert all(value["published"] is None for value in run.results["quantities"].values())
+    monkeypatch.setattr(nonlinear_encoders, "_PUBLISHED_FOR", (LATENT_DIM, 60))
+    quantities = execute(EXPERIMENT, replace(GRID, epochs=1), tmp_path).results["quantities"]
+    published = {name: value["published"] for name, value in quantities.items() if value["published"]}
+    assert published == {
+        "linear: ELBO": -1098.2,
+        "best deeper encoder: above the linear": pytest.approx(-1108.7 + 1098.2),
+        "worst deeper encoder: above the linear": pytest.approx(-1119.6 + 1098.2),
+    }
 
 
 def test_presets():
