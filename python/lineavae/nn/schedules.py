@@ -8,20 +8,8 @@ from lineavae._arguments import check_weight
 
 
 @dataclass(frozen=True)
-class KLAnnealing:
-    """Weight β of the KL: from ``start`` to ``end`` over ``num_epochs``, and ``end`` afterwards.
-
-    Annealing from 0 to 1 over 100 epochs is what Lucas et al. (2019), section 6.2, try against collapse:
-    latents stay alive while β is small, and collapse later nevertheless where σ² is too large. An epoch may
-    be a fraction; with steps in place of epochs it anneals over steps.
-
-    Examples
-    --------
-    >>> from lineavae.nn import KLAnnealing
-    >>> annealing = KLAnnealing(num_epochs=100)
-    >>> annealing(0), annealing(50), annealing(300)
-    (0.0, 0.5, 1.0)
-    """
+class _Ramp:
+    """From ``start`` to ``end`` in a straight line over ``num_epochs``, and ``end`` afterwards."""
 
     num_epochs: float
     start: float = 0.0
@@ -39,7 +27,24 @@ class KLAnnealing:
 
 
 @dataclass(frozen=True)
-class Capacity(KLAnnealing):
+class KLAnnealing(_Ramp):
+    """Weight β of the KL: from ``start`` to ``end`` over ``num_epochs``, and ``end`` afterwards.
+
+    Annealing from 0 to 1 over 100 epochs is what Lucas et al. (2019), section 6.2, try against collapse:
+    latents stay alive while β is small, and collapse later nevertheless where σ² is too large. An epoch may
+    be a fraction; with steps in place of epochs it anneals over steps.
+
+    Examples
+    --------
+    >>> from lineavae.nn import KLAnnealing
+    >>> annealing = KLAnnealing(num_epochs=100)
+    >>> annealing(0), annealing(50), annealing(300)
+    (0.0, 0.5, 1.0)
+    """
+
+
+@dataclass(frozen=True)
+class Capacity(_Ramp):
     """Target C of the KL, in nats: from 0 to ``end`` over ``num_epochs`` (Burgess et al. 2018).
 
     For ``GaussianVAE.elbo(x, beta=gamma, capacity=capacity(epoch))``, whose penalty is γ |KL - C|.
