@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -198,7 +199,11 @@ def train_in_process(folder: Path) -> None:
     callback = callback_of()
     trainer, _ = fit(folder, [callback], logger=logger, devices=2, strategy="ddp")
     (folder / f"num_samples-{trainer.global_rank}").write_text(str(callback.monitor.last.report.num_samples))
-    dist.destroy_process_group()  # Lightning leaves it, and Gloo's threads may outlive the interpreter
+    # Lightning leaves the process group, and Gloo's threads may outlive the interpreter. What wraps the model
+    # must not be what ends the group: it holds Python's lock, for which those threads may wait.
+    del trainer
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def test_lightning_is_imported_only_when_asked_for(monkeypatch):

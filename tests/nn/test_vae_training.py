@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -161,6 +162,9 @@ def gradients_in_process(rank: int, folder: str, data: Tensor) -> None:
     wrapped = DistributedDataParallel(vae)
     (-wrapped(data[rank::2]).elbo.mean()).backward()
     torch.save([parameter.grad for parameter in vae.parameters()], Path(folder, f"{rank}.pt"))
+    # The wrapper must not be what ends the group: it holds Python's lock, for which Gloo's threads may wait.
+    del wrapped
+    gc.collect()
     dist.destroy_process_group()
 
 
