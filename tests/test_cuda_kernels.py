@@ -70,6 +70,7 @@ def lines_about(kernels: list[report.Kernel], name: str, **budget: float) -> lis
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_every_kernel_keeps_to_the_budget() -> None:
     budgets = report.read_budgets(report.HERE / "budget.json")
     kernels = report.measure(report.SOURCES, budgets)

@@ -36,6 +36,7 @@ def dry_run(tmp_path_factory):
     return done.stdout, json.loads((out / "results.json").read_text()), (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_dry_run_names_the_machine(dry_run):
     _, results, page = dry_run
     assert results["schema"] == 1
@@ -46,6 +47,7 @@ def test_dry_run_names_the_machine(dry_run):
     assert results["commit"] in page
 
 
+@pytest.mark.slow
 def test_dry_run_lists_every_command(dry_run):
     output, results, page = dry_run
     steps = {step["name"]: step for step in results["steps"]}
@@ -64,6 +66,7 @@ def test_dry_run_lists_every_command(dry_run):
     assert f" {len(results['benchmarks'])} passed" in steps["benchmarks"]["log"]
 
 
+@pytest.mark.slow
 def test_dry_run_measures_every_benchmark(dry_run):
     output, results, page = dry_run
     benchmarks = {benchmark["name"]: benchmark for benchmark in results["benchmarks"]}
@@ -91,6 +94,7 @@ def test_dry_run_measures_every_benchmark(dry_run):
         assert f"{ratio:.2f}" in row.split(" | ")[2]
 
 
+@pytest.mark.slow
 def test_dry_run_measures_the_ceilings(dry_run):
     _, results, _ = dry_run
     (copy,) = (b["contenders"]["copy"] for b in results["benchmarks"] if b["name"] == "test_copy[dry-run]")

@@ -553,6 +553,7 @@ def reduce_in_process(rank: int, folder: str, splits: list[list[NDArray[Any]]]) 
 
 
 class TestAllReduce:
+    @pytest.mark.slow
     def test_two_processes(self, random: np.random.Generator, tmp_path: Path) -> None:
         data = random.standard_normal((60, 5)) + 100
         data[:, 2] = 0.1

@@ -168,6 +168,7 @@ def gradients_in_process(rank: int, folder: str, data: Tensor) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_data_parallel_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     data = torch.randn(20, 784, generator=torch.Generator().manual_seed(0))
     torch.multiprocessing.spawn(gradients_in_process, (str(tmp_path), data), nprocs=2)

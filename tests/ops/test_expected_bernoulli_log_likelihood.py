@@ -160,6 +160,7 @@ def test_equals_quadrature_of_every_logit(num_samples, num_features, latent_dim,
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=num_features * ERROR)
 
 
+@pytest.mark.slow
 def test_equals_the_mean_of_a_million_samples():
     x, mean, logvar, weight, bias = random_arguments(num_samples=2, num_features=20, latent_dim=4)
     generator = torch.Generator().manual_seed(1)

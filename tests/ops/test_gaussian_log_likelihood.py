@@ -284,6 +284,7 @@ def test_expectation_equals_torch_distributions(problem):
         torch.testing.assert_close(gradient, truth, rtol=1e-10, atol=1e-12 + 1e-11 * size)
 
 
+@pytest.mark.slow
 @each_noise
 def test_is_the_mean_of_a_million_samples(noise):
     problem = decoder_problem(noise)
