@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lineavae._arguments import check_integer
 from lineavae._importance import importance_weighted_bound
 from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
-from lineavae.linear.vae import check_samples
+from lineavae.linear.module import LinearModule
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
 
 # Rows of data that are held in float64 at a time.
@@ -53,7 +53,7 @@ class BernoulliHistory:
     elbo: NDArray[np.float64]
 
 
-class BernoulliLinearVAE(nn.Module):
+class BernoulliLinearVAE(LinearModule):
     """Linear VAE of binary data: the Bernoulli pPCA of Lucas et al. (2019), appendix C.3, equation 29.
 
     The model is p(x|z) = Bernoulli(sigmoid(W z + μ)) with prior p(z) = N(0, I), the posterior is
@@ -124,11 +124,7 @@ class BernoulliLinearVAE(nn.Module):
     """
 
     center: Tensor
-    weight: nn.Parameter
-    encoder: nn.Parameter
     encoder_bias: nn.Parameter
-    mu: nn.Parameter
-    log_d: nn.Parameter
 
     def __init__(
         self,
@@ -154,20 +150,6 @@ class BernoulliLinearVAE(nn.Module):
         self.register_buffer("center", center.detach().to(self.mu, copy=True))
         self.reset_parameters(generator)
 
-    @property
-    def num_features(self) -> int:
-        """Observed dimensions D."""
-        return self.weight.shape[0]
-
-    @property
-    def latent_dim(self) -> int:
-        """Latent dimensions K."""
-        return self.weight.shape[1]
-
-    def extra_repr(self) -> str:
-        """Return the sizes, for ``repr``."""
-        return f"num_features={self.num_features}, latent_dim={self.latent_dim}"
-
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw W and V anew, Glorot-uniform, and set c and log d to zero and μ to the logit of x̄."""
@@ -186,7 +168,7 @@ class BernoulliLinearVAE(nn.Module):
 
         The log-variances are the same in every row, and share its memory.
         """
-        check_samples("BernoulliLinearVAE.encode", x, self.num_features)
+        self._check_samples("encode", x)
         mean = (x - self.center) @ self.encoder.mT + self.encoder_bias
         return mean, self.log_d.expand_as(mean)
 

@@ -13,6 +13,7 @@ from lineavae._arguments import check_integer
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
 from lineavae.linear.closed_forms import optimal_encoder, principal_axes
+from lineavae.linear.module import LinearModule
 from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import mean_elbo
@@ -20,7 +21,7 @@ from lineavae.ops import gaussian_kl, linear_vae_elbo
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
 
-class LinearVAE(nn.Module):
+class LinearVAE(LinearModule):
     """Linear VAE of Lucas et al. (2019), equation 9.
 
     The model is p(x|z) = N(W z + μ, σ² I) with prior p(z) = N(0, I), the posterior is
@@ -70,10 +71,6 @@ class LinearVAE(nn.Module):
     True
     """
 
-    weight: nn.Parameter
-    encoder: nn.Parameter
-    mu: nn.Parameter
-    log_d: nn.Parameter
     log_sigma2: nn.Parameter
 
     fit = training.fit
@@ -97,20 +94,6 @@ class LinearVAE(nn.Module):
         self.log_sigma2 = nn.Parameter(torch.empty((), dtype=dtype, device=device))
         self.reset_parameters(generator)
 
-    @property
-    def num_features(self) -> int:
-        """Observed dimensions D."""
-        return self.weight.shape[0]
-
-    @property
-    def latent_dim(self) -> int:
-        """Latent dimensions K."""
-        return self.weight.shape[1]
-
-    def extra_repr(self) -> str:
-        """Return the sizes, for ``repr``."""
-        return f"num_features={self.num_features}, latent_dim={self.latent_dim}"
-
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial parameters anew: Glorot-uniform W, V, μ and log d, and σ² = 1."""
@@ -130,7 +113,7 @@ class LinearVAE(nn.Module):
 
         The log-variances are the same in every row, and share its memory.
         """
-        check_samples("LinearVAE.encode", x, self.num_features)
+        self._check_samples("encode", x)
         mean = (x - self.mu) @ self.encoder.mT
         return mean, self.log_d.expand_as(mean)
 
@@ -188,7 +171,7 @@ class LinearVAE(nn.Module):
         The estimator of Kingma and Welling (2014) that Lucas et al. (2019) compare with in their figure 3.
         """
         num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
-        check_samples("LinearVAE.stochastic_elbo", x, self.num_features)
+        self._check_samples("stochastic_elbo", x)
         mean, logvar = self.encode(x)
         noise = torch.randn(
             num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
@@ -433,14 +416,6 @@ def _check_data(method: str, data: Tensor | Moments) -> None:
         raise TypeError(
             f"LinearVAE.{method}: data must be a torch.Tensor or Moments, got {type(data).__name__}"
         )
-
-
-def check_samples(caller: str, x: Tensor, num_features: int) -> None:
-    """Check that ``x`` is a tensor (N, D) of so many features."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{caller}: x must be a torch.Tensor, got {type(x).__name__}")
-    if x.ndim != 2 or x.shape[1] != num_features:
-        raise ValueError(f"{caller}: x must have shape (N, D) with D={num_features}, got {tuple(x.shape)}")
 
 
 def _check_features(method: str, moments: Moments, num_features: int) -> None:
