@@ -19,11 +19,6 @@ MIXTURE_ERROR = 5.2e-8  # of each integral
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     """Binary data of which the first three features, and the last three, depend on a common factor."""
     factors = 3 * torch.randn(NUM_SAMPLES, 2, dtype=torch.float64, generator=generator)

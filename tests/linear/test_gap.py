@@ -13,11 +13,6 @@ NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 60, 7, 4
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     scale = torch.logspace(0.7, -0.7, NUM_FEATURES, dtype=torch.float64)
     return 1 + scale * torch.randn(NUM_SAMPLES, NUM_FEATURES, dtype=torch.float64, generator=generator)

@@ -20,11 +20,6 @@ NUM_FEATURES, LATENT_DIM = 7, 4
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     scale = torch.linspace(3, 0.5, NUM_FEATURES, dtype=torch.float64)
     return 1 + scale * torch.randn(60, NUM_FEATURES, dtype=torch.float64, generator=generator)

@@ -13,11 +13,6 @@ PARAMETERS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
 
 
 @pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
 def x(generator):
     scale = torch.linspace(3, 0.5, NUM_FEATURES, dtype=torch.float64)
     return 1 + scale * torch.randn(NUM_SAMPLES, NUM_FEATURES, dtype=torch.float64, generator=generator)
