@@ -7,14 +7,16 @@ execute_process(
   COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/torch_probe.py"
   OUTPUT_VARIABLE torch_probe RESULT_VARIABLE torch_probe_result)
 if(NOT torch_probe_result EQUAL 0)
-  message(FATAL_ERROR "torch was not found in the environment that lineavae is installed into. "
-    "Install it first: ${Python_EXECUTABLE} -m pip install 'torch>=2.10'")
+  message(FATAL_ERROR "torch was not found in the environment that lineavae is installed into. Install it there first: "
+    "pip install 'torch>=2.10'. If it is there, on PYTHONPATH for example, the isolated build does not see it: "
+    "pip install scikit-build-core pybind11 cmake ninja, then pip install --no-build-isolation . "
+    "(with uv, uv pip install for both)")
 endif()
 list(GET torch_probe 0 LINEAVAE_TORCH_VERSION)
 list(GET torch_probe 1 torch_root)
 if(LINEAVAE_TORCH_VERSION VERSION_LESS 2.10)
-  message(FATAL_ERROR "torch ${LINEAVAE_TORCH_VERSION} is too old. "
-    "Upgrade it: ${Python_EXECUTABLE} -m pip install --upgrade 'torch>=2.10'")
+  message(FATAL_ERROR "torch ${LINEAVAE_TORCH_VERSION}, in ${torch_root}, is too old. "
+    "Upgrade it: pip install --upgrade 'torch>=2.10'")
 endif()
 
 # A machine without network may have no pybind11 package; torch carries its headers.

@@ -1,35 +1,40 @@
 """Print ``version;directory`` of the torch to build against, without importing it.
 
-An isolated pip build hides the target environment from ``sys.path`` but keeps its ``sys.prefix``, so the
-environment's own site-packages are looked into next; uv and ``python -m build`` make an environment of their
-own, so an activated virtual or conda environment is tried last.
+An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports, so
+it is asked without these as well. uv and ``python -m build`` make an environment of their own, so an activated
+virtual or conda environment is asked last.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
+import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+WHERE = "import importlib.util as u; spec = u.find_spec('torch'); print(spec.origin if spec else '')"
+HIDING = ("PYTHONPATH", "PYTHONNOUSERSITE")
 
-def candidates() -> Iterator[Path]:
-    spec = importlib.util.find_spec("torch")
-    if spec is not None and spec.origin is not None:
-        yield Path(spec.origin).parent
-    yield Path(sysconfig.get_path("purelib")) / "torch"
+
+def interpreters() -> Iterator[tuple[str, dict[str, str]]]:
+    yield sys.executable, dict(os.environ)
+    bare = {name: value for name, value in os.environ.items() if name not in HIDING}
+    yield sys.executable, bare
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if prefix := os.environ.get(variable):
-            python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-            yield Path(prefix) / "lib" / python / "site-packages" / "torch"
+            yield str(Path(prefix) / "bin" / "python"), bare
 
 
-for root in candidates():
+for python, environment in interpreters():
+    try:
+        found = subprocess.run([python, "-c", WHERE], env=environment, capture_output=True, text=True)
+    except OSError:
+        continue
+    root = Path(found.stdout.strip()).parent
     version_file = root / "version.py"
-    if version_file.is_file():
+    if found.stdout.strip() and version_file.is_file():
         text = version_file.read_text(encoding="utf-8")
         version = re.search(r"^__version__ *= *'([^']*)'", text, re.MULTILINE)
         print(version.group(1) if version else "0", root, sep=";", end="")
