@@ -2,6 +2,8 @@
 # make test   everything the tests check, slow ones too where SLOW=1
 # make lint   formatting, style and types
 # make bench  ours against eager PyTorch and torch.compile
+# make lower-bounds  every dependency but torch at its lower bound: the docs' examples, the commands, some tests
+# make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
 # make cuda-report  registers, spills and occupancy of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
 
@@ -21,8 +23,9 @@ $(shell mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $(VENV)/settings || echo
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 CPP := $(filter-out %.cmake,$(NATIVE)) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := build/cuda_emulator
+LOWER := build/lower-bounds
 
-.PHONY: demo test emulator lint bench cuda-report install
+.PHONY: demo test emulator lint bench lower-bounds contract cuda-report install
 install: $(VENV)/installed
 
 # Without build isolation, so that CMake finds its build folder again and compiles only what changed.
@@ -41,8 +44,8 @@ test: emulator
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(if $(SLOW),,-m "not slow")
 
 emulator: install
-	$(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(EMULATOR) -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	bin=$$(cd $(BIN) && pwd) && $(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(EMULATOR) \
+	    -DPython_EXECUTABLE="$$bin/python" -DCMAKE_MAKE_PROGRAM="$$bin/ninja"
 	$(BIN)/ninja -C $(EMULATOR)
 
 lint: install
@@ -53,6 +56,21 @@ lint: install
 
 bench: install
 	$(BIN)/pytest -c bench/pytest.ini bench
+
+$(LOWER)/installed: pyproject.toml $(NATIVE) tests/lower_bounds.py
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/pip install --quiet "$(TORCH)" $$($(PYTHON) tests/lower_bounds.py) cmake==3.24 ninja==1.10.2 \
+	    pytest pytest-benchmark pytest-xdist
+	LINEAVAE_CUDA=OFF $(LOWER)/bin/pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=$(LOWER)/build .
+	touch $@
+
+lower-bounds: $(LOWER)/installed
+	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 -o filterwarnings=default -m "not slow" tests/test_documentation.py \
+	    tests/test_cli.py tests/test_diagnostics.py tests/linear/test_ppca.py tests/collapse/test_cli_collapse.py \
+	    tests/collapse/test_lightning.py
+
+contract: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/test_op_contract.py tests/ops tests/nn
 
 cuda-report: install
 	$(BIN)/python tests/cuda_budget/report.py

@@ -1,7 +1,7 @@
 """Print ``version;directory`` of the torch to build against, without importing it.
 
-An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports, so
-it is asked without these as well. uv and ``python -m build`` make an environment of their own, so an activated
+An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports:
+it is asked again without these. uv and ``python -m build`` make an environment of their own, so an activated
 virtual or conda environment is asked last.
 """
 

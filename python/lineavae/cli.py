@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Linear VAEs and posterior collapse: exact, fused C++/CUDA operators for PyTorch.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="rich",  # said, since typer before 0.20 takes an epilog as plain text otherwise
     # a run that fails shows Python's own traceback
     pretty_exceptions_enable=False,
 )
