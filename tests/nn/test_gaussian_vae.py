@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from lineavae.linear import LinearVAE
-from lineavae.nn import GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
+from lineavae.nn import Ensemble, GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
 from lineavae.ops import reparameterized_kl
 
 NUM_FEATURES, LATENT_DIM = 12, 3
@@ -294,6 +299,51 @@ def test_images_and_one_tensor_from_the_encoder(x: Tensor) -> None:
             torch.testing.assert_close(model(data, seed=0).elbo, expected.elbo)
 
 
+@pytest.mark.parametrize("as_pair", [False, True], ids=["one tensor", "pair"])
+def test_spatial_posteriors_are_flattened(as_pair: bool) -> None:
+    torch.manual_seed(0)
+    shape = (4, 2, 2)
+
+    class Encoder(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+            output = super().forward(x)
+            return output.split(4, dim=1) if as_pair else output
+
+    noise = ObservationNoise(shape=(3, 1, 1))
+    vae = GaussianVAE(Encoder(3, 8, 4, 4), nn.ConvTranspose2d(4, 3, 4, 4), noise).double()
+    with torch.no_grad():
+        noise.log_sigma2.copy_(torch.tensor([-1.0, 0.0, 1.0])[:, None, None])
+    flat = GaussianVAE(
+        nn.Sequential(vae.encoder, nn.Flatten()) if not as_pair else vae.encoder,
+        nn.Sequential(nn.Unflatten(-1, shape), vae.decoder),
+        noise,
+    )
+    if as_pair:
+        flat.encode = lambda x: tuple(part.flatten(1) for part in vae.encode(x))
+    x = torch.rand(5, 3, 8, 8, dtype=torch.float64)
+    mean, logvar = vae.encode(x)
+    assert mean.shape == logvar.shape == (5, *shape)
+    sampled = reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_samples=2, seed=3)[0]
+    parts = [dense_parts(vae, x, z.unflatten(-1, shape)) for z in sampled]
+    terms = vae(x, seed=3, num_samples=2)
+    torch.testing.assert_close(terms.kl, parts[0][1].sum((1, 2)))
+    torch.testing.assert_close(terms.reconstruction, sum(part[0].sum((1, 2)) for part in parts) / 2)
+    for options in ({"free_bits": 0.02}, {"capacity": 3.0}):
+        torch.testing.assert_close(vae(x, seed=3, **options).elbo, flat(x, seed=3, **options).elbo)
+    assert vae.sigma2_tuned_elbo([x], seed=3).elbo == flat.sigma2_tuned_elbo([x], seed=3).elbo
+    for method, arguments in (
+        ("importance_weighted_bound", (x, 3)),
+        ("sample", (6, shape)),
+        ("interpolate", (x[:2], x[2:4], 3)),
+    ):
+        torch.manual_seed(5)
+        actual = getattr(vae, method)(*arguments)
+        torch.manual_seed(5)
+        expected = getattr(flat, method)(*((6, 16) if method == "sample" else arguments))
+        torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(Ensemble([vae, vae])(x, seed=3).kl, terms.kl.expand(2, -1))
+
+
 def test_noise_of_each_channel() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 3, 2, 2, dtype=torch.float64)
@@ -352,7 +402,27 @@ def test_samples_and_interpolation(x: Tensor) -> None:
         (
             lambda: GaussianVAE(nn.Linear(4, 3), nn.Linear(2, 4))(torch.zeros(5, 4)),
             ValueError,
-            r"encoder's output must have shape \(N, 2K\), mean and log-variance, got \(5, 3\)",
+            r"output must have shape \(N, 2K\) or \(N, 2C, H, W\), mean and log-variance, got \(5, 3\)",
+        ),
+        (
+            lambda: GaussianVAE(Returns(torch.zeros(5, 4, 6)), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            ValueError,
+            r"output \(5, 4, 6\) may be \(N, 2C, L\), .* or \(N, L, 2K\), .* the pair",
+        ),
+        (
+            lambda: GaussianVAE(Returns(torch.zeros(5, 3).split(2, 1)), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            ValueError,
+            r"must have one shape, .* with N=5, got \(5, 2\) and \(5, 1\)",
+        ),
+        (
+            lambda: GaussianVAE(Returns((torch.zeros(5, 2, 2),) * 2), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            ValueError,
+            r"closed_form needs posteriors \(N, K\), got \(5, 2, 2\)",
+        ),
+        (
+            lambda: GaussianVAE(Returns((torch.zeros(5, 2), None)), nn.Linear(2, 4))(torch.zeros(5, 4)),
+            TypeError,
+            r"the encoder's logvar must be a torch.Tensor, got NoneType",
         ),
         (
             lambda: GaussianVAE(Returns((1, 2, 3)), nn.Linear(2, 4))(torch.zeros(5, 4)),
@@ -408,6 +478,47 @@ def test_a_linear_decoder_with_another_forward_is_sampled(x: Tensor) -> None:
     torch.testing.assert_close(vae(x, seed=5).reconstruction, dense_parts(vae, x, z[0])[0])
 
 
+def plus_ten(decoder: nn.Module, *args: Any) -> Tensor | None:
+    """As a forward hook: of a layer, or of all where it is the decoder."""
+    return args[-1] + 10.0 if isinstance(decoder, nn.Linear) and decoder.in_features == LATENT_DIM else None
+
+
+def override(decoder: nn.Linear) -> RemovableHandle:
+    decoder.forward = lambda z: nn.functional.linear(z, decoder.weight, decoder.bias) + 10.0
+    return SimpleNamespace(remove=lambda: delattr(decoder, "forward"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda decoder: decoder.register_forward_hook(plus_ten),
+        lambda decoder: decoder.register_forward_pre_hook(lambda decoder, args: (args[0] + 10.0,)),
+        lambda decoder: decoder.register_full_backward_hook(lambda decoder, grads, _: (10 * grads[0],)),
+        lambda decoder: register_module_forward_hook(plus_ten),
+        override,
+    ],
+    ids=["forward hook", "pre-hook", "backward hook", "global hook", "forward of the instance"],
+)
+def test_a_linear_decoder_that_is_not_all_of_it_is_sampled(change: Any, x: Tensor) -> None:
+    vae = make_vae(linear=True)
+    assert vae.closed_form
+    handle = change(vae.decoder)
+    try:
+        with pytest.raises(
+            ValueError, match=r"plain nn.Linear, got Linear with a hook or a forward of its own"
+        ):
+            vae(x)
+        again = GaussianVAE(vae.encoder, vae.decoder, vae.noise)
+        assert not again.closed_form
+        z, _ = reparameterized_kl(*again.encode(x), seed=5)
+        torch.testing.assert_close(again(x, seed=5).reconstruction, dense_parts(again, x, z[0])[0])
+    finally:
+        handle.remove()
+    with FlopCounterMode(display=False) as counter:  # whose hooks on all modules change nothing
+        vae(x)
+    assert counter.get_total_flops() > 0
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 def test_a_linear_decoder_whose_weight_a_hook_makes_is_sampled(x: Tensor) -> None:
     """Between two calls its weight is not the one that the call uses, and has no gradient."""
@@ -452,6 +563,29 @@ def test_half_precision_model(noise: str, linear: bool, x: Tensor) -> None:
     torch.testing.assert_close(terms.elbo.double(), wide(x.double(), seed=5).elbo, rtol=0.02, atol=0)
     assert bound.isfinite().all()
     assert tuned == pytest.approx(wide.sigma2_tuned_elbo([x.double()], seed=5).elbo, rel=0.02)
+
+
+def test_half_precision_rounds_no_noise(x: Tensor) -> None:
+    vae = make_vae().bfloat16()
+    with torch.no_grad():
+        vae.noise.log_sigma2.fill_(-6.913)
+    x = x.bfloat16()
+    z, _ = reparameterized_kl(*vae.encode(x), seed=5)
+    x_hat = vae.decode(z[0].bfloat16()).double()
+    expected = Normal(x_hat, math.exp(-6.913 / 2)).log_prob(x.double()).sum(-1)
+    torch.testing.assert_close(vae(x, seed=5).reconstruction.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_tuned_elbo_of_a_collapsed_model_of_half_precision() -> None:
+    """-392 (log 2πs + 1) with s the mean square: σ² rounded to bfloat16 costs up to 0.96 nats."""
+    x = (0.55 * torch.randn(256, 784, generator=torch.Generator().manual_seed(0))).bfloat16()
+    encoder, decoder = nn.Linear(784, 4), MLPDecoder(2, 784, (8,))
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        nn.init.zeros_(parameter)
+    vae = GaussianVAE(encoder, decoder).bfloat16()
+    mean_square = x.double().square().mean().item()
+    expected = -392 * (math.log(2 * math.pi * mean_square) + 1)
+    assert vae.sigma2_tuned_elbo([x[:100], x[100:]]).elbo == pytest.approx(expected, abs=1e-3)
 
 
 def test_autocast_rounds_no_noise(x: Tensor) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lineavae.nn import ObservationNoise, beta_of_sigma2, sigma2_of_beta
+from lineavae.nn import Ensemble, ObservationNoise, beta_of_sigma2, sigma2_of_beta
 
 
 @pytest.fixture
@@ -78,6 +80,77 @@ def test_running_mean_begins_with_the_first_batch(images: tuple[Tensor, Tensor])
     again = ObservationNoise(kind="closed_form", momentum=0.25)
     again.load_state_dict(noise.state_dict())
     torch.testing.assert_close(again(x, x_hat), noise(x, x_hat))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e20])
+@pytest.mark.parametrize("momentum", [1.0, 0.25])
+def test_a_batch_that_is_not_finite_sees_it_and_leaves_no_trace(bad: float, momentum: float) -> None:
+    """1e20 is finite, but not its square in float32."""
+    noise = ObservationNoise(5.0, kind="closed_form", momentum=momentum)
+    ones = torch.ones(4, 2)
+    expected = 1.0
+    assert not noise(bad * ones, 0 * ones).isfinite()
+    assert noise.eval()(ones, 0 * ones).exp().item() == pytest.approx(5.0)  # and is not the first of a mean
+    noise.train()
+    for scale in (1.0, bad, 3.0):
+        log_sigma2 = noise(scale * ones, 0 * ones)
+        if scale is bad:
+            assert not log_sigma2.isfinite()
+        else:
+            expected += momentum * (scale**2 - expected)
+            assert log_sigma2.exp().item() == pytest.approx(expected)
+        assert noise.log_sigma2.exp().item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("momentum", [1.0, 0.25])
+def test_closed_form_waits_for_no_device(momentum: float) -> None:
+    class NoWaiting(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert function not in (
+                torch.ops.aten._local_scalar_dense.default,
+                torch.ops.aten.is_nonzero.default,
+                torch.ops.aten.nonzero.default,
+            )
+            return function(*args, **(kwargs or {}))
+
+    noise = ObservationNoise(kind="closed_form", momentum=momentum, shape=(3, 1, 1))
+    with NoWaiting():
+        noise(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ["learned", "fixed", "closed_form"])
+@pytest.mark.parametrize("ensemble", [False, True], ids=["alone", "ensemble"])
+def test_stays_float32_in_a_model_of_half_precision(kind: str, ensemble: bool) -> None:
+    """In bfloat16 a log σ² of -0.5 has no room for a step of Adam of 1e-3."""
+    noise = ObservationNoise(math.exp(-6.913), kind=kind, momentum=0.5)
+    model: nn.Module = nn.Sequential(nn.Linear(1, 1), noise)
+    if ensemble:
+        model = Ensemble([model, model])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for cast in (nn.Module.half, nn.Module.bfloat16, lambda model: model.to("cpu", torch.half)):
+        for name, tensor in (*cast(model).named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point():
+                of_noise = "log_sigma2" in name or "pending" in name
+                assert (tensor.dtype == torch.float32) == of_noise, name
+            if "log_sigma2" in name:
+                torch.testing.assert_close(tensor, torch.full_like(tensor, -6.913))  # not rounded either
+            assert tensor.grad is None or tensor.grad.dtype == tensor.dtype
+    assert all(
+        t.dtype == torch.float64 for t in model.double().state_dict().values() if t.is_floating_point()
+    )
+
+
+def test_state_of_one_sigma2_loads_whatever_its_shape() -> None:
+    for saved, into in (((), (1,)), ((1,), ()), ((1, 1, 1), (1,))):
+        noise = ObservationNoise(0.3, kind="closed_form", shape=saved)
+        noise(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2))
+        state = {f"noise.{name}": tensor for name, tensor in noise.state_dict().items()}
+        assert set(state) == {"noise.log_sigma2", "noise.has_seen_data"}
+        again = nn.ModuleDict({"noise": ObservationNoise(5.0, kind="closed_form", momentum=0.5, shape=into)})
+        again.load_state_dict(state)
+        assert again["noise"].log_sigma2.shape == into
+        assert again["noise"].log_sigma2.item() == noise.log_sigma2.item()
 
 
 def test_floor(images: tuple[Tensor, Tensor]) -> None:

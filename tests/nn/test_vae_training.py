@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lineavae import _ext
 from lineavae.data import load_mnist5k
 from lineavae.nn import GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
-from lineavae.ops import _arguments
+from lineavae.ops import LatentStatistics, _arguments, collapse_statistics
 
 
 def logit_mnist(num_samples: int) -> Tensor:
@@ -154,6 +158,48 @@ def test_encode_and_decode_export() -> None:
         program = torch.export.export(module, (torch.randn(4, size),), dynamic_shapes=({0: batch},))
         x = torch.randn(7, size)
         torch.testing.assert_close(program.module()(x), module(x))
+
+
+@pytest.mark.parametrize("make", ["vae", "statistics"])
+def test_what_a_model_returns_is_saved_with_its_export(make: str) -> None:
+    class Statistics(nn.Module):
+        def forward(self, x: Tensor) -> LatentStatistics:
+            return collapse_statistics(x, 0 * x, [0.1])
+
+    module = make_vae(linear=True).eval() if make == "vae" else Statistics()
+    x = torch.randn(4, 784)
+    torch.export.save(torch.export.export(module, (x,)), file := io.BytesIO())
+    file.seek(0)
+    loaded, expected = torch.export.load(file).module()(x), module(x)
+    assert type(loaded) is type(expected)
+    torch.testing.assert_close(loaded, expected)
+
+
+def trained(vae: GaussianVAE) -> list[Tensor]:
+    train(vae, torch.randn(20, 784, generator=torch.Generator().manual_seed(0)), 3, lr=1e-2, batch_size=10)
+    return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in vae.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:.*returned a view tensor:UserWarning")
+@pytest.mark.parametrize("linear", [False, True], ids=["mlp", "linear"])
+def test_fully_sharded_is_the_model_to_the_bit(linear: bool, tmp_path: Path) -> None:
+    def make() -> GaussianVAE:
+        vae = make_vae(linear=linear)
+        return GaussianVAE(vae.encoder, vae.decoder)
+
+    expected = trained(make())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        sharded = fully_shard(make(), mesh=init_device_mesh("cpu", (1,)))
+        assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+        actual = trained(sharded)
+        del sharded
+        gc.collect()
+    finally:
+        dist.destroy_process_group()
+    for parameter, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(parameter, wanted)
+    assert make()(torch.rand(3, 784)).log_sigma2.shape == ()
 
 
 def gradients_in_process(rank: int, folder: str, data: Tensor) -> None:

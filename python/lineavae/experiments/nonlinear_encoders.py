@@ -28,7 +28,7 @@ from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, 
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
 from lineavae.linear import PPCA, LinearVAE, Moments
 from lineavae.linear.ascent import Problem, Settings, ascend, batches
-from lineavae.nn import GaussianVAE, MLPEncoder
+from lineavae.nn import GaussianVAE, MLPEncoder, ObservationNoise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,8 @@ class LinearDecoderVAE(GaussianVAE):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             decoder = nn.Linear(latent_dim, num_features)
-            super().__init__(ENCODERS[encoder](num_features, latent_dim, hidden), decoder)
+            encoder_module = ENCODERS[encoder](num_features, latent_dim, hidden)
+            super().__init__(encoder_module, decoder, ObservationNoise())
         self.latent_dim = latent_dim
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+
+from lineavae.nn.noise import ObservationNoise, keep_wide
 
 
 class Ensemble(nn.Module):
@@ -59,8 +61,9 @@ class Ensemble(nn.Module):
             self.register_parameter(
                 _flat(name), nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
             )
+        saved = models[0].state_dict().keys()
         for name, tensor in buffers.items():
-            self.register_buffer(_flat(name), tensor)
+            self.register_buffer(_flat(name), tensor, persistent=name in saved)
         # outside of the registered modules: it lends its structure, its tensors are never used
         self._structure = [copy.deepcopy(models[0]).to("meta")]
         self._names = (list(parameters), list(buffers))
@@ -103,6 +106,20 @@ class Ensemble(nn.Module):
         """Set the mode of all models."""
         self._structure[0].train(mode)
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ensemble:
+        # a noise keeps its tensors wide, and so must who holds them for it; their gradients as well
+        held = [
+            tensor
+            for path, module in self._structure[0].named_modules()
+            if isinstance(module, ObservationNoise)
+            for tensors in self._state()
+            for name, tensor in tensors.items()
+            if name.rpartition(".")[0] == path
+        ]
+        wide = {id(tensor) for tensor in (*held, *(tensor.grad for tensor in held))}
+        super()._apply(lambda tensor: (keep_wide(fn) if id(tensor) in wide else fn)(tensor), recurse)
+        return self
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         parameters, buffers = ({name: getattr(self, _flat(name)) for name in names} for names in self._names)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
+from lineavae._recomputation import recomputes_on_device
 from lineavae.ops._arguments import widen
+
+# Batches of a running mean whose backward, with the recomputation of their σ², may still be to come.
+_NUM_PENDING = 16
 
 
 class ObservationNoise(nn.Module):
@@ -21,23 +26,28 @@ class ObservationNoise(nn.Module):
     Parameters
     ----------
     sigma2
-        σ² at the beginning; for good where it is fixed.
+        σ² at the beginning; for good where it is fixed. A step of Adam moves a learned log σ² by no more than
+        about the learning rate: begin near the residual variance of the data, or give it a learning rate of
+        its own.
     kind
         ``"learned"``: log σ² is a parameter. ``"fixed"``: it is a buffer. ``"closed_form"``: it is the mean
         squared error of each training batch, which maximises the batch's ELBO, and is kept in a buffer for
         evaluation. Each of several processes takes that of its own batch.
     shape
-        () for one σ²; otherwise what broadcasts against one x: (D,) for one per feature, (C, 1, 1) for one
-        per channel of images.
+        () for one σ², or (1,), as ``fully_shard`` takes no scalar; otherwise what broadcasts against one x:
+        (D,) for one per feature, (C, 1, 1) for one per channel of images. Of states with () and with one
+        element, such as (1,), each loads into the other.
     momentum
         Of the closed form: how much of σ² a batch replaces. 1 takes each batch's own, below 1 a running mean.
+        A batch whose σ² is not finite gets that, but nothing of it stays.
     floor
         The closed form's least value: a perfect reconstruction would make the likelihood infinite.
 
     Attributes
     ----------
     log_sigma2 : nn.Parameter or Tensor
-        log σ², of the given shape.
+        log σ², of the given shape; float32 in a model that is cast to half precision, which has too few
+        digits for the steps of training, and float64 where it is cast to that.
 
     Raises
     ------
@@ -54,10 +64,17 @@ class ObservationNoise(nn.Module):
     tensor(0.5000)
     >>> noise.eval()(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.0]])).exp()
     tensor(0.5000)
+
+    Notes
+    -----
+    Under gradient checkpointing the second pass takes in nothing and gives the σ² of the first. Of a running
+    mean up to 16 batches may wait for their backward.
     """
 
     log_sigma2: Tensor
     has_seen_data: Tensor  # of the closed form only
+    pending_batches: Tensor  # of a running mean only: the mean σ² of the last batches, which tells them apart
+    pending_log_sigma2: Tensor  # and what was given for each of them
 
     def __init__(
         self,
@@ -89,6 +106,12 @@ class ObservationNoise(nn.Module):
             self.register_buffer("log_sigma2", log_sigma2)
         if kind == "closed_form":
             self.register_buffer("has_seen_data", torch.zeros((), dtype=torch.bool))
+            if self.momentum < 1:
+                pending = log_sigma2.expand(_NUM_PENDING, *shape).clone()
+                self.register_buffer("pending_log_sigma2", pending, persistent=False)
+                self.register_buffer(
+                    "pending_batches", torch.full((_NUM_PENDING,), math.inf), persistent=False
+                )
 
     def forward(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
         """Give log σ² for a batch; in training the closed form takes it in.
@@ -107,12 +130,31 @@ class ObservationNoise(nn.Module):
             is missing: above the floor the ELBO is stationary in it.
         """
         if self.kind == "closed_form" and self.training:
-            batch = self.tuned(x, x_hat, variance).clamp(min=self.floor)
-            mean = torch.lerp(self.log_sigma2.exp(), batch, self.momentum)
-            self.log_sigma2.copy_(torch.where(self.has_seen_data, mean, batch).log())
-            self.has_seen_data.fill_(True)
-            return self.log_sigma2.clone()  # the next batch overwrites the buffer, perhaps before a backward
+            return self._take_in(self.tuned(x, x_hat, variance).clamp(min=self.floor))
         return self.log_sigma2
+
+    def _take_in(self, batch: Tensor) -> Tensor:
+        """Give log σ² for a batch, from its own σ², and keep it unless that is nothing to keep.
+
+        All of it stays on the device: nothing waits for a value.
+        """
+        recomputes = recomputes_on_device(batch)
+        takes_in = batch.isfinite().all() & ~recomputes
+        if self.momentum == 1:
+            log_sigma2 = batch.log()
+        else:
+            running = torch.lerp(self.log_sigma2.exp(), batch, self.momentum)
+            log_sigma2 = torch.where(self.has_seen_data, running, batch).log()
+            # before a recomputation later batches may have moved the mean: it gets what its first pass got
+            key = batch.mean()
+            index = (self.pending_batches - key).abs().argmin().reshape(1)
+            of_first_pass = self.pending_log_sigma2.index_select(0, index)[0]
+            log_sigma2 = torch.where(recomputes & key.isfinite(), of_first_pass, log_sigma2)
+            for pending, new in ((self.pending_batches, key), (self.pending_log_sigma2, log_sigma2)):
+                pending.copy_(torch.where(takes_in, torch.cat([pending[1:], new[None]]), pending))
+        self.log_sigma2.copy_(torch.where(takes_in, log_sigma2, self.log_sigma2))
+        self.has_seen_data.logical_or_(takes_in)
+        return log_sigma2
 
     @torch.no_grad()
     def tuned(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
@@ -136,6 +178,16 @@ class ObservationNoise(nn.Module):
             squares = squares + variance
         sums = squares.sum_to_size(self.log_sigma2.shape)
         return (sums * (sums.numel() / squares.numel())).to(self.log_sigma2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ObservationNoise:
+        super()._apply(keep_wide(fn), recurse)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "log_sigma2")
+        if isinstance(saved, Tensor) and saved.numel() == self.log_sigma2.numel() == 1:
+            state_dict[prefix + "log_sigma2"] = saved.reshape(self.log_sigma2.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"kind={self.kind!r}, shape={tuple(self.log_sigma2.shape)}"
@@ -202,6 +254,17 @@ def beta_of_sigma2(sigma2: float, of_beta_vae: float = 1.0) -> BetaOfNoise:
     sigma2 = _check_positive("beta_of_sigma2", "sigma2", sigma2)
     beta = sigma2 / _check_positive("beta_of_sigma2", "of_beta_vae", of_beta_vae)
     return BetaOfNoise(beta, 1 / beta)
+
+
+def keep_wide(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Make of what a module's ``_apply`` does to tensors one that leaves them float32 or wider."""
+
+    def apply(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        is_narrow = result.is_floating_point() and result.dtype.itemsize < 4
+        return tensor.to(result.device, torch.float32) if is_narrow else result
+
+    return apply
 
 
 def _check_positive(caller: str, name: str, value: float) -> float:

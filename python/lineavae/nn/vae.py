@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
+from torch.utils import _pytree
 
 from lineavae._arguments import check_integer, check_weight
 from lineavae._importance import importance_weighted_bound
@@ -44,7 +46,11 @@ class ELBOTerms(NamedTuple):
     kl: Tensor
     """KL(q(z|x) ‖ p(z)), (N,), neither weighted nor clipped."""
     log_sigma2: Tensor
-    """log σ², of the noise's shape."""
+    """log σ², of the noise's shape; () where there is one σ²."""
+
+
+# torch.export saves what a model returns by this name
+_pytree._register_namedtuple(ELBOTerms, serialized_type_name="lineavae.nn.ELBOTerms")
 
 
 class TunedELBO(NamedTuple):
@@ -65,7 +71,7 @@ class TunedELBO(NamedTuple):
     reconstruction: float
     kl: float
     sigma2: Tensor
-    """Of the noise's shape."""
+    """Of the noise's shape; () where there is one."""
 
 
 class GaussianVAE(nn.Module):
@@ -75,17 +81,19 @@ class GaussianVAE(nn.Module):
     ----------
     encoder
         Module that maps x, (N, *event), to a pair of mean and log-variance, (N, K) each, or to one tensor
-        (N, 2K) that has them in this order.
+        (N, 2K) that has them in this order. Posteriors may be spatial: a pair of (N, C, H, W), say, or one
+        tensor (N, 2C, H, W). Every element of such a posterior is a latent, one of K = C·H·W.
     decoder
-        Module that maps z, (N, K), to reconstructions with as many elements as x has.
+        Module that maps z, of the shape of the mean, to reconstructions with as many elements as x has.
     noise
-        The observation noise; by default one learned σ², 1 at first.
+        The observation noise; by default one learned σ², 1 at first, of shape (1,): ``fully_shard`` takes no
+        scalar parameter.
     beta
         Weight of the KL in the ELBO. It stands for another σ², see `sigma2_of_beta`.
     closed_form
         Whether to take the expectation of the reconstruction term in closed form, which a decoder that is an
-        ``nn.Linear`` allows, in place of sampling. By default wherever it can be; a subclass with a
-        ``forward`` of its own rules it out, and so does a hook before ``forward``.
+        ``nn.Linear`` allows, in place of sampling. By default wherever it can be; a ``forward`` of its own
+        rules it out, and so does a hook, here or in a later call.
 
     Raises
     ------
@@ -120,7 +128,7 @@ class GaussianVAE(nn.Module):
         closed_form: bool | None = None,
     ) -> None:
         super().__init__()
-        noise = ObservationNoise() if noise is None else noise
+        noise = ObservationNoise(shape=(1,)) if noise is None else noise
         for name, module, kind in (
             ("encoder", encoder, nn.Module),
             ("decoder", decoder, nn.Module),
@@ -163,7 +171,8 @@ class GaussianVAE(nn.Module):
             step to step of a compiled model.
         free_bits
             KL in nats that each latent has for free: its mean over the batch, that of this process, counts as
-            at least this much (Kingma et al. 2016).
+            at least this much (Kingma et al. 2016). Of a spatial posterior that is each channel at each
+            position.
         capacity
             Target C of the KL: the penalty is β |KL - C| with the batch's mean KL (Burgess et al. 2018).
         num_samples
@@ -179,8 +188,9 @@ class GaussianVAE(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            x is no floating tensor, or not of the noise's shape; the encoder returns no posterior, or the
-            decoder nothing of x's size; an option is negative or not finite, or beta a tensor but not ().
+            x is no floating tensor, or not of the noise's shape; the encoder returns no posterior, or one
+            that can be read in two ways, or the decoder nothing of x's size; an option is negative or not
+            finite, or beta a tensor but not ().
         """
         _check_data(x)
         if beta is None:
@@ -196,13 +206,13 @@ class GaussianVAE(nn.Module):
             capacity = check_weight("GaussianVAE", "capacity", capacity)
             if free_bits:
                 raise ValueError("GaussianVAE: free_bits and capacity exclude each other, got both")
-        mean, logvar = self.encode(x)
+        mean, logvar, latents = self._posterior(x)
         if self.closed_form:
             kl = gaussian_kl(mean, logvar)
             reconstruction, log_sigma2 = self._expected_reconstruction(x, mean, logvar)
         else:
             z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed)
-            reconstruction, log_sigma2 = self._sampled_reconstruction(x, z)
+            reconstruction, log_sigma2 = self._sampled_reconstruction(x, z, latents)
         penalty = kl
         if free_bits:
             penalty, _ = free_bits_kl(mean, logvar, free_bits)
@@ -211,16 +221,32 @@ class GaussianVAE(nn.Module):
         return ELBOTerms(reconstruction - beta * penalty, reconstruction, kl, log_sigma2)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the posteriors of x: means and log-variances, (N, K) each."""
+        """Give the posteriors of x: means and log-variances, (N, K) each or spatial.
+
+        Of one tensor from the encoder, (N, 2K) or (N, 2C, H, W), the first half of dimension 1 is the mean.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The encoder returns no posterior; or one tensor of three dimensions, which may be (N, 2C, L) or
+            (N, L, 2K).
+        """
         output = self.encoder(x)
         if isinstance(output, Tensor):
-            if output.shape[-1] % 2:
+            shape = tuple(output.shape)
+            if output.ndim == 3:
                 raise ValueError(
-                    "GaussianVAE: the encoder's output must have shape (N, 2K), mean and log-variance, "
-                    f"got {tuple(output.shape)}"
+                    f"GaussianVAE: the encoder's output {shape} may be (N, 2C, L), mean and log-variance "
+                    "along dimension 1, or (N, L, 2K), along the last: let it return the pair of them, "
+                    "output.chunk(2, dim=1) or output.chunk(2, dim=-1)"
                 )
-            output = output.chunk(2, dim=-1)
-        if not isinstance(output, (tuple, list)) or len(output) != 2:
+            if output.ndim < 2 or output.shape[1] % 2:
+                raise ValueError(
+                    "GaussianVAE: the encoder's output must have shape (N, 2K) or (N, 2C, H, W), mean and "
+                    f"log-variance, got {shape}"
+                )
+            output = output.chunk(2, dim=1)
+        if not (isinstance(output, (tuple, list)) and len(output) == 2):
             raise TypeError(
                 "GaussianVAE: the encoder must return mean and log-variance, a pair or one tensor (N, 2K), "
                 f"got {type(output).__name__}"
@@ -229,23 +255,25 @@ class GaussianVAE(nn.Module):
         return mean, logvar
 
     def decode(self, z: Tensor) -> Tensor:
-        """Give the reconstructions of z, the means of p(x|z): what the decoder returns."""
+        """Give the reconstructions of z, (N, K) or spatial, the means of p(x|z): what the decoder returns."""
         x_hat: Tensor = self.decoder(z)
         return x_hat
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, latent_dim: int, *, generator: torch.Generator | None = None
+        self, num_samples: int, latent_dim: int | Sequence[int], *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Give what the decoder makes of samples of the prior: means of p(x|z), without observation noise.
 
-        ``generator``, on the parameters' device, fixes the samples. The model is in evaluation mode
-        meanwhile.
+        ``latent_dim`` is K, or the shape (C, H, W) of a spatial latent. ``generator``, on the parameters'
+        device, fixes the samples. The model is in evaluation mode meanwhile.
         """
         check_integer("GaussianVAE", "num_samples", num_samples, 0)
-        check_integer("GaussianVAE", "latent_dim", latent_dim, 1)
+        sizes = tuple(latent_dim) if isinstance(latent_dim, Sequence) else (latent_dim,)
+        for size in sizes:
+            check_integer("GaussianVAE", "latent_dim", size, 1)
         like = next(self.decoder.parameters(), self.noise.log_sigma2)
-        z = torch.randn(num_samples, latent_dim, generator=generator, dtype=like.dtype, device=like.device)
+        z = torch.randn(num_samples, *sizes, generator=generator, dtype=like.dtype, device=like.device)
         with self._evaluating():
             return self.decode(z)
 
@@ -294,14 +322,14 @@ class GaussianVAE(nn.Module):
                 _check_data(x)
                 if len(x) == 0:
                     continue
-                mean, logvar = self.encode(x)
+                mean, logvar, latents = self._posterior(x)
                 if self.closed_form:
                     z, batch_kl, variance = mean, gaussian_kl(mean, logvar), self._variance(x, logvar)
                 else:
                     batch_seed = None if seed is None else seed + index
                     (z,), batch_kl = reparameterized_kl(mean, logvar, seed=batch_seed)
                     variance = None
-                squares += len(x) * self.noise.tuned(x, self._reconstruct(x, z), variance).double()
+                squares += len(x) * self.noise.tuned(x, self._reconstruct(x, z, latents), variance).double()
                 kl += batch_kl.double().sum().item()
                 num_samples += len(x)
                 features = x[0].numel()
@@ -314,7 +342,8 @@ class GaussianVAE(nn.Module):
             raise ValueError("GaussianVAE: the data are reconstructed without error, the best sigma2 is 0")
         reconstruction = -0.5 * features * (sigma2.log().mean().item() + _LOG_2_PI + 1)
         kl /= num_samples
-        return TunedELBO(reconstruction - kl, reconstruction, kl, sigma2.to(self.noise.log_sigma2))
+        sigma2 = _scalar_if_one(sigma2.to(self.noise.log_sigma2))
+        return TunedELBO(reconstruction - kl, reconstruction, kl, sigma2)
 
     @torch.no_grad()
     def importance_weighted_bound(
@@ -330,10 +359,11 @@ class GaussianVAE(nn.Module):
         check_integer("GaussianVAE", "num_samples", num_samples, 1)
 
         def log_likelihood(z: Tensor) -> Tensor:
-            return self._sampled_reconstruction(x, z[None])[0]
+            return self._sampled_reconstruction(x, z[None], latents)[0]
 
         with self._evaluating():
-            mean, logvar = map(widen, self.encode(x))
+            mean, logvar, latents = self._posterior(x)
+            mean, logvar = widen(mean), widen(logvar)
             return importance_weighted_bound(log_likelihood, mean, logvar, num_samples, generator)
 
     @contextmanager
@@ -346,12 +376,33 @@ class GaussianVAE(nn.Module):
             for module in training:
                 module.training = True
 
-    def _sampled_reconstruction(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+        """Means and log-variances of x as (N, K), and the shape that the decoder takes: (K,) or spatial."""
+        mean, logvar = self.encode(x)
+        for name, tensor in (("mean", mean), ("logvar", logvar)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"GaussianVAE: the encoder's {name} must be a torch.Tensor, got {type(tensor).__name__}"
+                )
+        if mean.ndim < 2 or mean.shape[0] != x.shape[0] or logvar.shape != mean.shape:
+            raise ValueError(
+                "GaussianVAE: the encoder's mean and logvar must have one shape, (N, K) or (N, C, H, W) with "
+                f"N={x.shape[0]}, got {tuple(mean.shape)} and {tuple(logvar.shape)}"
+            )
+        if self.closed_form and mean.ndim > 2:
+            raise ValueError(
+                f"GaussianVAE: closed_form needs posteriors (N, K), got {tuple(mean.shape)}; flatten them in "
+                "the encoder, or closed_form=False samples"
+            )
+        return mean.flatten(1), logvar.flatten(1), mean.shape[1:]
+
+    def _sampled_reconstruction(self, x: Tensor, z: Tensor, latents: torch.Size) -> tuple[Tensor, Tensor]:
         """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
-        x_hat = self._reconstruct(x, z)
-        log_sigma2 = self.noise(x, x_hat)
-        log_sigma2_of_x = self._per_feature(x, log_sigma2)
-        likelihood = gaussian_log_likelihood(x.flatten(1), x_hat.flatten(2), log_sigma2_of_x)
+        x_hat = self._reconstruct(x, z, latents)
+        log_sigma2 = _scalar_if_one(self.noise(x, x_hat))
+        likelihood = gaussian_log_likelihood(
+            widen(x).flatten(1), widen(x_hat).flatten(2), self._per_feature(x, log_sigma2)
+        )
         return likelihood.mean(0), log_sigma2
 
     def _expected_reconstruction(self, x: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,17 +412,25 @@ class GaussianVAE(nn.Module):
         bias = weight.new_zeros(len(weight)) if decoder.bias is None else decoder.bias
         if self.noise.kind == "closed_form":
             with torch.no_grad():
-                log_sigma2 = self.noise(x, self._reconstruct(x, mean), self._variance(x, logvar))
+                x_hat = self._reconstruct(x, mean, mean.shape[1:])
+                log_sigma2 = self.noise(x, x_hat, self._variance(x, logvar))
         else:
             log_sigma2 = self.noise.log_sigma2
+        log_sigma2 = _scalar_if_one(log_sigma2)
         likelihood = expected_gaussian_log_likelihood(
-            x.flatten(1), mean, logvar, weight, bias, self._per_feature(x, log_sigma2)
+            widen(x).flatten(1),
+            widen(mean),
+            widen(logvar),
+            widen(weight),
+            widen(bias),
+            self._per_feature(x, log_sigma2),
         )
         return likelihood, log_sigma2
 
-    def _reconstruct(self, x: Tensor, z: Tensor) -> Tensor:
+    def _reconstruct(self, x: Tensor, z: Tensor, latents: torch.Size) -> Tensor:
         """Decode z, (*samples, N, K), to what compares with x, (*samples, N, *event)."""
-        x_hat = self.decode(z.flatten(end_dim=-2).to(x.dtype))  # samples are float32 where x is half
+        z_of_decoder = z.flatten(end_dim=-2).unflatten(-1, latents)
+        x_hat = self.decode(z_of_decoder.to(x.dtype))  # samples are float32 where x is half
         shape = (*z.shape[:-2], *x.shape)
         expected = (math.prod(shape[: z.ndim - 1]), *x.shape[1:])
         if x_hat.shape[0] != expected[0] or x_hat.numel() != math.prod(expected):
@@ -387,9 +446,12 @@ class GaussianVAE(nn.Module):
 
     def _linear_decoder(self) -> nn.Linear:
         if not _is_linear(self.decoder):
-            name = type(self.decoder).__name__
+            got = type(self.decoder).__name__
+            if isinstance(self.decoder, nn.Linear):
+                got += " with a hook or a forward of its own"
             raise ValueError(
-                f"GaussianVAE: closed_form needs a decoder that is a plain nn.Linear, got {name}"
+                f"GaussianVAE: closed_form needs a decoder that is a plain nn.Linear, got {got}; "
+                "closed_form=False samples"
             )
         return self.decoder
 
@@ -402,9 +464,26 @@ class GaussianVAE(nn.Module):
 
 
 def _is_linear(decoder: nn.Module) -> TypeGuard[nn.Linear]:
-    # a subclass may make another function of its weight, and a hook another weight: spectral_norm is one
-    is_plain = isinstance(decoder, nn.Linear) and type(decoder).forward is nn.Linear.forward
-    return is_plain and not decoder._forward_pre_hooks
+    """Whether nothing but its weight and bias, which may be parametrized, decides on its output."""
+    if not isinstance(decoder, nn.Linear) or type(decoder).forward is not nn.Linear.forward:
+        return False
+    if "forward" in vars(decoder) or type(decoder).__call__ is not nn.Module.__call__:
+        return False
+    # a hook may make another weight, spectral_norm's does, or another output or gradient
+    if decoder._forward_pre_hooks or decoder._forward_hooks:
+        return False
+    if decoder._backward_pre_hooks or decoder._backward_hooks:
+        return False
+    # torch's own hooks on all modules only look on, as those that count operations do
+    of_all = (*_module._global_forward_pre_hooks.values(), *_module._global_forward_hooks.values())
+    return all(getattr(hook, "__module__", "").startswith("torch.") for hook in of_all)
+
+
+def _scalar_if_one(log_sigma2: Tensor) -> Tensor:
+    """Give one σ² as a scalar, whatever its shape: operators need not look for one of each feature."""
+    if log_sigma2.ndim == 0 or log_sigma2.numel() > 1:
+        return log_sigma2
+    return log_sigma2.reshape(()).clone()  # of a view among a module's outputs FSDP warns
 
 
 def _check_data(x: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from lineavae.reference.gaussian_kl import gaussian_kl_per_dimension
 
@@ -51,6 +52,10 @@ class LatentStatistics(NamedTuple):
     """The largest KL, (*models, K), float64; minus infinite where no element is finite."""
     nonfinite: Tensor
     """How many elements have a KL that is NaN or infinite, (*models, K), int64. Nothing else counts them."""
+
+
+# torch.export saves what a model returns by this name
+_pytree._register_namedtuple(LatentStatistics, serialized_type_name="lineavae.ops.LatentStatistics")
 
 
 def histogram_edges() -> Tensor:
