@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lineavae.collapse import CollapseStatistics
 from lineavae.collapse.lightning import CollapseCallback
 
 pytestmark = [
@@ -37,7 +40,11 @@ class VAE(LightningModule):
         self.encoder = nn.Linear(3, 6)
         nn.init.zeros_(self.encoder.weight)
         nn.init.zeros_(self.encoder.bias)
+        self.other = nn.Identity()
         self.set_scale(*scale)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return chunk(self.encoder(x))
 
     def set_scale(self, *scale: float) -> None:
         with torch.no_grad():
@@ -76,7 +83,12 @@ def chunk(output: Tensor) -> tuple[Tensor, ...]:
 
 
 def fit(
-    folder: Path, callbacks: list[Callback], epochs: int = 1, ckpt_path: str | None = None, **kwargs: Any
+    folder: Path,
+    callbacks: list[Callback],
+    epochs: int = 1,
+    ckpt_path: str | None = None,
+    model: VAE | None = None,
+    **kwargs: Any,
 ) -> tuple[Trainer, VAE]:
     options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "devices": 1, **kwargs}
     trainer = Trainer(
@@ -87,7 +99,7 @@ def fit(
         enable_model_summary=False,
         **options,
     )
-    model = VAE(1.0, 0.3, 1e-3)
+    model = VAE(1.0, 0.3, 1e-3) if model is None else model
     loader = DataLoader(data(), batch_size=BATCH)
     trainer.fit(model, loader, loader, ckpt_path=ckpt_path)
     return trainer, model
@@ -159,6 +171,56 @@ class TestFit:
             fit(tmp_path, [callback, failure := Failure()])
         assert not failure.model.encoder._forward_hooks
         assert callback.monitor.last is None
+
+    def test_warns_after_the_first_batch_where_nothing_is_watched(self, tmp_path):
+        class SecondBatch(Callback):
+            def on_train_batch_start(
+                self, trainer: Trainer, pl_module: VAE, batch: Tensor, index: int
+            ) -> None:
+                if index == 1:
+                    warnings.warn("the second batch", RuntimeWarning, stacklevel=1)
+
+        class Observe(Callback):
+            """Does what the warning says, as training_step would."""
+
+            def on_train_batch_start(self, trainer: Trainer, pl_module: VAE, batch: Tensor, _: int) -> None:
+                callback.monitor.observe(*chunk(pl_module.encoder(batch)))
+
+        for name in ("", "other"):
+            with pytest.warns(RuntimeWarning) as warned:
+                fit(tmp_path, [CollapseCallback(name), SecondBatch()])
+            first, second, last = (str(w.message) for w in warned if w.category is RuntimeWarning)
+            assert "first batch did not call the " + ("submodule 'other'" if name else "Light") in first
+            assert second == "the second batch"
+            for message in (first, last):
+                assert "observe(mean, logvar)" in message
+        callback = CollapseCallback("")
+        fit(tmp_path, [callback, Observe()])
+        assert callback.monitor.last.report.num_samples == NUM_ROWS
+
+    def test_names_of_checkpoints(self, tmp_path):
+        name = "kl={collapse/mean_kl:.3f}"
+        checkpoint = ModelCheckpoint(
+            tmp_path, name, auto_insert_metric_name=False, save_on_train_epoch_end=True
+        )
+        callback = callback_of()
+        fit(tmp_path / "root", [callback, checkpoint], enable_checkpointing=True)
+        (path,) = (path for path in tmp_path.iterdir() if path.suffix == ".ckpt")
+        assert path.name == f"kl={callback.monitor.last.report.mean_kl.sum():.3f}.ckpt"
+
+    def test_numbers_of_the_statistics_are_logged(self, tmp_path):
+        """As docs/collapse.md shows it: ``self.log`` takes numbers, and the statistics give a report."""
+        page = (Path(__file__).parents[2] / "docs" / "collapse.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"```py\n(class Validation.*?)```", page, re.DOTALL)
+        namespace = {"LightningModule": VAE, "CollapseStatistics": CollapseStatistics}
+        exec(code, namespace)
+        model = namespace["Validation"](1.0, 0.3, 1e-3)
+        trainer, _ = fit(tmp_path, [], model=model)
+        mean = (data() * torch.tensor([1.0, 0.3, 1e-3])).double()
+        assert trainer.callback_metrics["mean_kl"].item() == pytest.approx(
+            0.5 * mean.square().sum(1).mean().item(), rel=1e-5
+        )
+        assert trainer.callback_metrics["active_units"] == 2
 
     def test_unknown_encoder(self, tmp_path):
         with pytest.raises(AttributeError, match="has no attribute `posterior`"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,10 +25,15 @@ class CollapseCallback(Callback):
     ``collapse/nonfinite``. A logger that takes text, as TensorBoard's does, also gets the indices of the
     latents that died or revived.
 
+    ``ModelCheckpoint`` inserts the names of metrics into its file names, and the / in these makes folders;
+    ``ModelCheckpoint(filename="kl={collapse/mean_kl:.3f}", auto_insert_metric_name=False)`` does not.
+
     Parameters
     ----------
     encoder
-        Name of the submodule whose output is the posterior, as in ``get_submodule``; "" is the module itself.
+        Name of the submodule whose output is the posterior, as in ``get_submodule``; "" is the module itself,
+        where its ``forward`` gives it. Where a method does, such as ``encode``, nothing can be watched: let
+        ``training_step`` call ``callback.monitor.observe(mean, logvar)``.
     extract
         Function of the submodule's output that gives mean and log-variance; see `CollapseMonitor.watch`.
     every
@@ -39,6 +45,11 @@ class CollapseCallback(Callback):
     ----------
     monitor : CollapseMonitor
         Its ``last`` is the last check.
+
+    Warns
+    -----
+    RuntimeWarning
+        The first batch brought no posterior.
 
     Notes
     -----
@@ -67,6 +78,7 @@ class CollapseCallback(Callback):
         self.monitor = CollapseMonitor(every=every, epsilon=epsilon, delta=delta)
         self._watching = ExitStack()
         self._logged: CollapseCheck | None = None
+        self._first_step: int | None = None  # the monitor's before the first batch of this run, until its end
 
     @property
     def state_key(self) -> str:
@@ -85,9 +97,20 @@ class CollapseCallback(Callback):
         """Watch the encoder."""
         module = pl_module.get_submodule(self.encoder)
         self._watching.enter_context(self.monitor.watch(module, self.extract))
+        self._first_step = self.monitor.step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Log the check that the batch brought about, if any."""
+        """Log the check that the batch brought about, if any; warn if the first one brought no posterior."""
+        if self.monitor.step == self._first_step:
+            watched = f"submodule {self.encoder!r}" if self.encoder else "LightningModule itself"
+            warnings.warn(
+                f"CollapseCallback: the first batch did not call the {watched} in training mode, so "
+                "nothing was observed; where a method such as encode gives the posterior, let training_step "
+                "call callback.monitor.observe(mean, logvar)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._first_step = None
         self._log_news(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
+from lineavae._recomputation import recomputes
 from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
 
 Extract = Callable[[Any], tuple[Tensor, Tensor]]
 
-# Rows that are kept until the statistics take them in: one pass for many small batches.
-_PENDING_ROWS = 4096
+# Posterior means that are kept until the statistics take them in, rows times latents: one pass for many small
+# batches, within 8 MiB in float32 with the log-variances.
+_PENDING_MEANS = 2**20
 
 
 @runtime_checkable
@@ -84,8 +86,9 @@ class CollapseCheck:
 class CollapseMonitor:
     """Watches the posteriors of a VAE in training for collapse.
 
-    It takes them from the forward passes that training makes anyway. They are copied, and counted some
-    thousand rows at a time; nothing waits for a GPU before a check.
+    It takes them from the forward passes that training makes anyway; one that gradient checkpointing repeats
+    counts once. They are copied, and counted some megabytes at a time; nothing waits for a GPU before a
+    check.
 
     Parameters
     ----------
@@ -155,7 +158,7 @@ class CollapseMonitor:
             )
         self._statistics: CollapseStatistics | None = None
         self._pending: list[Tensor] = []
-        self._pending_rows = 0
+        self._pending_means = 0
         self._window_steps = 0
         self._collapsed: NDArray[np.bool_] | None = None
 
@@ -174,8 +177,11 @@ class CollapseMonitor:
             under ``torch.compile``, which leaves out hooks that come later.
         extract
             Function of the module's output that gives mean and log-variance, (N, K) each. By default the
-            output must be this pair. ``lambda output: output.chunk(2, dim=-1)`` is for an encoder with both
+            output must be this pair. ``lambda output: output.chunk(2, dim=1)`` is for an encoder with both
             in one tensor, ``lambda output: output[1:]`` for a model with (reconstruction, mean, logvar).
+            Spatial posteriors, (N, C, H, W), are K = C·H·W latents, in this order, as in the ELBO;
+            ``lambda output: [part.movedim(1, -1).flatten(0, -2) for part in output]`` makes every channel a
+            latent, and every position a sample.
 
         Warns
         -----
@@ -185,7 +191,7 @@ class CollapseMonitor:
         Raises
         ------
         TypeError, ValueError
-            In the forward pass: there is no pair of tensors (N, K), or K has changed.
+            In the forward pass: there is no pair of tensors (N, K) or (N, C, H, W), or K has changed.
         """
         first_step = self.step
 
@@ -202,18 +208,22 @@ class CollapseMonitor:
         self.check()
         if self.step == first_step:
             warnings.warn(
-                "CollapseMonitor: the watched module was not called in training mode; nothing was observed",
+                "CollapseMonitor: the watched module was not called in training mode; nothing was observed "
+                "(posteriors that no forward returns are for observe(mean, logvar))",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
     @torch.no_grad()
     def observe(self, mean: Tensor, logvar: Tensor) -> None:
-        """Observe the posterior means and log-variances, (N, K), of one training step.
+        """Observe the posterior means and log-variances, (N, K) or spatial, of one training step.
 
         For models without a module whose output they are; :meth:`watch` calls it otherwise.
         """
         _check_posterior(mean, logvar)
+        if recomputes():
+            return
+        mean, logvar = mean.flatten(1), logvar.flatten(1)
         if self._statistics is None:
             self._statistics = CollapseStatistics(mean.shape[1], [self.epsilon]).to(mean.device)
         if mean.shape[1] != self._statistics.latent_dim:
@@ -224,8 +234,8 @@ class CollapseMonitor:
         # a copy: the model may write to what it returned, and a CUDA graph will. Under autocast one of them
         # may be of half precision: it is widened
         self._pending.append(torch.stack([mean, logvar]))
-        self._pending_rows += len(mean)
-        if self._pending_rows >= _PENDING_ROWS:
+        self._pending_means += mean.numel()
+        if self._pending_means >= _PENDING_MEANS:
             self._count_pending(self._statistics)
         self.step += 1
         self._window_steps += 1
@@ -275,12 +285,12 @@ class CollapseMonitor:
         collapsed = state["collapsed"]
         self.step = state["step"]
         self._collapsed = None if collapsed is None else np.array(collapsed, bool)
-        self._statistics, self._pending, self._pending_rows, self._window_steps = None, [], 0, 0
+        self._statistics, self._pending, self._pending_means, self._window_steps = None, [], 0, 0
 
     def _count_pending(self, statistics: CollapseStatistics) -> None:
         statistics.update(*torch.cat(self._pending, dim=1))
         self._pending.clear()
-        self._pending_rows = 0
+        self._pending_means = 0
 
 
 def _pair(output: Any) -> tuple[Tensor, Tensor]:
@@ -297,8 +307,10 @@ def _check_posterior(mean: Tensor, logvar: Tensor) -> None:
     for name, tensor in (("mean", mean), ("logvar", logvar)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"CollapseMonitor: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if mean.ndim != 2:
-        raise ValueError(f"CollapseMonitor: mean must have shape (N, K), got {tuple(mean.shape)}")
+    if mean.ndim < 2:
+        raise ValueError(
+            f"CollapseMonitor: mean must have shape (N, K) or (N, C, H, W), got {tuple(mean.shape)}"
+        )
     if logvar.shape != mean.shape:
         raise ValueError(
             f"CollapseMonitor: logvar must have the shape of mean, {tuple(mean.shape)}, "

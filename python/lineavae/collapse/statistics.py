@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lineavae._arguments import check_integer
+from lineavae._recomputation import recomputes
 from lineavae.collapse.report import CollapseReport
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
@@ -92,7 +93,8 @@ class CollapseStatistics(Metric):
         ----------
         mean, logvar
             Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
-            They may require grad. Every row is a sample; there may be none.
+            They may require grad. Every row is a sample; there may be none. In a forward that gradient
+            checkpointing repeats they are added once.
 
         Raises
         ------
@@ -117,6 +119,8 @@ class CollapseStatistics(Metric):
             raise ValueError(
                 f"{_NAME}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
             )
+        if recomputes():
+            return
         batch = collapse_statistics(
             mean.detach().reshape(-1, self.latent_dim),
             logvar.detach().reshape(-1, self.latent_dim),
