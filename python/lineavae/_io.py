@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,15 +19,14 @@ os.umask(_UMASK)
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; on a clean exit it replaces ``path`` in one step.
 
-    A process killed at any moment leaves either the old file or the new one. On an exception the temporary
-    file is removed and ``path`` stays as it was.
+    A process killed at any moment leaves either the old file or the new one, and at most one hidden file
+    beside it, over which the next writer of ``path`` writes. On an exception the temporary file is removed
+    and ``path`` stays as it was.
     """
     path = Path(path)
+    _check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix is kept: writers such as matplotlib choose their format by it
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
+    descriptor, temporary = _open_temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -34,12 +35,56 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that writing ``path`` would end in, and leave nothing behind.
+
+    It is what can be known before the work: a disk may still fill up in the meantime.
+    """
+    _check_target(path)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+
+
+def _check_target(path: Path) -> None:
+    if path.exists() and not path.is_file():  # root would replace a device
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """Open the temporary file of ``path``, and hold its lock until it is closed.
+
+    Its name is the same each time, so that what a killed process left is written over. The lock, which goes
+    with its process, tells that from the file of one that lives. There, or where no lock can be had, the name
+    is a random one.
+    """
+    # the suffix is kept: writers such as matplotlib choose their format by it
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    descriptor = None
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # the process that held the lock before may have renamed the file
+        if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            os.ftruncate(descriptor, 0)
+            return descriptor, temporary
+    except OSError:
+        pass
+    if descriptor is not None:
+        os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    return descriptor, Path(name)
 
 
 def _sync(path: Path) -> None:

@@ -1,14 +1,23 @@
-"""Tensors in one safetensors file, written atomically; the header says what they are."""
+"""Tensors in one safetensors file, written atomically; the header says what they are, and their checksum."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
+import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lineavae._array_files import ArrayFileError, StoredArray, safetensors_arrays
 from lineavae._io import atomic_path
 
 
@@ -16,21 +25,44 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], **metada
     """Write ``tensors`` as a file of the given kind, with more ``metadata`` in its header."""
     # copies: safetensors takes neither strided tensors nor two that share memory
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": f"lineavae.{kind}", "schema": "1", **metadata}
+    metadata["checksum"] = _checksum(copies, metadata)
     with atomic_path(path) as temporary:
-        save_file(copies, temporary, {"format": f"lineavae.{kind}", "schema": "1", **metadata})
+        try:
+            save_file(copies, temporary, metadata)
+        except SafetensorError as error:  # the disk is full, or fails
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_tensors(caller: str, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the header of a file of the given kind; ``caller`` is named in errors."""
-    path.open("rb").close()  # of what cannot be read, Python's error gives the path, safetensors' may not
+    path.open("rb").close()  # of what cannot be read, the error is Python's
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # copies: torch's own memory is aligned, which the last bit of a vectorised sum may depend on
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{caller}: {path} is not a safetensors file: {error}") from error
+        arrays, metadata = safetensors_arrays(path)
+        with ExitStack() as stack:
+            tensors = {name: _read(array(), stack) for name, array in arrays.items()}
+    except ArrayFileError as error:
+        raise ValueError(f"{caller}: {error}") from error
     found = (metadata.get("format"), metadata.get("schema"))
     if found != (f"lineavae.{kind}", "1"):
         raise ValueError(f"{caller}: {path} must be a file of lineavae.{kind}, schema 1, got {found}")
+    # files of before the checksum have none
+    if metadata.pop("checksum", None) not in (None, _checksum(tensors, metadata)):
+        raise ValueError(f"{caller}: {path} is damaged: its content does not match its checksum")
     return tensors, metadata
+
+
+def _read(array: StoredArray, stack: ExitStack) -> Tensor:
+    # into memory of torch's own: it is aligned, which the last bit of a vectorised sum may depend on
+    buffer = torch.empty(array.shape, dtype=cast(torch.dtype, array.dtype))
+    return cast(Tensor, array.read(array.open(stack), buffer))
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(sorted(metadata.items())).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -189,7 +189,7 @@ def test_keys_differ():
         ("empty", r"empty: the folder holds none of \*.safetensors, \*.npz, \*mean.npy"),
         ("weights.pt", "weights.pt: the file must be a .safetensors, .npz or .npy file"),
         ("labels.npy", "labels.npy: the name of an .npy file must end with one of mean.npy, logvar.npy"),
-        ("lonely_mean.npy", "lonely_mean.npy: it must hold 'mean' and either 'logvar' or 'std', got 'mean'"),
+        ("lonely_mean.npy", "lonely_mean.npy: beside it there must be 'mean' and either 'logvar' or 'std' of the same name"),
     ],
 )
 def test_paths_that_are_no_shards(tmp_path, monkeypatch, path, message):
@@ -218,7 +218,7 @@ WRONG = {
     ),
     "flat": ({"mean": np.zeros(3)}, r"must have shape \(N, K\) with K >= 1, got \(3,\)"),
     "no latents": ({"mean": np.zeros((3, 0))}, r"must have shape \(N, K\) with K >= 1, got \(3, 0\)"),
-    "integers": ({"mean": np.zeros((3, 2), np.int32)}, "must be of one of the dtypes .*, got (<i4|I32)"),
+    "integers": ({"mean": np.zeros((3, 2), np.int32)}, "must be of one of the dtypes .*, got int32"),
 }
 
 
@@ -237,7 +237,7 @@ def test_arrays_that_are_no_posterior(tmp_path, kind, case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda array: array.astype(">f8"), "must be of one of the dtypes <f8, <f4, <f2, got >f8"),
+        (lambda array: array.astype(">f8"), "must be of one of the dtypes float64, float32, float16, bfloat16, got >f8"),
         (lambda array: array.astype("g"), "must be of one of the dtypes"),
         (np.asfortranarray, "is in Fortran order: save np.ascontiguousarray of it"),
     ],
@@ -276,7 +276,7 @@ def test_a_bare_pickle_is_no_npy_file(tmp_path):
 
     (tmp_path / "mean.npy").write_bytes(pickle.dumps(Unpickled(trace)))
     np.save(tmp_path / "logvar.npy", np.zeros((1, 1)))
-    with pytest.raises(PosteriorFileError, match=r"mean.npy is not in NumPy's npy format: the magic string"):
+    with pytest.raises(PosteriorFileError, match=r"mean.npy is not in NumPy's npy format: it begins with"):
         find_shards([tmp_path])
     assert not trace.exists()
 

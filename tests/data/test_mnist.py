@@ -1,4 +1,6 @@
 import gzip
+import hashlib
+import os
 import struct
 import sys
 from pathlib import Path
@@ -96,7 +98,43 @@ def test_mnist_reads_its_files(folder, arrays, split, prefix, zipped):
     loaded = load_mnist(folder, split)
     assert np.array_equal(loaded.images, arrays[f"{prefix}-images-idx3-ubyte"])
     assert np.array_equal(loaded.labels, arrays[f"{prefix}-labels-idx1-ubyte"])
-    assert loaded.name == "MNIST"
+    # whatever the files are called
+    assert loaded.name == folder.name
+    assert not loaded.is_mnist
+
+
+@pytest.mark.parametrize(
+    ("place", "rename", "called"),
+    [
+        (".", lambda name: name.replace("-idx", ".idx"), "digits"),
+        ("raw", str, "digits"),
+        ("MNIST/raw", str, "MNIST (not the original)"),
+    ],
+)
+def test_mnist_as_others_lay_it_out(folder, arrays, place, rename, called):
+    root = folder / "digits"
+    (root / place).mkdir(parents=True)
+    for name in arrays:
+        (folder / name).rename(root / place / rename(name))
+    loaded = load_mnist(root)
+    assert np.array_equal(loaded.images, arrays["train-images-idx3-ubyte"])
+    assert loaded.name == called
+    assert not loaded.is_mnist
+
+
+def test_mnist_is_known_by_its_pixels(folder, arrays, monkeypatch):
+    monkeypatch.setattr(
+        module, "_PIXELS", {hashlib.sha256(arrays["train-images-idx3-ubyte"].tobytes()).hexdigest()}
+    )
+    assert load_mnist(folder).name == "MNIST"
+    assert load_mnist(folder).is_mnist
+    assert load_mnist(folder, "test").name == folder.name
+
+
+@pytest.mark.skipif("LINEAVAE_DATA" not in os.environ, reason="needs MNIST's own files")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_mnist_itself(split):
+    assert load_mnist(split=split).name == "MNIST"
 
 
 def test_mnist_folder_from_the_environment(folder, monkeypatch):
@@ -161,7 +199,7 @@ def damage(folder, arrays, fault):
         ("empty", "is truncated: 0 bytes, its header alone has 16"),
         ("truncated header", "is truncated: 15 bytes, its header alone has 16"),
         ("truncated", "is truncated: 5503 bytes where its header says 5504"),
-        ("trailing bytes", "has trailing bytes: 5505 bytes where its header says 5504"),
+        ("trailing bytes", "has trailing bytes: more where its header says 5504"),
         ("labels as images", "magic number 2051, got 2049"),
         ("other size", r"images of \(28, 28\), got \(32, 32\)"),
         ("other count", "7 images and .* 6 labels"),

@@ -9,23 +9,27 @@ any row is read; nothing is ever unpickled.
 from __future__ import annotations
 
 import glob
-import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from lineavae._array_files import (
+    ArrayFileError,
+    StoredArray,
+    npy_array,
+    npz_arrays,
+    safetensors_arrays,
+)
 
 # Elements of a block of rows: four arrays of as many are all that is held of a file.
 _BLOCK_ELEMENTS = 1 << 21
@@ -34,19 +38,16 @@ _BLOCK_ELEMENTS = 1 << 21
 # and as much time as some 1000.
 _BLOCK_ROWS = 8192
 
-# Bytes of one read. A zip member makes a copy of as many.
-_READ_BYTES = 1 << 20
+# What the file of a finished shard's result is.
+RESULT_KIND = "shard-statistics"
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
+# What an array may consist of, by the file's name for it.
+_DTYPES: dict[object, torch.dtype] = {
+    np.dtype("<f8"): torch.float64,
+    np.dtype("<f4"): torch.float32,
+    np.dtype("<f2"): torch.float16,
+    **{dtype: dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)},
 }
-_NPY_DTYPES = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
-
-
-_Stream = io.RawIOBase | io.BufferedIOBase
 
 
 class PosteriorFileError(ValueError):
@@ -76,41 +77,6 @@ class Keys(NamedTuple):
     mean: str = "mean"
     logvar: str = "logvar"
     std: str = "std"
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """Where an array (N, K) lies: in a file from byte ``offset`` on, or so in a member of a zip file."""
-
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, int]
-    offset: int
-    member: str | None = None
-
-    def open(self, stack: ExitStack) -> _Stream:
-        """Open the file at the beginning of the data, until the stack is closed."""
-        with _reading(self.path):
-            if self.member is None:
-                file = stack.enter_context(self.path.open("rb", buffering=0))
-                file.seek(self.offset)
-                return file
-            archive = stack.enter_context(zipfile.ZipFile(self.path))
-            member = stack.enter_context(archive.open(self.member))
-            member.read(self.offset)  # a seek would give up the checksum
-            return cast(io.BufferedIOBase, member)
-
-    def read(self, stream: _Stream, buffer: Tensor) -> Tensor:
-        """Fill a contiguous buffer with what comes next, and give it back."""
-        # not mapped: where a mapped file shrinks, or its disk fails, the process is killed without a word
-        view = buffer.view(torch.uint8).flatten().numpy().data
-        with _reading(self.path):
-            while view:
-                count = stream.readinto(view[:_READ_BYTES])
-                if not count:
-                    raise PosteriorFileError(f"{self.path} is truncated: {len(view)} bytes are missing")
-                view = view[count:]
-        return buffer
 
 
 @dataclass(frozen=True)
@@ -195,10 +161,13 @@ class Shard:
         """
         rows = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // self.latent_dim)
         starts = range(0, self.num_samples, rows)
-        with ExitStack() as stack:
+        with _reading(Path(self.name)), ExitStack() as stack:
             streams = [array.open(stack) for array in self.arrays]
             slots = [
-                [torch.empty(rows, self.latent_dim, dtype=array.dtype) for array in self.arrays]
+                [
+                    torch.empty(min(rows, self.num_samples), self.latent_dim, dtype=dtype)
+                    for dtype in (cast(torch.dtype, array.dtype) for array in self.arrays)
+                ]
                 for _ in range(2)
             ]
             # one thread for each array: two members of a zip file are decompressed at once
@@ -298,9 +267,11 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
 
 def _expand(path: Path, keys: Keys) -> list[Path]:
     if path.is_dir():
-        names = ("*.safetensors", "*.npz", *(f"*{glob.escape(key)}.npy" for key in keys))
+        names = ("*.safetensors", "*.npz", *(f"*{key}.npy" for key in keys))
         # one that begins with a dot is a file that is being written
-        files = [file for name in names for file in path.glob(name) if not file.name.startswith(".")]
+        with _reading(path):
+            files = [file for file in path.iterdir() if file.name[0] != "." and _may_be_shard(file, keys)]
+        files = [file for file in files if not _is_result(file)]
         if not files:
             raise PosteriorFileError(f"{path}: the folder holds none of {', '.join(names)}")
         return files
@@ -308,25 +279,46 @@ def _expand(path: Path, keys: Keys) -> list[Path]:
         return [path]
     if glob.has_magic(str(path)):
         files = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (** as in a shell)
+        files = [file for file in files if not _is_result(file)]
         if not files:
             raise PosteriorFileError(f"{path}: no file matches")
         return files
     raise PosteriorFileError(f"{path}: there is no such file or folder")
 
 
+def _may_be_shard(file: Path, keys: Keys) -> bool:
+    suffix = file.suffix.lower()
+    return suffix in (".safetensors", ".npz") or suffix == ".npy" and file.stem.endswith(tuple(keys))
+
+
+def _is_result(file: Path) -> bool:
+    """Whether it is a result that `ShardResults` keeps, maybe in the folder of the shards."""
+    if file.suffix.lower() != ".safetensors":
+        return False
+    try:
+        return safetensors_arrays(file)[1].get("format") == f"lineavae.{RESULT_KIND}"
+    except ArrayFileError:
+        return False  # as a shard it is named, and the reason is said
+
+
 def _shard(file: Path, keys: Keys) -> Shard:
-    contents = _CONTENTS.get(file.suffix)
+    contents = _CONTENTS.get(file.suffix.lower())
     if contents is None:
         raise PosteriorFileError(f"{file}: the file must be a .safetensors, .npz or .npy file")
     arrays = contents(file, keys)
     has_std = keys.logvar not in arrays
     spread_key = keys.std if has_std else keys.logvar
     if keys.mean not in arrays or spread_key not in arrays:
+        if len(arrays) == 1 and file.suffix.lower() == ".npy":
+            raise PosteriorFileError(
+                f"{file}: beside it there must be {keys.mean!r} and either {keys.logvar!r} or {keys.std!r} of "
+                "the same name; where it is no part of a shard, name the shards themselves, or a pattern"
+            )
         names = ", ".join(map(repr, arrays)) or "no arrays"
         raise PosteriorFileError(
             f"{file}: it must hold {keys.mean!r} and either {keys.logvar!r} or {keys.std!r}, got {names}"
         )
-    mean, spread = arrays[keys.mean](), arrays[spread_key]()
+    mean, spread = (_posterior_array(file, key, arrays[key]()) for key in (keys.mean, spread_key))
     if mean.shape != spread.shape:
         raise PosteriorFileError(
             f"{file}: {spread_key!r} must have the shape of {keys.mean!r}, {mean.shape}, got {spread.shape}"
@@ -339,37 +331,11 @@ _Contents = Mapping[str, Callable[[], StoredArray]]
 
 
 def _safetensors_contents(file: Path, keys: Keys) -> _Contents:
-    try:
-        with safe_open(file, framework="pt"):
-            pass  # checks the header, and the size of the file against it
-    except SafetensorError as error:
-        raise PosteriorFileError(f"{file} is not a whole safetensors file: {error}") from error
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-
-    def describe(key: str) -> StoredArray:
-        entry = header[key]
-        dtype = _dtype(f"{file}: {key!r}", _SAFETENSORS_DTYPES, entry["dtype"])
-        shape = _shape(f"{file}: {key!r}", entry["shape"])
-        return StoredArray(file, dtype, shape, 8 + size + entry["data_offsets"][0])
-
-    return {key: partial(describe, key) for key in header if key != "__metadata__"}
+    return safetensors_arrays(file)[0]
 
 
 def _npz_contents(file: Path, keys: Keys) -> _Contents:
-    with zipfile.ZipFile(file) as archive:
-        sizes = {info.filename: info.file_size for info in archive.infolist()}
-
-    def describe(member: str) -> StoredArray:
-        where = f"{file}: {member.removesuffix('.npy')!r}"
-        try:
-            with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
-                return _npy_array(where, stream, sizes[member], file, member)
-        except RuntimeError as error:  # encrypted, or compressed in a way that zipfile does not know
-            raise PosteriorFileError(f"{where} cannot be read: {error}") from error
-
-    return {name.removesuffix(".npy"): partial(describe, name) for name in sizes if name.endswith(".npy")}
+    return npz_arrays(file)
 
 
 def _npy_contents(file: Path, keys: Keys) -> _Contents:
@@ -379,56 +345,28 @@ def _npy_contents(file: Path, keys: Keys) -> _Contents:
         raise PosteriorFileError(f"{file}: the name of an .npy file must end with one of {names}")
     # the longest: one key may be the ending of another
     prefix = file.stem.removesuffix(max(endings, key=len))
-
-    def describe(path: Path) -> StoredArray:
-        with path.open("rb") as stream:
-            return _npy_array(str(path), stream, path.stat().st_size, path)
-
-    paths = {key: file.with_name(f"{prefix}{key}.npy") for key in keys}
-    return {key: partial(describe, path) for key, path in paths.items() if path.exists()}
+    paths = {key: file.with_name(f"{prefix}{key}{file.suffix}") for key in keys}
+    return {key: partial(npy_array, path) for key, path in paths.items() if path.exists()}
 
 
 _CONTENTS = {".safetensors": _safetensors_contents, ".npz": _npz_contents, ".npy": _npy_contents}
 
 
-def _npy_array(
-    where: str, stream: IO[bytes], size: int, path: Path, member: str | None = None
-) -> StoredArray:
-    """Describe an array in NumPy's format; its header and data are ``size`` bytes."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read_header(stream)
-    except (ValueError, KeyError) as error:
-        raise PosteriorFileError(f"{where} is not in NumPy's npy format: {error}") from error
-    if dtype.hasobject:
-        raise PosteriorFileError(f"{where} holds pickled Python objects, which are not read")
-    torch_dtype = _dtype(where, _NPY_DTYPES, dtype.str)
-    num_samples, latent_dim = _shape(where, shape)
-    if is_fortran:
+def _posterior_array(file: Path, key: str, array: StoredArray) -> StoredArray:
+    """Check that an array is one of posteriors, and give it with a dtype of torch."""
+    where = str(array.path) if file.suffix.lower() == ".npy" else f"{file}: {key!r}"
+    dtype = _DTYPES.get(array.dtype)
+    if dtype is None:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(_DTYPES.values()))
+        got = str(array.dtype).removeprefix("torch.")
+        if got == "|V2":
+            got += ", as NumPy saves bfloat16: save float32 or in safetensors"
+        raise PosteriorFileError(f"{where} must be of one of the dtypes {names}, got {got}")
+    if len(array.shape) != 2 or array.shape[1] == 0:
+        raise PosteriorFileError(f"{where} must have shape (N, K) with K >= 1, got {array.shape}")
+    if array.is_fortran:
         raise PosteriorFileError(f"{where} is in Fortran order: save np.ascontiguousarray of it")
-    offset = stream.tell()
-    expected = offset + num_samples * latent_dim * torch_dtype.itemsize
-    if size != expected:  # and so a member is read to its end, where zipfile compares the checksum
-        state = "truncated" if size < expected else "too long"
-        raise PosteriorFileError(f"{where} is {state}: {size} bytes where its header says {expected}")
-    return StoredArray(path, torch_dtype, (num_samples, latent_dim), offset, member)
-
-
-def _dtype(where: str, dtypes: Mapping[str, torch.dtype], name: str) -> torch.dtype:
-    if name not in dtypes:
-        raise PosteriorFileError(f"{where} must be of one of the dtypes {', '.join(dtypes)}, got {name}")
-    return dtypes[name]
-
-
-def _shape(where: str, shape: Iterable[int]) -> tuple[int, int]:
-    shape = tuple(shape)
-    if len(shape) != 2 or shape[1] == 0:
-        raise PosteriorFileError(f"{where} must have shape (N, K) with K >= 1, got {shape}")
-    return shape[0], shape[1]
+    return replace(array, dtype=dtype)
 
 
 def _stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
@@ -438,12 +376,10 @@ def _stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Errors of reading a file as errors that name it."""
+    """Errors of reading a file as errors of this module, which name it."""
     try:
         yield
-    except PosteriorFileError:
-        raise
+    except ArrayFileError as error:
+        raise PosteriorFileError(str(error)) from error
     except OSError as error:
         raise PosteriorFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise PosteriorFileError(f"{path} is damaged: {error}") from error

