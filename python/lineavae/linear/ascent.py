@@ -244,8 +244,11 @@ class _Checkpoint:
     def load(self, run: _Run) -> None:
         """Set the state of the run."""
         tensors, metadata = read_tensors(self.caller, self.path, self.caller)
-        state = json.loads(metadata["state"])
-        found = state["identity"]
+        try:
+            state = json.loads(metadata["state"])
+            found = dict(state["identity"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._damaged(error) from error
         differences = [
             f"{key} {found.get(key)!r} instead of {self.identity.get(key)!r}"
             for key in {**self.identity, **found}
@@ -253,12 +256,21 @@ class _Checkpoint:
         ]
         if differences:
             raise ValueError(f"{self.caller}: {self.path} is of another run, with {', '.join(differences)}")
-        with torch.no_grad():
-            for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
-                parameter.copy_(tensors[name])
-        run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
-        run.records = [tuple(record) for record in tensors["history"].tolist()]
-        run.step = state["step"]
+        try:
+            with torch.no_grad():
+                for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
+                    parameter.copy_(tensors[name])
+            run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
+            run.records = [tuple(record) for record in tensors["history"].tolist()]
+            run.step = check_integer(self.caller, "step", state["step"], minimum=0)
+        except Exception as error:  # any that an optimizer may raise of a state that is none
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"{self.caller}: {self.path} is no checkpoint of this run ({type(error).__name__}: {error}): "
+            "delete it to begin anew"
+        )
 
 
 def _make_optimizer(

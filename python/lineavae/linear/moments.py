@@ -34,6 +34,9 @@ _PRODUCT_ROWS = 512
 # Beyond it the squares that enter a variance overflow float64.
 _LARGEST = 1e150
 
+# What rounding may do to a correlation in a file.
+_ROUNDING = 1e-11
+
 
 class Moments:
     """Number of samples, mean and biased covariance of a dataset, collected in one pass and mergeable.
@@ -266,7 +269,8 @@ class Moments:
         OSError
             The file cannot be read: there is none, or it is a folder.
         ValueError
-            The file is not such a file, or its content is not the moments of any data.
+            The file is not such a file, it is damaged, or its content is not the moments of any data: a
+            number is NaN, or the covariance beyond rounding not symmetric or not positive semidefinite.
         """
         state, _ = read_tensors("Moments.load", Path(path), "Moments")
         _check_state(path, state)
@@ -515,6 +519,15 @@ def _check_state(path: str | Path, state: dict[str, Tensor]) -> None:
     check("matrix must be (r, D) with r <= D", fits and features > 0, shapes)
     if matrix.shape[0] == features:
         check("the covariance must have no negative variance", bool((matrix.diagonal() >= 0).all()), "one")
+        # Entries are rounded relative to √(variance · variance): so they are checked as correlations. The
+        # absolute term is for variances that are zero, or in which denormal numbers are few digits.
+        roots = matrix.diagonal().sqrt()
+        correlation = matrix / (roots.outer(roots) + 1e-300)
+        asymmetry = (correlation - correlation.mT).abs().max().item()
+        check("the covariance must be symmetric", asymmetry <= _ROUNDING, f"a difference of {asymmetry:.2g}")
+        shifted = (correlation + correlation.mT) / 2 + features * _ROUNDING * torch.eye(features)
+        semidefinite = not torch.linalg.cholesky_ex(shifted).info
+        check("the covariance must be positive semidefinite", semidefinite, "a negative eigenvalue")
 
 
 def _communication_device(group: dist.ProcessGroup | None) -> torch.device:
