@@ -13,17 +13,21 @@ All log-densities are in nats, per sample, with every constant. An ELBO is a qua
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from lineavae.diagnostics import diagnose
+if TYPE_CHECKING:
+    from lineavae.diagnostics import diagnose
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "nn", "ops"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    # imported when first asked for, so that `diagnose` works where the native module does not load
+def __getattr__(name: str) -> Any:
+    # imported when first asked for, so that `diagnose` works where the native module does not load, and torch
+    # is not loaded before the command line is ready for Ctrl-C
+    if name == "diagnose":
+        return importlib.import_module("lineavae.diagnostics").diagnose
     if name in ("collapse", "data", "experiments", "linear", "nn", "ops"):
         return importlib.import_module(f"lineavae.{name}")
     raise AttributeError(f"module 'lineavae' has no attribute {name!r}")

@@ -57,7 +57,7 @@ def read_tensors(caller: str, path: Path, kind: str) -> tuple[dict[str, Tensor],
 def _read(array: StoredArray, stack: ExitStack) -> Tensor:
     # into memory of torch's own: it is aligned, which the last bit of a vectorised sum may depend on
     buffer = torch.empty(array.shape, dtype=cast(torch.dtype, array.dtype))
-    return cast(Tensor, array.read(array.open(stack), buffer))
+    return array.read(array.open(stack), buffer)
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

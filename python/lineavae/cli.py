@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -30,7 +32,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a letter that the terminal lacks is no reason to lose a report
+        sys.stdout.reconfigure(errors="replace")
     app()
 
 

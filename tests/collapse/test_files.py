@@ -189,7 +189,10 @@ def test_keys_differ():
         ("empty", r"empty: the folder holds none of \*.safetensors, \*.npz, \*mean.npy"),
         ("weights.pt", "weights.pt: the file must be a .safetensors, .npz or .npy file"),
         ("labels.npy", "labels.npy: the name of an .npy file must end with one of mean.npy, logvar.npy"),
-        ("lonely_mean.npy", "lonely_mean.npy: beside it there must be 'mean' and either 'logvar' or 'std' of the same name"),
+        (
+            "lonely_mean.npy",
+            "lonely_mean.npy: beside it there must be 'mean' and either 'logvar' or 'std'",
+        ),
     ],
 )
 def test_paths_that_are_no_shards(tmp_path, monkeypatch, path, message):
@@ -237,7 +240,10 @@ def test_arrays_that_are_no_posterior(tmp_path, kind, case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda array: array.astype(">f8"), "must be of one of the dtypes float64, float32, float16, bfloat16, got >f8"),
+        (
+            lambda array: array.astype(">f8"),
+            "must be of one of the dtypes float64, .*, got >f8",
+        ),
         (lambda array: array.astype("g"), "must be of one of the dtypes"),
         (np.asfortranarray, "is in Fortran order: save np.ascontiguousarray of it"),
     ],

@@ -85,7 +85,11 @@ def damaged_zip(array):
         ("a.csv", b"1,2", "a.csv: the name must end with one of .npy, .npz, .safetensors"),
         ("a.npy", b"nothing", "a.npy is not in NumPy's npy format: it begins with"),
         ("a.npy", npy(np.ones((5, 3)))[:-1], "a.npy is truncated: 247 bytes where its header says 248"),
-        ("a.npy", npy(np.array([[{}]]), allow_pickle=True), "a.npy holds pickled Python objects, which are not read"),
+        (
+            "a.npy",
+            npy(np.array([[{}]]), allow_pickle=True),
+            "a.npy holds pickled Python objects",
+        ),
         ("a.npy", npy(np.ones(3)), r"a.npy: the array must have shape \(N, D\), got \(3,\)"),
         ("a.npy", npy(np.ones((0, 3))), r"a.npy: the array must have shape \(N, D\), got \(0, 3\)"),
         ("a.npz", b"nothing", "a.npz is damaged: File is not a zip file"),

@@ -161,7 +161,7 @@ def test_results_of_another_schema_are_refused(tmp_path):
     execute(make(), CONFIG, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps({**results, "schema": 1}))
-    with pytest.raises(RunDirectoryError, match="schema 1 where this lineavae reads 2: delete .*results.json"):
+    with pytest.raises(RunDirectoryError, match=r"schema 1 .* reads 2: delete .*results\.json"):
         load_results(tmp_path)
 
 

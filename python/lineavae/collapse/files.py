@@ -288,7 +288,7 @@ def _expand(path: Path, keys: Keys) -> list[Path]:
 
 def _may_be_shard(file: Path, keys: Keys) -> bool:
     suffix = file.suffix.lower()
-    return suffix in (".safetensors", ".npz") or suffix == ".npy" and file.stem.endswith(tuple(keys))
+    return suffix in (".safetensors", ".npz") or (suffix == ".npy" and file.stem.endswith(tuple(keys)))
 
 
 def _is_result(file: Path) -> bool:
@@ -311,8 +311,8 @@ def _shard(file: Path, keys: Keys) -> Shard:
     if keys.mean not in arrays or spread_key not in arrays:
         if len(arrays) == 1 and file.suffix.lower() == ".npy":
             raise PosteriorFileError(
-                f"{file}: beside it there must be {keys.mean!r} and either {keys.logvar!r} or {keys.std!r} of "
-                "the same name; where it is no part of a shard, name the shards themselves, or a pattern"
+                f"{file}: beside it there must be {keys.mean!r} and either {keys.logvar!r} or {keys.std!r} "
+                "of the same name; where it is no part of a shard, name the shards themselves, or a pattern"
             )
         names = ", ".join(map(repr, arrays)) or "no arrays"
         raise PosteriorFileError(

@@ -91,7 +91,8 @@ class ShardResults:
     def _check(self, shard: Shard, statistics: LatentStatistics) -> None:
         """Check that they can be the statistics of the shard, so that they can be merged and reported."""
         expected = _nothing(shard.latent_dim, self._thresholds, "cpu")
-        fit = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(statistics, expected, strict=True))
+        pairs = zip(statistics, expected, strict=True)
+        fit = all(found.shape == like.shape and found.dtype == like.dtype for found, like in pairs)
         if fit:
             counts, histogram, _, _, _, nonfinite = statistics
             finite = shard.num_samples - nonfinite

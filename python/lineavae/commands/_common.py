@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 import typer
+from rich.console import Console, RenderableType
+
+from lineavae._io import check_writable
+
+_WIDEST = 10_000
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End the command with one sentence on stderr."""
-    typer.echo(f"lineavae: {message}", err=True)
+    typer.echo(f"lineavae: {' '.join(message.splitlines())}", err=True)
     raise typer.Exit(code)
+
+
+def show(*parts: RenderableType, err: bool = False) -> None:
+    """Print for people: names as they are, and no cell narrower than it is, however narrow the terminal is.
+
+    A number of which a terminal shows the first digits reads as another.
+    """
+    console = Console(stderr=err, markup=False, emoji=False)
+    wide = console.options.update(max_width=_WIDEST)
+    widths = [console.measure(part, options=wide).maximum for part in parts]
+    console.width = max(console.width, *widths)
+    for part in parts:
+        console.print(part)
 
 
 def check_device(device: str) -> None:
@@ -20,3 +39,16 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {device}: {str(error).splitlines()[0]}")
+
+
+def check_output(option: str, path: Path) -> None:
+    """End the command, before its work, where a file cannot be written there."""
+    try:
+        check_writable(path)
+    except OSError as error:
+        fail(f"{option}: {cannot_write(path, error)}")
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """Say why a file cannot be written."""
+    return f"{error.filename or path} cannot be written: {error.strerror or error}"

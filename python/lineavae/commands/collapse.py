@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lineavae._io import atomic_path
 from lineavae._optional import require
-from lineavae.commands._common import check_device, fail
+from lineavae.commands._common import cannot_write, check_device, check_output, fail, show
 
 if TYPE_CHECKING:
     from lineavae.collapse import CollapseReport
@@ -95,12 +95,18 @@ def collapse(
     keys = Keys(mean_key, logvar_key, std_key)
     if len(set(keys)) < len(keys):
         fail(f"--mean-key, --logvar-key and --std-key must differ, got {', '.join(keys)}")
-    _check(thresholds, delta, plot)
+    _check(thresholds, delta, plot, resume)
     results = None if resume is None else ShardResults(resume, thresholds)
     with _processes(device) as (rank, device):
         check_device(device)
         try:
             shards = _find_shards(files, keys)
+            if rank == 0 and shards[0].latent_dim > sum(shard.num_samples for shard in shards):
+                typer.echo(
+                    f"lineavae: there are more latents, {shards[0].latent_dim}, than samples: "
+                    "arrays must be (N, K), not transposed",
+                    err=True,
+                )
             statistics = _scan(shards, thresholds, results, device, rank)
         except PosteriorFileError as error:
             fail(str(error))
@@ -109,10 +115,14 @@ def collapse(
             fail(f"interrupted; {how} continues after the finished files", 130)
     if rank == 0:
         report = CollapseReport.from_statistics(statistics, thresholds)
-        _show(report, epsilon[0], delta, [shard.name for shard in shards], plot, as_json)
+        _show(report, epsilon[0], delta, [shard.name for shard in shards], as_json)
+        if plot is not None:
+            _plot(report, epsilon[0], delta, plot, as_json)
+    if results is not None and results.failure is not None:
+        fail(f"{cannot_write(results.folder, results.failure)}; later files are not kept as finished", 1)
 
 
-def _check(thresholds: Sequence[float], delta: float, plot: Path | None) -> None:
+def _check(thresholds: Sequence[float], delta: float, plot: Path | None, resume: Path | None) -> None:
     """End the command, before the work rather than after it, where its options cannot be served."""
     from lineavae.ops import collapse_statistics
 
@@ -122,6 +132,8 @@ def _check(thresholds: Sequence[float], delta: float, plot: Path | None) -> None
         fail(f"--epsilon: {error}")
     if not 0 <= delta < 1:
         fail(f"--delta must be at least 0 and below 1, got {delta}")
+    if resume is not None:
+        check_output("--resume", resume / "result.safetensors")
     if plot is None:
         return
     try:
@@ -130,6 +142,7 @@ def _check(thresholds: Sequence[float], delta: float, plot: Path | None) -> None
         fail(str(error), 1)
     if plot.suffix.removeprefix(".") not in known:
         fail(f"--plot {plot}: the name must end with one of {', '.join(f'.{kind}' for kind in known)}")
+    check_output("--plot", plot)
 
 
 @contextmanager
@@ -206,22 +219,22 @@ def _scan(
         )
 
 
-def _show(
-    report: CollapseReport, epsilon: float, delta: float, names: list[str], plot: Path | None, as_json: bool
-) -> None:
+def _show(report: CollapseReport, epsilon: float, delta: float, names: list[str], as_json: bool) -> None:
     curve = report.collapse_curve(delta, report.thresholds)
-    if plot is not None:
-        with atomic_path(plot) as temporary:
-            report.plot_curve(epsilon, delta).savefig(temporary, dpi=200)
     if as_json:
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
         document = {"files": names, **report.to_dict(epsilon, delta), "curve": points}
         typer.echo(json.dumps(document, allow_nan=False))
-    console = Console(stderr=as_json)
-    console.print(report.summary(epsilon, delta))
     table = Table("ε", "collapsed", title=f"at δ = {delta:g}", title_justify="left", box=SIMPLE_HEAD)
     for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
         table.add_row(f"{threshold:g}", f"{percent:.1f} %")
-    console.print(table)
-    if plot is not None:
-        console.print(str(plot), soft_wrap=True)
+    show(report.summary(epsilon, delta), table, err=as_json)
+
+
+def _plot(report: CollapseReport, epsilon: float, delta: float, plot: Path, as_json: bool) -> None:
+    try:
+        with atomic_path(plot) as temporary:
+            report.plot_curve(epsilon, delta).savefig(temporary, dpi=200)
+    except OSError as error:
+        fail(cannot_write(plot, error), 1)
+    show(str(plot), err=as_json)

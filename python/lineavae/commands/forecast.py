@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 import typer
-from safetensors import SafetensorError, safe_open
 
+from lineavae._array_files import ArrayFileError, safetensors_arrays
 from lineavae.commands._common import fail
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ EPILOG = (
     "Example: [bold]lineavae forecast images.npy --latent-dim 200 --sigma2 1[/bold] tells how many of "
     "the 200 latents will collapse, and which σ² keeps them."
 )
+
+# Images of which the pixels are divided at once.
+_ROWS = 4096
 
 
 def forecast(
@@ -55,13 +59,16 @@ def forecast(
 
 def _read(path: Path, key: str | None) -> Moments:
     """Give the moments of the samples at ``path``; a ValueError says why there are none."""
-    from lineavae.data import load_mnist, read_samples
+    from lineavae.data import read_samples
+    from lineavae.data.mnist import find_images, read_images
     from lineavae.linear import Moments
 
     if _holds_moments(path):
         return Moments.load(path)
-    if path.is_dir() and any(path.glob("train-images-idx3-ubyte*")):
-        return Moments.from_data(load_mnist(path).to_tensor())
+    images = find_images(path)
+    if images is not None:
+        pixels = torch.from_numpy(read_images(images)).flatten(1)
+        return Moments.from_batches(part.float() / 255 for part in torch.split(pixels, _ROWS))
     moments = Moments()
     for file, samples in read_samples(path, key):
         try:
@@ -72,10 +79,9 @@ def _read(path: Path, key: str | None) -> Moments:
 
 
 def _holds_moments(path: Path) -> bool:
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix.lower() != ".safetensors":
         return False
     try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == "lineavae.Moments"
-    except (OSError, SafetensorError):
+        return safetensors_arrays(path)[1].get("format") == "lineavae.Moments"
+    except ArrayFileError:
         return False  # the reader of samples says why

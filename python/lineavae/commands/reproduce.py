@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from lineavae.commands._common import check_device, fail
+from lineavae.commands._common import cannot_write, check_device, fail, show
 from lineavae.data import DataError
 
 if TYPE_CHECKING:
@@ -75,33 +74,42 @@ def reproduce(
             fail(f"there is no experiment {name!r}, only {', '.join(EXPERIMENTS)}")
     check_device(device)
     settings = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed, "device": device}
-    console = Console(stderr=as_json)
-    done = []
+    done, failure = [], None
     for name in names:
-        run = _run(EXPERIMENTS[name], preset, settings, out / f"{name}-{preset.value}", resume)
-        _report(console, EXPERIMENTS[name], run)
+        run, failure = _run(EXPERIMENTS[name], preset, settings, out / f"{name}-{preset.value}", resume)
+        _report(EXPERIMENTS[name], run, err=as_json)
         done.append(
             {
                 "name": name,
                 "preset": preset.value,
                 "directory": str(run.directory),
-                "figure": str(run.figure),
+                "figure": str(run.figure) if run.figure.exists() else None,
                 "skipped": run.skipped,
+                "data": run.results["data"],
                 "quantities": run.results["quantities"],
             }
         )
+        if failure is not None:
+            break
     if as_json:
         typer.echo(json.dumps({"runs": done}, indent=2))
+    if failure is not None:
+        fail(failure, 1)
 
 
 def _run(
     experiment: Experiment, preset: Preset, settings: dict[str, Any], directory: Path, resume: bool
-) -> Run:
-    from lineavae.experiments import RunDirectoryError, execute
+) -> tuple[Run, str | None]:
+    """Give the run, and what of it could not be written."""
+    from lineavae.experiments import RunDirectoryError, RunWriteError, execute
 
     config = replace(experiment.presets[preset.value], **settings)
     try:
-        return execute(experiment, config, directory, resume=resume)
+        return execute(experiment, config, directory, resume=resume), None
+    except RunWriteError as error:
+        return error.run, cannot_write(directory, error)
+    except OSError as error:
+        fail(cannot_write(directory, error), 1)
     except (DataError, RunDirectoryError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
@@ -121,10 +129,12 @@ def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
     table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
     for name, experiment in experiments.items():
         table.add_row(name, experiment.figure, ", ".join(experiment.presets))
-    Console().print(table)
+    show(table)
 
 
-def _report(console: Console, experiment: Experiment, run: Run) -> None:
+def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
+    from lineavae.data.mnist import is_mnist
+
     data = f"{run.results['data']}, N={run.results['config']['num_images']}"
     table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("measured", "published"):
@@ -135,8 +145,9 @@ def _report(console: Console, experiment: Experiment, run: Run) -> None:
         value = quantities[name]
         published = "" if value["published"] is None else f"{value['published']:.5g}"
         table.add_row(name, f"{value['measured']:.5g}", published, value["unit"])
-    console.print(table)
-    console.print(experiment.paper, soft_wrap=True)
+    lines = [experiment.paper] if is_mnist(run.results["data"]) else []
     if run.skipped:
-        console.print(f"{experiment.name}: finished earlier, not run again")
-    console.print(str(run.figure), soft_wrap=True)
+        lines.append(f"{experiment.name}: finished earlier, not run again")
+    if run.figure.exists():
+        lines.append(str(run.figure))
+    show(table, *lines, err=err)

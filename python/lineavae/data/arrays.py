@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +69,8 @@ def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Pat
             array = _ARRAYS[file.suffix.lower()](file, key)
             if len(array.shape) < 2 or 0 in array.shape:
                 raise DataError(f"{file}: the array must have shape (N, D), got {array.shape}")
-            if not (array.dtype.kind in "biuf" if isinstance(array.dtype, np.dtype) else not array.dtype.is_complex):
+            is_real = array.dtype.kind in "biuf" if isinstance(array.dtype, np.dtype) else True
+            if not is_real or array.dtype == torch.complex64:
                 raise DataError(f"{file}: the array must be real, got {array.dtype}")
             for block in _blocks(array):
                 yield file, block
@@ -79,7 +80,8 @@ def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Pat
 
 def _files(folder: Path) -> list[Path]:
     # one that begins with a dot is a file that is being written
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ARRAYS and file.name[0] != ".")
+    files = (file for file in folder.iterdir() if file.suffix.lower() in _ARRAYS)
+    found = sorted(file for file in files if file.name[0] != ".")
     if not found:
         raise DataError(f"{folder}: the folder holds no {', '.join(_ARRAYS)} file")
     return found

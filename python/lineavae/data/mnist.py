@@ -27,8 +27,8 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-# SHA-256 of the pixels of the two splits. Other images, of which some come under the same names, are called by
-# the name of their folder.
+# SHA-256 of the pixels of the two splits. Other images, some of which come in files of the same names, are
+# called by the name of their folder.
 _PIXELS = {
     "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
@@ -49,6 +49,11 @@ class DataError(ValueError):
     ...     print(error)
     no-such-folder is not a folder: name the one that holds MNIST's four files
     """
+
+
+def is_mnist(name: str) -> bool:
+    """Whether a data set of this name is MNIST, or a part of it."""
+    return name in ("MNIST", "MNIST-5k")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Images:
     @property
     def is_mnist(self) -> bool:
         """Whether these are MNIST's images, so that published results are about them."""
-        return self.name in ("MNIST", "MNIST-5k")
+        return is_mnist(self.name)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -243,7 +248,10 @@ def find_images(folder: Path) -> Path | None:
 
 def read_images(path: Path) -> NDArray[np.uint8]:
     """Read images of any size, (N, H, W), for which no labels are needed."""
-    return _read_idx(path, 3)
+    images = _read_idx(path, 3)
+    if not images.size:
+        raise DataError(f"{path} must hold images, got shape {images.shape}")
+    return images
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -28,6 +28,7 @@ from lineavae.experiments.runs import (
     Results,
     Run,
     RunDirectoryError,
+    RunWriteError,
     execute,
     load_results,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Results",
     "Run",
     "RunDirectoryError",
+    "RunWriteError",
     "execute",
     "load_results",
 ]

@@ -180,23 +180,29 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     ------
     RunDirectoryError
         The directory holds a run of another configuration, an unfinished one without ``resume``, a damaged
-        one, or other files.
+        one, or other files; or it cannot be written.
     DataError
         The images cannot be read; nothing was written.
     RunWriteError
         The run has ended, and its results cannot be written.
     OSError
-        The directory cannot be written.
+        A checkpoint cannot be written.
     """
     asked = json.loads(json.dumps(asdict(config)))
     if _is_finished(directory, asked, resume):
         run = Run(directory, load_results(directory), skipped=True)
         if not run.figure.exists():
             require("matplotlib", "experiments")
-            _draw(experiment, run)
+            try:
+                _draw(experiment, run)
+            except OSError as error:
+                raise RunWriteError(error, run) from error
         return run
     require("matplotlib", "experiments")  # before the work rather than after it
-    check_writable(directory / "config.json")
+    try:
+        check_writable(directory / "config.json")
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}") from error
     environment = _environment(config)
     _write_json(directory / "config.json", asked)
     _write_json(directory / "environment.json", environment)
@@ -249,8 +255,8 @@ def load_results(directory: Path) -> Results:
         raise RunDirectoryError(f"{error}: {remedy}") from error
     if document.get("schema") != SCHEMA:
         raise RunDirectoryError(
-            f"{directory} holds results of schema {document.get('schema')} where this lineavae reads {SCHEMA}: "
-            + remedy
+            f"{directory} holds results of schema {document.get('schema')} where this lineavae reads "
+            f"{SCHEMA}: {remedy}"
         )
     return {
         "data": document["data"],
