@@ -36,8 +36,8 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], **metada
             raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def read_tensors(caller: str, path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the header of a file of the given kind; ``caller`` is named in errors."""
+def read_tensors(caller: str, path: Path, kind: str, *more: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of the given kind; ``caller`` is named in errors, ``more`` are its own entries of metadata."""
     path.open("rb").close()  # of what cannot be read, the error is Python's
     try:
         arrays, metadata = safetensors_arrays(path)
@@ -49,8 +49,9 @@ def read_tensors(caller: str, path: Path, kind: str) -> tuple[dict[str, Tensor],
     if found != (f"lineavae.{kind}", "1"):
         raise ValueError(f"{caller}: {path} must be a file of lineavae.{kind}, schema 1, got {found}")
     # files of before the checksum have none
-    if metadata.pop("checksum", None) not in (None, _checksum(tensors, metadata)):
-        raise ValueError(f"{caller}: {path} is damaged: its content does not match its checksum")
+    is_whole = metadata.pop("checksum", None) in (None, _checksum(tensors, metadata))
+    if not is_whole or metadata.keys() != {"format", "schema", *more}:
+        raise ValueError(f"{caller}: {path} is damaged: it is not as it was written")
     return tensors, metadata
 
 

@@ -71,7 +71,7 @@ class ShardResults:
     def load(self, shard: Shard) -> LatentStatistics:
         """Read the statistics of a shard that was finished before."""
         try:
-            tensors, _ = read_tensors("ShardResults", self._path(shard), RESULT_KIND)
+            tensors, _ = read_tensors("ShardResults", self._path(shard), RESULT_KIND, "shard")
             statistics = LatentStatistics(**tensors)
             self._check(shard, statistics)
         except (ValueError, TypeError) as error:

@@ -51,4 +51,4 @@ def check_output(option: str, path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> str:
     """Say why a file cannot be written."""
-    return f"{error.filename or path} cannot be written: {error.strerror or error}"
+    return f"{path} cannot be written: {error.strerror or error}"

@@ -243,7 +243,7 @@ class _Checkpoint:
 
     def load(self, run: _Run) -> None:
         """Set the state of the run."""
-        tensors, metadata = read_tensors(self.caller, self.path, self.caller)
+        tensors, metadata = read_tensors(self.caller, self.path, self.caller, "state")
         try:
             state = json.loads(metadata["state"])
             found = dict(state["identity"])

@@ -1,0 +1,300 @@
+"""Readers of damaged files: each gives what an undamaged file would give, or its documented error.
+
+FUZZ_CASES in the environment sets how many damaged files each reader meets.
+"""
+
+import json
+import os
+import random
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from lineavae.collapse.files import PosteriorFileError, find_shards
+from lineavae.collapse.scan import ShardResults, scan
+from lineavae.data import DataError, load_mnist, read_samples
+from lineavae.experiments import Config, Experiment, RunDirectoryError, execute
+from lineavae.experiments.runs import quantity
+from lineavae.linear import LinearVAE, Moments
+
+CASES = int(os.environ.get("FUZZ_CASES", "100"))
+
+# What reading one of these files of a few kB may allocate.
+MEMORY = 64 << 20
+
+RANDOM = np.random.default_rng(0)
+MEAN, LOGVAR = RANDOM.standard_normal((2, 20, 3)).astype(np.float32)
+SAMPLES = RANDOM.standard_normal((30, 4))
+IMAGES = RANDOM.integers(0, 256, (4, 28, 28), dtype=np.uint8)
+
+
+def rows_of(folder):
+    """All arrays of the shards, as bytes."""
+    return [
+        [tensor.clone().numpy().tobytes() for tensor in block]
+        for shard in find_shards([folder])
+        for block in shard.blocks()
+    ]
+
+
+class Posteriors:
+    error = PosteriorFileError
+    is_checked = True
+
+    def read(self, folder):
+        return rows_of(folder)
+
+
+class NpyPair(Posteriors):
+    is_checked = False  # the format has no checksum: damaged numbers are other numbers
+
+    def write(self, folder):
+        np.save(folder / "x_mean.npy", MEAN)
+        np.save(folder / "x_logvar.npy", LOGVAR)
+
+
+class Npz(Posteriors):
+    def write(self, folder):
+        np.savez(folder / "x.npz", mean=MEAN, logvar=LOGVAR)
+
+
+class CompressedNpz(Posteriors):
+    def write(self, folder):
+        np.savez_compressed(folder / "x.npz", mean=MEAN, logvar=LOGVAR)
+
+
+class Safetensors(Posteriors):
+    is_checked = False
+
+    def write(self, folder):
+        from safetensors.torch import save_file
+
+        save_file(
+            {"mean": torch.from_numpy(MEAN), "logvar": torch.from_numpy(LOGVAR)}, folder / "x.safetensors"
+        )
+
+
+class Samples:
+    error = DataError
+    is_checked = False
+
+    def write(self, folder):
+        np.save(folder / "a.npy", SAMPLES)
+        np.save(folder / "b.npy", np.asfortranarray(SAMPLES))
+
+    def read(self, folder):
+        return [np.asarray(samples).tobytes() for _, samples in read_samples(folder)]
+
+
+class ZippedSamples(Samples):
+    is_checked = True
+
+    def write(self, folder):
+        np.savez_compressed(folder / "a.npz", x=np.asfortranarray(SAMPLES))
+
+
+class Idx:
+    error = DataError
+    is_checked = False
+
+    def write(self, folder):
+        images = struct.pack(">4I", 0x0803, *IMAGES.shape) + IMAGES.tobytes()
+        (folder / "train-images-idx3-ubyte").write_bytes(images)
+        (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 4) + bytes(4))
+
+    def read(self, folder):
+        return load_mnist(folder).images.tobytes()
+
+
+class GzippedIdx(Idx):
+    is_checked = True
+
+    def write(self, folder):
+        import gzip
+
+        super().write(folder)
+        for path in list(folder.iterdir()):
+            (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+            path.unlink()
+
+
+class SavedMoments:
+    error = ValueError
+    is_checked = True
+
+    def write(self, folder):
+        Moments.from_data(SAMPLES).save(folder / "moments.safetensors")
+
+    def read(self, folder):
+        moments = Moments.load(folder / "moments.safetensors")
+        return moments.num_samples, moments.sample_mean.tolist(), moments.covariance.tolist()
+
+
+class SavedModel:
+    error = ValueError
+    is_checked = True
+
+    def write(self, folder):
+        LinearVAE(4, 2, generator=torch.Generator().manual_seed(0)).save(folder / "model.safetensors")
+
+    def read(self, folder):
+        model = LinearVAE.load(folder / "model.safetensors")
+        return [parameter.tolist() for parameter in model.parameters()]
+
+
+class Checkpoint:
+    error = ValueError
+    is_checked = True
+
+    def fit(self, folder, steps, **options):
+        model = LinearVAE(4, 2, generator=torch.Generator().manual_seed(0))
+        path = folder / "checkpoint.safetensors"
+        history = model.fit(SAMPLES, steps=steps, checkpoint=path, progress=False, **options)
+        return [parameter.tolist() for parameter in model.parameters()], history.elbo.tolist()
+
+    def write(self, folder):
+        self.fit(folder, 3)
+
+    def read(self, folder):
+        return self.fit(folder, 3, resume=True)
+
+
+class FinishedShard:
+    error = PosteriorFileError
+    is_checked = True
+
+    def __init__(self, folder):
+        np.savez(folder / "x.npz", mean=MEAN, logvar=LOGVAR)
+        self.shards = find_shards([folder])
+
+    def scan(self, folder):
+        return scan(self.shards, [0.01, 0.1], ShardResults(folder, [0.01, 0.1]))
+
+    def write(self, folder):
+        self.scan(folder)
+
+    def read(self, folder):
+        return [tensor.tolist() for tensor in self.scan(folder)]
+
+
+def count(config, run_dir):
+    return {
+        "data": config.images.name,
+        "config": {"num_images": config.num_images},
+        "quantities": {"seed": quantity(config.seed, "1", published=0.0)},
+        "curves": {"numbers": np.arange(5.0), "table": np.asfortranarray(np.eye(3))},
+    }
+
+
+class RunDirectory:
+    error = RunDirectoryError
+    is_checked = True
+    config = Config(num_images=10)
+    experiment = Experiment(
+        "count", "Figure 0", {"quick": config}, count, lambda results: Figure(figsize=(1, 1))
+    )
+
+    def write(self, folder):
+        execute(self.experiment, self.config, folder)
+        (folder / "environment.json").unlink()  # which nothing reads
+
+    def read(self, folder):
+        run = execute(self.experiment, self.config, folder)
+        assert run.skipped
+        curves = {name: curve.tolist() for name, curve in run.results["curves"].items()}
+        return json.dumps([run.results["data"], run.results["config"], run.results["quantities"], curves])
+
+
+READERS = [
+    NpyPair,
+    Npz,
+    CompressedNpz,
+    Safetensors,
+    Samples,
+    ZippedSamples,
+    Idx,
+    GzippedIdx,
+    SavedMoments,
+    SavedModel,
+    Checkpoint,
+    FinishedShard,
+    RunDirectory,
+]
+
+HEADER_TEXTS = [
+    b"(" * 40,
+    b"[" * 40,
+    b"-" * 40,
+    b"9" * 30,
+    b"{'a':",
+    b"None",
+    b"1e999",
+    b"\xff\xfe",
+    b'"',
+    b"'",
+    b"\x00",
+]
+
+
+def damage(content, chance):
+    """Flip bits, cut, repeat, or overwrite a part: a length, or a piece of the header's text."""
+    content = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        # half of it near the beginning or the end, where headers and directories are
+        near = min(len(content), 300)
+        where = chance.choice(
+            [chance.randrange(len(content)), chance.randrange(near), -1 - chance.randrange(near)]
+        )
+        where %= len(content)
+        kind = chance.randrange(5)
+        if kind == 0:
+            content[where] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del content[where:]
+            content = content or bytearray(1)
+        elif kind == 2:
+            size = chance.choice([1, 2, 4, 8])
+            number = chance.choice([0, 1, 2**15, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1])
+            content[where : where + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
+        elif kind == 3:
+            text = chance.choice(HEADER_TEXTS)
+            content[where : where + chance.choice([0, len(text)])] = text
+        else:
+            content[where:where] = content[where : where + chance.randrange(1, 60)]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_damaged_files(tmp_path, reader, monkeypatch):
+    chance = random.Random(reader.__name__)
+    folder, source = tmp_path / "files", tmp_path / "source"
+    folder.mkdir()
+    source.mkdir()
+    reader = reader(source) if reader is FinishedShard else reader()
+    reader.write(folder)
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    expected, refused, tried = reader.read(folder), 0, 0
+    tracemalloc.start()
+    for _ in range(CASES):
+        path = chance.choice([path for path in whole if path.suffix != ".png"])
+        path.write_bytes(damaged := damage(whole[path], chance))
+        if damaged == whole[path]:
+            continue
+        tried += 1
+        tracemalloc.reset_peak()
+        found, message = None, None
+        try:
+            found = reader.read(folder)
+        except reader.error as error:
+            message = str(error)
+            refused += 1
+        assert message is None or str(folder) in message
+        assert message is not None or found == expected or not reader.is_checked
+        assert tracemalloc.get_traced_memory()[1] < MEMORY
+        path.write_bytes(whole[path])
+    tracemalloc.stop()
+    assert refused > tried / 4
