@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -15,3 +17,13 @@ def device(request):
             pytest.fail(message)
         pytest.skip(message)
     return request.param
+
+
+@pytest.fixture
+def full_disk():
+    """No file grows beyond 5000 bytes, as on a disk that is full there."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ def count(config, run_dir):
     }
 
 
-def make(run=count):
+def make(run=count, plot=lambda results: Figure()):
     presets = {"quick": CountConfig(), "full": CountConfig(limit=30)}
-    return Experiment("count", "Figure 0: counting", presets, run, lambda results: Figure())
+    return Experiment("count", "Figure 0: counting", presets, run, plot, "as in the paper")
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +240,60 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "pip install '.[experiments]'" in result.stderr
     assert not (tmp_path / "count-quick").exists()
+
+
+def test_a_finished_run_of_which_a_file_is_damaged(tmp_path):
+    invoke("reproduce", "count", "--out", tmp_path)
+    (tmp_path / "count-quick" / "curves.npz").unlink()
+    result = invoke("reproduce", "count", "--out", tmp_path, "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert "results.json, and the same run with --resume makes it anew" in result.stderr
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "count", make(plot=lambda results: Figure(figsize=(20, 20))))
+    result = invoke("reproduce", "count", "--out", tmp_path, "--json")
+    assert result.exit_code == 1
+    (run,) = json.loads(result.stdout)["runs"]
+    assert run["quantities"]["limit"]["measured"] == 3
+    assert run["figure"] is None
+    assert f"lineavae: {tmp_path / 'count-quick'} cannot be written: File too large" in result.stderr
+
+
+def test_other_images_are_called_by_their_folder(tmp_path):
+    """The report has neither the paper's values nor its line, and a name is no markup."""
+    folder = tmp_path / "[b]fashion:cat:"
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x0803, 12, 28, 28) + bytes(12 * 784))
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 12) + bytes(12))
+    result = invoke("reproduce", "count", "--out", tmp_path / "out", "--data-dir", folder)
+    assert result.exit_code == 0, result.output
+    assert "([b]fashion:cat:, N=10)" in result.stdout
+    assert "3.5" not in result.stdout
+    assert "as in the paper" not in result.stdout
+    result = invoke("reproduce", "count", "--out", tmp_path / "mnist")
+    assert "3.5" in result.stdout
+    assert "as in the paper" in result.stdout
+
+
+def test_ctrl_c_while_modules_load(tmp_path):
+    (tmp_path / "typer.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "lineavae", "diagnose"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr == ""
 
 
 FAIL = """

@@ -81,6 +81,16 @@ def test_a_folder_of_mnist(tmp_path):
     assert_same(forecast_of(tmp_path), expected)
 
 
+def test_images_without_labels(tmp_path):
+    """Of another size too, under the dotted names, where torchvision puts them, and with no label."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 5, 7), dtype=np.uint8)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    content = struct.pack(">4I", 0x0803, *images.shape) + images.tobytes()
+    (tmp_path / "MNIST" / "raw" / "train-images.idx3-ubyte").write_bytes(content)
+    expected = forecast_collapse(images.reshape(40, -1).astype(np.float32) / 255, 4, sigma2=0.3)
+    assert_same(forecast_of(tmp_path), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

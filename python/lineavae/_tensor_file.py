@@ -37,7 +37,7 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], **metada
 
 
 def read_tensors(caller: str, path: Path, kind: str, *more: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a file of the given kind; ``caller`` is named in errors, ``more`` are its own entries of metadata."""
+    """Read a file of the given kind; ``caller`` is named in errors, ``more`` are its further metadata."""
     path.open("rb").close()  # of what cannot be read, the error is Python's
     try:
         arrays, metadata = safetensors_arrays(path)

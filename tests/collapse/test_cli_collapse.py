@@ -211,6 +211,72 @@ def test_an_interrupt_without_a_folder_says_what_would_help(tmp_path, monkeypatc
     assert "interrupted; a command with --resume DIR continues after the finished files" in result.stderr
 
 
+def test_results_in_the_folder_of_the_shards(tmp_path):
+    save(tmp_path)
+    expected = report_of(tmp_path, "--resume", tmp_path)
+    for where in (tmp_path, tmp_path / "*"):
+        result = invoke(where, "--resume", tmp_path, "--json")
+        assert "3 of 3 files were finished earlier" in result.stderr
+        assert json.loads(result.stdout) == expected
+
+
+@pytest.mark.parametrize("option", ["--plot", "--resume"])
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, option):
+    save(tmp_path / "posterior", num_shards=1)
+    monkeypatch.setattr(scan_module, "_scan_shard", None)  # would raise
+    result = invoke(tmp_path / "posterior", option, "/proc/x.png", "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"lineavae: {option}: /proc/x.png")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(("option", "name"), [("--plot", "curve.png"), ("--resume", "state")])
+def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monkeypatch, option, name):
+    monkeypatch.chdir(tmp_path)
+    for key, array in draw(50).items():
+        np.save(f"{key}.npy", array)
+    result = invoke("mean.npy", option, name, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["num_samples"] == 50
+    assert f"lineavae: {name} cannot be written: File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_numbers_are_whole_in_a_narrow_terminal(tmp_path, monkeypatch):
+    save(tmp_path / "posterior", num_shards=1)
+    wide = invoke(tmp_path / "posterior").stdout
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow = invoke(tmp_path / "posterior").stdout
+    assert re.findall(r"[\d.]+", narrow) == re.findall(r"[\d.]+", wide)
+
+
+def test_transposed_arrays_are_remarked_on(tmp_path):
+    np.savez(tmp_path / "x.npz", mean=np.zeros((2, 30)), std=np.ones((2, 30)))
+    result = invoke(tmp_path / "x.npz")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("lineavae: there are more latents, 30, than samples, 2")
+
+
+def test_any_terminal_and_any_name(tmp_path):
+    """Letters that latin-1 lacks, in a shard whose name is not UTF-8."""
+    path, plot = (tmp_path / os.fsdecode(b"\xff[b]:cat:" + suffix) for suffix in (b".npz", b".png"))
+    with path.open("wb") as file:
+        np.savez(file, mean=np.zeros((3, 2)), std=np.ones((3, 2)))
+    arguments = [path, "--resume", tmp_path / "state", "--plot", plot]
+    process = subprocess.run(
+        [sys.executable, "-m", "lineavae", "collapse", *arguments],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert b"critical ?" in process.stdout
+    assert process.stdout.splitlines()[-1].rstrip().endswith(b"?[b]:cat:.png")
+    assert plot.exists()
+
+
 def start(*arguments, launcher=(), **keywords):
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "lineavae", "collapse", *map(str, arguments)],

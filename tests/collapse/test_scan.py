@@ -166,6 +166,29 @@ def test_a_damaged_result_is_named(shards, results):
         scan(shards, THRESHOLDS, results)
 
 
+def more_counts(statistics):
+    statistics.counts[0, -1] += 40_000
+
+
+def fewer_samples(statistics):
+    statistics.histogram[3, statistics.histogram[3].argmax()] -= 1
+
+
+def falling_counts(statistics):
+    statistics.counts[7, 0], statistics.counts[7, 1] = 2, 1
+
+
+@pytest.mark.parametrize("change", [more_counts, fewer_samples, falling_counts])
+def test_a_result_fits_its_shard(shards, results, change):
+    statistics = scan(shards[:1], THRESHOLDS)
+    change(statistics)
+    results.save(shards[0], statistics)
+    with pytest.raises(
+        PosteriorFileError, match=rf"must hold statistics of {shards[0].num_samples} samples: del"
+    ):
+        scan(shards, THRESHOLDS, results)
+
+
 def test_progress(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **arrays)
     (shard,) = find_shards([tmp_path])

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lineavae.data import DataError, read_samples
+from lineavae.data import arrays as arrays_module
 
 
 @pytest.fixture
@@ -62,6 +63,23 @@ def test_a_folder_is_read_in_order(tmp_path, samples):
     names = ["a.npy", "b.npz", "c.safetensors", *(f"d{index:02d}.npy" for index in range(20))]
     assert [name for name, _ in found] == names
     assert np.array_equal(np.concatenate([array for _, array in found])[:6], samples.reshape(6, 20))
+
+
+@pytest.mark.parametrize("kind", ["npy", "fortran", "npz", "safetensors", "NPY"])
+def test_large_files_come_in_blocks(tmp_path, monkeypatch, samples, kind):
+    monkeypatch.setattr(arrays_module, "_BLOCK_ELEMENTS", 45)  # two rows of 20
+    path = tmp_path / f"a.{kind}"
+    if kind == "safetensors":
+        save_file({"x": torch.from_numpy(samples)}, path)
+    elif kind == "npz":
+        np.savez_compressed(path, samples)
+    else:
+        path = path.with_suffix(".npy") if kind == "fortran" else path
+        with path.open("wb") as file:
+            np.save(file, np.asfortranarray(samples) if kind == "fortran" else samples)
+    blocks = [np.asarray(block) for _, block in read_samples(path)]
+    assert [block.shape for block in blocks] == [(2, 20)] * 3
+    assert np.array_equal(np.concatenate(blocks), samples.reshape(6, 20))
 
 
 def npy(array, **keywords):

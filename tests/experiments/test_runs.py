@@ -1,4 +1,5 @@
 import json
+import struct
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lineavae.data import DataError, load_mnist5k
-from lineavae.experiments import Config, Experiment, RunDirectoryError, execute, load_results
+from lineavae.experiments import Config, Experiment, RunDirectoryError, RunWriteError, execute, load_results
 from lineavae.experiments.runs import quantity
 
 FILES = {"config.json", "environment.json", "curves.npz", "figure.png", "results.json"}
@@ -170,6 +171,62 @@ def test_curves_are_never_unpickled(tmp_path):
     np.savez(tmp_path / "curves.npz", squares=np.array([print], dtype=object))
     with pytest.raises(ValueError, match="holds pickled Python objects"):
         load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.json", None),
+        ("results.json", b"{"),
+        ("results.json", b'{"schema": 2}'),
+        ("curves.npz", None),
+        ("curves.npz", b"PK"),
+    ],
+)
+def test_a_damaged_result_says_what_to_delete(tmp_path, name, content):
+    run = execute(make(), CONFIG, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    if (tmp_path / "results.json").exists():
+        with pytest.raises(RunDirectoryError, match=rf"{name}.*delete .*results\.json, and .* --resume"):
+            execute(make(run=never), CONFIG, tmp_path)
+        (tmp_path / "results.json").unlink()
+    assert execute(make(), CONFIG, tmp_path, resume=True).results["quantities"] == run.results["quantities"]
+
+
+def test_a_missing_figure_is_drawn_again(tmp_path):
+    run = execute(make(), CONFIG, tmp_path)
+    run.figure.unlink()
+    assert execute(make(run=never), CONFIG, tmp_path).figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_results_that_cannot_be_written_are_not_lost(tmp_path):
+    with pytest.raises(RunWriteError, match=r"File too large") as caught:
+        execute(make(plot=lambda results: Figure(figsize=(20, 20))), CONFIG, tmp_path)
+    assert caught.value.run.results["quantities"]["sum"]["measured"] == 14
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_run(tmp_path):
+    with pytest.raises(RunDirectoryError, match="/proc/run cannot be written"):
+        execute(make(run=never), CONFIG, tmp_path.__class__("/proc/run"))
+
+
+def test_published_values_are_those_of_mnist(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    folder = tmp_path / "fashion"
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(
+        struct.pack(">4I", 0x0803, *pixels.shape) + pixels.tobytes()
+    )
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 20) + bytes(20))
+    run = execute(make(), replace(CONFIG, data_dir=str(folder)), tmp_path / "run")
+    assert run.results["data"] == "fashion"
+    assert run.results["quantities"]["sum"]["published"] is None
+    assert run.results["quantities"]["sum"]["tolerance"] is None
+    assert execute(make(), CONFIG, tmp_path / "mnist").results["quantities"]["sum"]["published"] == 14
 
 
 def test_the_images_are_the_seeded_subset():

@@ -513,6 +513,12 @@ class TestFile:
             ({"matrix": torch.zeros(2, 3, dtype=torch.float64)}, r"matrix must be \(r, D\)"),
             ({"matrix": torch.zeros(3, 2, dtype=torch.float64)}, r"matrix must be \(r, D\)"),
             ({"matrix": -torch.eye(2, dtype=torch.float64)}, "no negative variance"),
+            ({"matrix": torch.tensor([[5.0, 5.0], [5.000001, 5.0]], dtype=torch.float64)}, "symmetric"),
+            (
+                {"matrix": torch.tensor([[5.0, 5.000001], [5.000001, 5.0]], dtype=torch.float64)},
+                "semidefinite",
+            ),
+            ({"matrix": torch.tensor([[0.0, 1e-9], [1e-9, 1.0]], dtype=torch.float64)}, "semidefinite"),
             ({"num_samples": torch.tensor(0.0, dtype=torch.float64)}, "must be positive"),
             ({"num_rows": torch.tensor([3, 4])}, "must be numbers"),
         ],
@@ -524,6 +530,18 @@ class TestFile:
         save_file(state, path, {"format": "lineavae.Moments", "schema": "1"})
         with pytest.raises(ValueError, match=f"Moments.load: .*{message}"):
             Moments.load(path)
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-160, 1e140])
+    def test_any_moments_are_read_again(
+        self, random: np.random.Generator, tmp_path: Path, scale: float
+    ) -> None:
+        """Of low rank, of features equal or constant, of scales far apart, and merged from many parts."""
+        rows = random.integers(0, 2, (3000, 3)) @ random.standard_normal((3, 40))
+        rows[:, 3], rows[:, 4] = 7, rows[:, 5]
+        rows = np.concatenate([rows, rows[:, :5] * 1e-9, 1e7 * rows[:, 5:9] + 1e9], 1) * scale
+        moments = Moments.from_batches(np.array_split(rows, 50))
+        moments.save(tmp_path / "moments")
+        assert_equal(Moments.load(tmp_path / "moments"), moments)
 
     def test_other_files(self, tmp_path: Path) -> None:
         path = tmp_path / "other.safetensors"

@@ -101,12 +101,12 @@ def collapse(
         check_device(device)
         try:
             shards = _find_shards(files, keys)
-            if rank == 0 and shards[0].latent_dim > sum(shard.num_samples for shard in shards):
-                typer.echo(
-                    f"lineavae: there are more latents, {shards[0].latent_dim}, than samples: "
-                    "arrays must be (N, K), not transposed",
-                    err=True,
+            num_samples, latent_dim = sum(shard.num_samples for shard in shards), shards[0].latent_dim
+            if rank == 0 and latent_dim > num_samples:
+                remark = (
+                    f"there are more latents, {latent_dim}, than samples, {num_samples}: arrays are (N, K)"
                 )
+                typer.echo(f"lineavae: {remark}", err=True)
             statistics = _scan(shards, thresholds, results, device, rank)
         except PosteriorFileError as error:
             fail(str(error))
