@@ -72,6 +72,14 @@ def test_learned_noise_and_beta(tmp_path, samples):
     assert_same(json.loads(result.stdout), forecast_collapse(samples.reshape(30, 6), 4, beta=3.0))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_json_of_numbers_that_json_lacks(tmp_path, samples):
+    np.save(tmp_path / "x.npy", samples)
+    result = invoke(tmp_path / "x.npy", "--latent-dim", 4, "--sigma2", 1e-320, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["elbo"] is None  # -inf
+
+
 def test_a_folder_of_mnist(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     header = struct.pack(">4I", 0x0803, *images.shape)

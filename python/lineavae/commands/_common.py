@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import typer
@@ -31,6 +34,19 @@ def show(*parts: RenderableType, err: bool = False) -> None:
     console.width = max(console.width, *widths)
     for part in parts:
         console.print(part)
+
+
+def show_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout; numbers that are not finite, which JSON lacks, are null."""
+    typer.echo(json.dumps(_finite(document), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_device(device: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from rich.table import Table
 
 from lineavae._io import atomic_path
 from lineavae._optional import require
-from lineavae.commands._common import cannot_write, check_device, check_output, fail, show
+from lineavae.commands._common import cannot_write, check_device, check_output, fail, show, show_json
 
 if TYPE_CHECKING:
     from lineavae.collapse import CollapseReport
@@ -224,7 +223,7 @@ def _show(report: CollapseReport, epsilon: float, delta: float, names: list[str]
     if as_json:
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
         document = {"files": names, **report.to_dict(epsilon, delta), "curve": points}
-        typer.echo(json.dumps(document, allow_nan=False))
+        show_json(document)
     table = Table("ε", "collapsed", title=f"at δ = {delta:g}", title_justify="left", box=SIMPLE_HEAD)
     for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
         table.add_row(f"{threshold:g}", f"{percent:.1f} %")

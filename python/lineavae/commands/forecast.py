@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import torch
 import typer
 
 from lineavae._array_files import ArrayFileError, safetensors_arrays
-from lineavae.commands._common import fail
+from lineavae.commands._common import fail, show_json
 
 if TYPE_CHECKING:
     from lineavae.linear import Moments
@@ -54,7 +53,7 @@ def forecast(
         result = forecast_collapse(_read(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:
         fail(str(error).removeprefix("forecast_collapse: "))
-    typer.echo(json.dumps(result.to_dict(), allow_nan=False) if as_json else str(result))
+    show_json(result.to_dict()) if as_json else typer.echo(str(result))
 
 
 def _read(path: Path, key: str | None) -> Moments:

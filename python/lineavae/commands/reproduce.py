@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from lineavae.commands._common import cannot_write, check_device, fail, show
+from lineavae.commands._common import cannot_write, check_device, fail, show, show_json
 from lineavae.data import DataError
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def reproduce(
         if failure is not None:
             break
     if as_json:
-        typer.echo(json.dumps({"runs": done}, indent=2))
+        show_json({"runs": done})
     if failure is not None:
         fail(failure, 1)
 
@@ -124,7 +123,7 @@ def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
             {"name": name, "figure": experiment.figure, "presets": list(experiment.presets)}
             for name, experiment in experiments.items()
         ]
-        typer.echo(json.dumps({"experiments": rows}, indent=2))
+        show_json({"experiments": rows})
         return
     table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
     for name, experiment in experiments.items():
