@@ -21,7 +21,7 @@ from lineavae.experiments import Config, Experiment, RunDirectoryError, execute
 from lineavae.experiments.runs import quantity
 from lineavae.linear import LinearVAE, Moments
 
-CASES = int(os.environ.get("FUZZ_CASES", "100"))
+CASES = int(os.environ.get("FUZZ_CASES", "200"))
 
 # What reading one of these files of a few kB may allocate.
 MEMORY = 64 << 20
