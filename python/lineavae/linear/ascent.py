@@ -185,7 +185,7 @@ def as_tensor(data: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(data, Tensor):
         return data.detach()
     dtype = np.dtype(np.float64) if data.dtype.type is np.longdouble else data.dtype.newbyteorder("=")
-    return torch.tensor(np.ascontiguousarray(data, dtype))
+    return torch.tensor(np.ascontiguousarray(data, dtype), device="cpu")
 
 
 class _Run:
@@ -236,7 +236,7 @@ class _Checkpoint:
     def save(self, run: _Run) -> None:
         """Write the state of the run."""
         tensors: dict[str, Tensor] = dict(run.problem.model.named_parameters(prefix="parameter"))
-        tensors["history"] = torch.tensor(run.records, dtype=torch.float64)
+        tensors["history"] = torch.tensor(run.records, dtype=torch.float64, device="cpu")
         optimizer = _pack(self.caller, run.optimizer.state_dict(), "optimizer", tensors)
         state = {"identity": self.identity, "step": run.step, "optimizer": optimizer}
         write_tensors(self.path, self.caller, tensors, state=json.dumps(state))

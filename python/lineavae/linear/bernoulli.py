@@ -18,6 +18,7 @@ from lineavae._arguments import check_integer
 from lineavae._importance import importance_weighted_bound
 from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae.linear.module import LinearModule
+from lineavae.linear.moments import check_unmasked
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
 
 # Rows of data that are held in float64 at a time.
@@ -145,7 +146,7 @@ class BernoulliLinearVAE(LinearModule):
         self.mu = nn.Parameter(torch.empty(num_features, dtype=dtype, device=device))
         self.log_d = nn.Parameter(torch.empty(latent_dim, dtype=dtype, device=device))
         if center is None:
-            center = torch.full((num_features,), 0.5)
+            center = torch.full_like(self.mu, 0.5)
         _check_center(center, num_features)
         self.register_buffer("center", center.detach().to(self.mu, copy=True))
         self.reset_parameters(generator)
@@ -432,6 +433,7 @@ def _read_data(model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> Tensor
         raise TypeError(f"{caller}: the module must be float32 or float64, got {dtype}")
     if not isinstance(data, Tensor | np.ndarray):
         raise TypeError(f"{caller}: data must be a torch.Tensor or an array, got {type(data).__name__}")
+    check_unmasked(caller, "data", data)
     samples = as_tensor(data)
     if samples.is_complex():
         raise TypeError(f"{caller}: data must be real, got {samples.dtype}")

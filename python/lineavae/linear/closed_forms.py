@@ -1,4 +1,4 @@
-"""Closed forms of a decoder that need no data: its best encoder and its principal axes."""
+"""Closed forms of a decoder that need no data: its best encoder, its principal axes and their span."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def principal_axes(weight: Tensor) -> tuple[Tensor, Tensor]:
     """U, with fixed signs, and the diagonal of L, descending, of W = U L Rᵀ."""
     left, singular_values, _ = torch.linalg.svd(weight, full_matrices=False)
     return with_fixed_signs(left), singular_values
+
+
+def unit_columns(matrix: Tensor) -> Tensor:
+    """Columns of length 1; those of zeros stay."""
+    largest = matrix.abs().amax(0)
+    scaled = matrix / torch.where(largest > 0, largest, 1)  # no square underflows or overflows
+    return torch.nn.functional.normalize(scaled, dim=0)
+
+
+def orthonormal_basis(matrix: Tensor) -> Tensor:
+    """Orthonormal float64 basis of the span of the columns, of any lengths: (D, rank)."""
+    left, lengths, _ = torch.linalg.svd(unit_columns(matrix.double()), full_matrices=False)
+    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    basis: Tensor = left[:, lengths > rounding * lengths[0]]
+    return basis

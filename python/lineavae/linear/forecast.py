@@ -207,7 +207,7 @@ def forecast_collapse(
     Raises
     ------
     TypeError
-        The data are neither an array nor a tensor nor `Moments`, or a number is of another type.
+        The data are neither an array nor a tensor nor `Moments`, or masked, or a number is of another type.
     ValueError
         A value of the data is not finite, ``latent_dim`` is below 1, ``sigma2`` or ``beta`` is not finite and
         above 0, or σ² is to be learned but would fall to 0: K latents leave no variance.
@@ -271,9 +271,6 @@ class _Spectrum:
 
     def __init__(self, moments: Moments, latent_dim: int) -> None:
         eigenvalues = moments.eigh()[0].cpu().numpy()
-        # an eigenvalue that is zero comes out of rounding as up to this
-        rounding = moments.num_features * np.finfo(np.float64).eps * eigenvalues[:1]
-        eigenvalues = np.where(eigenvalues > rounding, eigenvalues, 0)
         self.rank = int((eigenvalues > 0).sum())
         self._num_features = moments.num_features
         padded = np.append(eigenvalues, np.zeros(max(latent_dim + 1 - len(eigenvalues), 0)))

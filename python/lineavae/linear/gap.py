@@ -204,7 +204,7 @@ class Optimum:
     ) -> None:
         """Collect what is needed of the data; ``num_features`` counts features left out as constant too."""
         eigenvalues = moments.eigh()[0].cpu().numpy()
-        rank = int((eigenvalues > moments.num_features * np.finfo(np.float64).eps * eigenvalues[:1]).sum())
+        rank = int((eigenvalues > 0).sum())
         if latent_dim >= rank:
             raise ValueError(
                 f"{caller}: the model must have fewer latents than the rank of the covariance, {rank}, "
@@ -213,10 +213,7 @@ class Optimum:
         self._num_features = num_features or moments.num_features
         self._latent_dim = latent_dim
         self._sample_mean = moments.sample_mean.to(like)
-        self._has_factor = moments._factor is not None
-        spread = moments.covariance if moments._factor is None else moments._factor
-        self._spread = spread.to(like)
-        self._total_variance = moments.total_variance
+        self._root = moments._root.to(like)
         counts = self._num_features - np.arange(latent_dim + 1)
         self._unexplained = eigenvalues[::-1].cumsum()[::-1][: latent_dim + 1]
         log_det = np.append(0, np.log(eigenvalues[:latent_dim]).cumsum())
@@ -244,11 +241,11 @@ class Optimum:
         aside = (offset - axes @ along).square().sum()
         mean_part = 0.5 * ((along.square() / (lengths.square() + sigma2)).sum() + aside / sigma2)
 
+        explained = axes.mT @ self._root
         spectrum = _Spectrum(
             lengths.square().cpu().numpy(),
-            self._variances(axes.mT).cpu().numpy(),
-            self._total_variance,
-            self._unexplained[-1],
+            explained.square().sum(1).cpu().numpy(),
+            (self._root - axes @ explained).square().sum().item(),
             self._num_features,
         )
         current = float(spectrum.log_likelihood(sigma2.cpu().numpy()))
@@ -269,15 +266,9 @@ class Optimum:
             num_live=num_live,
         )
 
-    def _variances(self, rows: Tensor) -> Tensor:
-        """Variance aᵀ S_x̄ a of the data along each row a."""
-        if self._has_factor:
-            return (rows @ self._spread).square().sum(1)
-        return (rows @ self._spread * rows).sum(1).clamp_min(0)
-
     def _variance(self, rows: Tensor, offset: Tensor) -> Tensor:
         """Tr(A S Aᵀ), with S about another mean."""
-        return self._variances(rows).sum() + (rows @ offset).square().sum()
+        return (rows @ self._root).square().sum() + (rows @ offset).square().sum()
 
 
 @dataclass(frozen=True)
@@ -286,15 +277,9 @@ class _Spectrum:
 
     squared_lengths: _Floats
     variances: _Floats
-    total_variance: float
-    least_rest: float
-    """What no K directions can leave less of."""
+    rest: float
+    """Variance outside the span of the columns."""
     num_features: int
-
-    @property
-    def rest(self) -> float:
-        """Variance outside the span of the columns."""
-        return max(self.total_variance - float(self.variances.sum()), self.least_rest)
 
     @property
     def codimension(self) -> int:

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lineavae._arguments import check_number
-from lineavae.linear.closed_forms import optimal_encoder
+from lineavae.linear.closed_forms import optimal_encoder, orthonormal_basis, unit_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def align(weight: Tensor, directions: Tensor) -> Alignment:
             [-1.0000,  2.0000]], dtype=torch.float64)
     """
     weight, directions = _check_matrices("align", weight, directions)
-    cosine = _unit_columns(weight).mT @ _unit_columns(directions)
+    cosine = unit_columns(weight).mT @ unit_columns(directions)
     magnitude = cosine.abs().clamp_max(1)
     columns, matched = linear_sum_assignment(magnitude.cpu().numpy(), maximize=True)
     order = matched.argsort()
@@ -139,7 +139,7 @@ def subspace_angles(weight: Tensor, directions: Tensor) -> Tensor:
     tensor([45., 0.], dtype=torch.float64)
     """
     smaller, larger = sorted(
-        (_orthonormal_basis(matrix) for matrix in _check_matrices("subspace_angles", weight, directions)),
+        (orthonormal_basis(matrix) for matrix in _check_matrices("subspace_angles", weight, directions)),
         key=lambda basis: basis.shape[1],
     )
     inner = larger.mT @ smaller
@@ -285,21 +285,6 @@ def _check_sigma2(caller: str, sigma2: Tensor | float, like: Tensor) -> Tensor:
 
 def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _unit_columns(matrix: Tensor) -> Tensor:
-    """Columns of length 1; those of zeros stay."""
-    largest = matrix.abs().amax(0)
-    scaled = matrix / torch.where(largest > 0, largest, 1)  # no square underflows or overflows
-    return torch.nn.functional.normalize(scaled, dim=0)
-
-
-def _orthonormal_basis(matrix: Tensor) -> Tensor:
-    """Orthonormal basis of the span of the columns, (D, rank)."""
-    left, lengths, _ = torch.linalg.svd(matrix, full_matrices=False)
-    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    basis: Tensor = left[:, lengths > rounding * lengths[0]]
-    return basis
 
 
 def _on(index: NDArray[np.intp], device: torch.device) -> Tensor:

@@ -110,7 +110,7 @@ def landscape(
     spectral = point.eigenvalues[:rank].unsqueeze(1) * scores
     projections = torch.einsum("prk,qrl->pqkl", scores, spectral)
 
-    coordinates = torch.linspace(-radius, radius, num).to(point.weight)
+    coordinates = torch.linspace(-radius, radius, num, device=corners.device).to(corners)
     grid = torch.cartesian_prod(coordinates, coordinates)
     mixtures = torch.cat([torch.ones_like(grid[:, :1]), grid], 1)
     log_sigma2 = point.eigenvalues.new_tensor(point.sigma2).log()

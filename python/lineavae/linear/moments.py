@@ -8,12 +8,15 @@ their union (Chan, Golub and LeVeque 1983). With the shares a + b = 1 of the two
 Each block is taken relative to one of its own rows, and the mean is kept as such a row, the reference, plus
 an offset. So a constant feature has exactly its value as mean and exactly zero variance, however the data
 were split, and a mean far larger than the spread costs no accuracy.
+
+An entry S_ij is off by some ε √(S_ii S_jj), whatever the scales of the two features. So all that depends on
+small eigenvalues goes by way of the correlation matrix: `Moments._root` decides about the rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 from lineavae._tensor_file import read_tensors, write_tensors
 
@@ -36,6 +40,14 @@ _LARGEST = 1e150
 
 # What rounding may do to a correlation in a file.
 _ROUNDING = 1e-11
+
+# Integers up to it are float64 numbers.
+_LARGEST_EXACT = 2**53
+
+_EPSILON = torch.finfo(torch.float64).eps
+
+# Relative difference of two magnitudes up to which the sign of a column takes them for equal.
+_TIE = 1e-6
 
 
 class Moments:
@@ -70,10 +82,14 @@ class Moments:
     def __init__(self) -> None:
         self._num_samples = 0.0
         self._num_rows = 0
-        self._reference = torch.empty(0, dtype=torch.float64)
+        self._reference = torch.empty(0, dtype=torch.float64, device="cpu")
         self._offset = self._reference
         # (D, D): the covariance. (r, D) with r < D: the transposed factor.
         self._matrix = self._reference.reshape(0, 0)
+        self._known_root: Tensor | None = None
+
+    def __copy__(self) -> Moments:
+        return self.to(self.device)  # update works in place
 
     @classmethod
     def from_data(cls, data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | None = None) -> Moments:
@@ -96,7 +112,8 @@ class Moments:
         ----------
         batch
             Rows of any real dtype, (N, D), N >= 0. A tensor may be on any device that has float64, and the
-            statistics stay there. Only a block of rows at a time is held in float64.
+            statistics stay there. Only a block of rows at a time is held in float64; integers beyond 2**53,
+            and extended precision, are centred before they are rounded.
         weights
             Non-negative weights of the rows, (N,); one each where not given.
 
@@ -108,7 +125,8 @@ class Moments:
         Raises
         ------
         TypeError
-            The batch is neither an array nor a dense tensor, is not real, or is on a device without float64.
+            The batch is neither an array nor a dense tensor, is masked, is not real, or is on a device
+            without float64.
         ValueError
             A shape or device does not fit; a value is NaN, infinite or beyond 1e150 in magnitude, where
             squares overflow (the row is named, counted over all rows seen); a weight is negative or not
@@ -240,20 +258,30 @@ class Moments:
     def eigh(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of the covariance, the largest first.
 
+        As many eigenvalues are positive as the covariance has rank. One that its rounding does not tell from
+        zero is zero, whatever the order of the rows and the batches that they came in; the scales of the
+        features do not matter to it.
+
         Returns
         -------
         eigenvalues : Tensor
             (r,), float64, descending, >= 0. Of N <= D samples, r is N - 1 and all other eigenvalues are zero;
             of more, r is D.
         eigenvectors : Tensor
-            (D, r), float64, orthonormal columns. The entry of largest magnitude of each is positive.
+            (D, r), float64, orthonormal columns. The entry of largest magnitude of each is positive, the
+            first one of several that are equal up to 1e-6.
         """
-        if self._seen()._is_low_rank:
-            _, singular_values, transposed = torch.linalg.svd(self._matrix, full_matrices=False)
-            eigenvalues, eigenvectors = singular_values.square(), transposed.mT
-        else:
-            ascending, columns = torch.linalg.eigh(self.covariance)
-            eigenvalues, eigenvectors = ascending.flip(0).clamp_min(0), columns.flip(1)
+        root = self._root
+        # with the large rows first, the small singular values of a graded matrix keep their digits
+        order = self.variances.argsort(descending=True, stable=True)
+        vectors, singular_values, _ = torch.linalg.svd(root[order], full_matrices=False)
+        missing = len(self._matrix) - len(singular_values)
+        if missing:
+            padded = torch.nn.functional.pad(vectors, (0, missing))
+            vectors = torch.cat([vectors, torch.linalg.qr(padded).Q[:, -missing:]], 1)
+        eigenvectors = torch.empty_like(vectors)
+        eigenvectors[order] = vectors
+        eigenvalues = torch.nn.functional.pad(singular_values.square(), (0, missing))
         return eigenvalues, with_fixed_signs(eigenvectors)
 
     def save(self, path: str | Path) -> None:
@@ -290,6 +318,52 @@ class Moments:
         return matrix.mT if self._is_low_rank else None
 
     @property
+    def _root(self) -> Tensor:
+        """Factor R of full column rank, (D, rank): covariance = R Rᵀ up to the rounding of the covariance.
+
+        The rank is that of the correlation matrix, decided by what its entries may be off by.
+        """
+        if self._known_root is None:
+            with torch.inference_mode(False):  # it stays for later calls, which may need gradients
+                self._known_root = self._find_root()
+        return self._known_root
+
+    @torch.no_grad()
+    def _find_root(self) -> Tensor:
+        deviations = self._seen().variances.sqrt()
+        scale = torch.where(deviations > 0, deviations, 1)
+        # the entries' roundings are random enough to add up like √D, the decomposition's is D ε
+        noise = (math.sqrt(self.num_features) * self._rounding + self.num_features) * _EPSILON
+        if self._is_low_rank:
+            _, singular_values, rows = torch.linalg.svd(self._matrix / scale, full_matrices=False)
+            axes, kept = rows.mT, singular_values > noise
+        else:
+            eigenvalues, axes = torch.linalg.eigh(self.covariance / scale / scale.unsqueeze(1))
+            singular_values, kept = eigenvalues.clamp_min(0).sqrt(), eigenvalues > noise
+        return scale.unsqueeze(1) * axes[:, kept] * singular_values[kept]
+
+    def _root_about(self, mean: Tensor) -> Tensor:
+        """Factor R, (D, rank + 1), of the second moment about another mean: S + (x̄ - μ)(x̄ - μ)ᵀ = R Rᵀ.
+
+        Distances of its columns add up to those of the data, without the cancellation of tr S - tr(...).
+        """
+        return torch.cat([self._root, (self.sample_mean - mean).unsqueeze(1)], 1)
+
+    @property
+    def _rounding(self) -> float:
+        """How many ε an entry may be off by, beside the deviations, in any order and batching of the rows."""
+        # of a product over _PRODUCT_ROWS each rounding may go the same way; those of merges do not
+        in_product = 16 if self._is_low_rank else _PRODUCT_ROWS / 2
+        return in_product + 4 * math.sqrt(self._num_rows)
+
+    def _eigenvalue_rounding(self, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
+        """How much each eigenvalue may be off by, (r,), to first order."""
+        spread = eigenvectors.square().mT @ self.variances
+        if self._is_low_rank:
+            spread = 2 * (eigenvalues * spread).sqrt()
+        return (self._rounding * spread + self.num_features * eigenvalues) * _EPSILON
+
+    @property
     def _is_low_rank(self) -> bool:
         return self._matrix.shape[0] < self._matrix.shape[1]
 
@@ -300,8 +374,8 @@ class Moments:
 
     def _state(self) -> dict[str, Tensor]:
         return {
-            "num_samples": torch.tensor(self._num_samples, dtype=torch.float64),
-            "num_rows": torch.tensor(self._num_rows),
+            "num_samples": torch.tensor(self._num_samples, dtype=torch.float64, device="cpu"),
+            "num_rows": torch.tensor(self._num_rows, device="cpu"),
             "reference": self._reference,
             "offset": self._offset,
             "matrix": self._matrix,
@@ -319,6 +393,7 @@ class Moments:
 
     def _absorb(self, other: Moments) -> None:
         """Merge ``other`` into this object; ``other`` stays as it is."""
+        self._known_root = None
         if not other._num_samples:
             self._num_rows += other._num_rows
             return
@@ -373,38 +448,55 @@ class Moments:
 
 
 def with_fixed_signs(columns: Tensor) -> Tensor:
-    """Flip columns so that the entry of largest magnitude of each is positive."""
-    largest = columns.abs().argmax(0, keepdim=True)
-    return columns * columns.gather(0, largest).sign()
+    """Flip columns so that the entry of largest magnitude of each, the first of equal ones, is positive."""
+    magnitudes = columns.abs()
+    largest = magnitudes >= (1 - _TIE) * magnitudes.amax(0)
+    return columns * columns.gather(0, largest.int().argmax(0, keepdim=True)).sign()
+
+
+def check_unmasked(caller: str, name: str, value: object) -> None:
+    """Refuse what has a mask: a computation on what is beneath it would be wrong."""
+    if isinstance(value, np.ma.MaskedArray | MaskedTensor):
+        raise TypeError(
+            f"{caller}: {name} must not be masked: leave out the rows with masked values or fill them, "
+            f"got a {type(value).__name__}"
+        )
 
 
 def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | None, first_row: int) -> Moments:
     """Moments of (N, D) data whose first row has the given number in the stream."""
     _check_data(data)
-    num_rows, num_features = data.shape
+    num_rows = len(data)
     row_weights = _check_weights(weights, num_rows)
     moments = Moments()
-    block_rows = max(1, _BLOCK_ELEMENTS // num_features)
-    for start in range(0, num_rows, block_rows):
-        rows = _to_float64(data[start : start + block_rows])
+    start = 0
+    for block in blocks(data):
+        stop = start + len(block)
+        rows = to_float64(block)
         _check_finite(rows, first_row + start)
-        moments._absorb(_summarise_block(rows, row_weights[start : start + block_rows].to(rows.device)))
+        remainder = _remainder(block, rows)
+        moments._absorb(_summarise_block(rows, remainder, row_weights[start:stop].to(rows.device)))
+        start = stop
     moments._num_rows = num_rows
     return moments
 
 
-def _summarise_block(rows: Tensor, weights: Tensor) -> Moments:
-    """Moments of float64 ``rows``, which are overwritten."""
+def _summarise_block(rows: Tensor, remainder: Tensor | None, weights: Tensor) -> Moments:
+    """Moments of float64 ``rows``, which are overwritten, and what these lack."""
     moments = Moments()
     positive = weights > 0
     if not positive.all():
         rows, weights = rows[positive], weights[positive]
+        remainder = None if remainder is None else remainder[positive]
     if not len(rows):
         return moments
     total = weights.sum()
     # the heaviest of n rows is within √n standard deviations of the mean, so rows and offset are exact enough
-    reference = rows[weights.argmax()].clone()
+    heaviest = weights.argmax()
+    reference = rows[heaviest].clone()
     rows -= reference
+    if remainder is not None:
+        rows += remainder - remainder[heaviest]
     shares = (weights / total).unsqueeze(1)
     offset = (shares * rows).sum(0)
     rows -= offset
@@ -414,7 +506,8 @@ def _summarise_block(rows: Tensor, weights: Tensor) -> Moments:
     rows *= roots
     rows[1:] -= roots[1:] / (1 + roots[0]) * rows[0]
     moments._matrix = _compact(rows[1:])
-    moments._reference, moments._offset = reference, offset
+    moments._reference = reference
+    moments._offset = offset if remainder is None else offset + remainder[heaviest]
     moments._num_samples = total.item()
     return moments
 
@@ -440,17 +533,44 @@ def _gram(rows: Tensor) -> Tensor:
     return gram
 
 
-def _to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
+def blocks(data: NDArray[Any] | Tensor) -> Iterator[NDArray[Any] | Tensor]:
+    """Cut (N, D) data into blocks of rows small enough to be held in float64."""
+    block_rows = max(1, _BLOCK_ELEMENTS // data.shape[1])
+    for start in range(0, len(data), block_rows):
+        yield data[start : start + block_rows]
+
+
+def to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
     """Copy rows to a float64 tensor on their device."""
     if isinstance(rows, Tensor):
-        return rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        return rows.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     # memory of torch is aligned, on which the last bit of a matrix product may depend
-    copy = torch.empty(np.shape(rows), dtype=torch.float64)
+    copy = torch.empty(np.shape(rows), dtype=torch.float64, device="cpu")
     np.copyto(copy.numpy(), rows, casting="unsafe")
     return copy
 
 
+def _remainder(data: NDArray[Any] | Tensor, rows: Tensor) -> Tensor | None:
+    """Give what ``rows`` lack of the data that they were rounded from; ``None`` where that is nothing."""
+    if isinstance(data, Tensor):
+        is_wide = data.dtype in (torch.int64, torch.uint64)
+    elif data.dtype.type is np.longdouble:
+        return to_float64(data - rows.numpy())
+    else:
+        is_wide = data.dtype.kind in "iu" and data.dtype.itemsize == 8
+    if not is_wide or not (rows.abs() > _LARGEST_EXACT).any():
+        return None
+    half = 2**32 - 1
+    if isinstance(data, Tensor) and data.dtype == torch.uint64:  # which torch does not shift
+        signed = data.view(torch.int64)
+        high, low = to_float64((signed >> 32) & half), to_float64(signed & half)
+    else:
+        high, low = to_float64(data >> 32), to_float64(data & half)
+    return (high * 2**32 - rows) + low
+
+
 def _check_data(data: NDArray[Any] | Tensor) -> None:
+    check_unmasked("Moments", "data", data)
     if isinstance(data, Tensor):
         real = data.layout == torch.strided and not data.is_complex()
     elif isinstance(data, np.ndarray):
@@ -468,8 +588,9 @@ def _check_data(data: NDArray[Any] | Tensor) -> None:
 
 def _check_weights(weights: NDArray[Any] | Tensor | None, num_rows: int) -> Tensor:
     if weights is None:
-        return torch.ones(num_rows, dtype=torch.float64)
-    checked = _to_float64(weights)
+        return torch.ones(num_rows, dtype=torch.float64, device="cpu")
+    check_unmasked("Moments", "weights", weights)
+    checked = to_float64(weights)
     if checked.shape != (num_rows,):
         raise ValueError(
             f"Moments: weights must have shape (N,) with N={num_rows}, got {tuple(checked.shape)}"

@@ -17,6 +17,7 @@ This form of the distance has none of the cancellation of Woodbury's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -31,7 +32,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lineavae.linear.moments import Moments
+from lineavae.linear.moments import Moments, blocks, check_unmasked, to_float64
 
 # What the methods take, and give back in kind.
 Array = NDArray[np.float64] | Tensor
@@ -62,7 +63,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         W = U (Λ - σ² I)^½, columns in descending order of eigenvalue.
     components_ : (K, D)
         Unit principal directions, also where W has zero columns. The entry of largest magnitude of each is
-        positive.
+        positive, the first one of several that are equal up to 1e-6.
     explained_variance_ : (K,)
         The K largest eigenvalues of the biased covariance.
     noise_variance_ : float
@@ -125,11 +126,14 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         Raises
         ------
         TypeError
-            X is on a device without float64, sparse or complex.
+            X is masked, on a device without float64, sparse or complex; a parameter is a bool.
         ValueError
             X has a NaN or an infinity, or too few samples; a parameter is out of its range; the rank of the
             covariance is too small for the components and a positive noise.
         """
+        for name, value in self.get_params().items():
+            if isinstance(value, bool):  # which Python counts among the numbers
+                raise TypeError(f"PPCA: {name} must be a number or None, got {value}")
         moments = self._validate_moments(X)
         eigenvalues, eigenvectors = moments.eigh()
         latent_dim, noise_variance = self._choose_dimensions(eigenvalues, moments)
@@ -164,12 +168,13 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             (K, K), the same for all samples.
         """
         samples, model = self._validate_samples(X)
-        mean = model.posterior_mean(samples - model.mean)
-        return _in_kind_of(X, mean), _in_kind_of(X, model.posterior_covariance())
+        means = _in_blocks(samples, lambda rows: model.posterior_mean(rows - model.mean))
+        return _in_kind_of(X, means), _in_kind_of(X, model.posterior_covariance())
 
     def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
         """Mean of the samples given their latents, W z + μ: (N, K) -> (N, D)."""
         check_is_fitted(self)
+        check_unmasked("PPCA.inverse_transform", "X", X)
         latents = _tensor(X if isinstance(X, Tensor) else check_array(X, input_name="X"))
         if latents.ndim != 2 or latents.shape[1] != self.n_components_:
             raise ValueError(
@@ -182,7 +187,8 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def score_samples(self, X: ArrayLike | Tensor) -> Array:
         """Log-density log p(x) of each sample in nats: (N, D) -> (N,)."""
         samples, model = self._validate_samples(X)
-        return _in_kind_of(X, -0.5 * (model.log_normaliser() + model.squared_distance(samples - model.mean)))
+        distances = _in_blocks(samples, lambda rows: model.squared_distance(rows - model.mean))
+        return _in_kind_of(X, -0.5 * (model.log_normaliser() + distances))
 
     def score(self, X: ArrayLike | Tensor | Moments, y: None = None) -> float:
         """Average log-density in nats per sample, of samples (N, D) or of the data that moments summarise.
@@ -234,9 +240,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         """Choose K and σ² from the eigenvalues of the covariance, or say why there is no such model."""
         shape = f"n_samples = {moments.num_samples}, n_features = {moments.num_features}"
         if self.noise_variance is None:
-            # an eigenvalue that is zero comes out of rounding as up to this
-            rounding = moments.num_features * torch.finfo(torch.float64).eps * eigenvalues[:1]
-            rank = int((eigenvalues > rounding).sum())
+            rank = int((eigenvalues > 0).sum())
             if rank < 2:
                 raise ValueError(
                     "PPCA: X must have variance left for the noise beside one component, "
@@ -267,16 +271,15 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return X
         return Moments.from_data(self._validate(X, reset=reset))
 
-    def _validate_samples(self, X: ArrayLike | Tensor) -> tuple[Tensor, _Gaussian]:
-        """Give the samples in float64, and the model on their device."""
+    def _validate_samples(self, X: ArrayLike | Tensor) -> tuple[Array, _Gaussian]:
+        """Give the samples, and the model on their device."""
         check_is_fitted(self)
-        samples = _tensor(self._validate(X, reset=False))
-        if not samples.isfinite().all():
-            raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
-        return samples, self._model(samples.device)
+        samples = self._validate(X, reset=False)
+        return samples, self._model(samples.device if isinstance(samples, Tensor) else None)
 
     def _validate(self, X: ArrayLike | Tensor, *, reset: bool) -> Array:
         """Check samples as scikit-learn does, but leave a tensor the tensor it is."""
+        check_unmasked("PPCA", "X", X)
         if isinstance(X, Tensor) and X.ndim != 2:
             raise ValueError(f"PPCA: X must have shape (N, D), got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
@@ -325,12 +328,7 @@ class _Gaussian:
 
     def mean_squared_distance(self, moments: Moments) -> Tensor:
         """Return tr(C⁻¹ S) with S about the mean of the model, ()."""
-        offset = self.squared_distance((moments.sample_mean - self.mean).unsqueeze(0)).sum()
-        factor = moments.factor
-        if factor is not None:
-            return offset + self.squared_distance(factor.mT).sum()
-        explained = (self.encoder @ moments.covariance * self.weight.mT).sum()
-        return offset + (moments.total_variance - explained) / self.noise_variance
+        return self.squared_distance(moments._root_about(self.mean).mT).sum()
 
     def covariance(self) -> Tensor:
         covariance = self.weight @ self.weight.mT
@@ -344,11 +342,22 @@ class _Gaussian:
         return precision
 
 
+def _in_blocks(samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function of float64 rows, a block of which is held at a time."""
+    parts = []
+    for block in blocks(samples):
+        rows = to_float64(block)
+        if not rows.isfinite().all():
+            raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
+        parts.append(function(rows))
+    return torch.cat(parts)
+
+
 def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> Tensor:
     """Give values as a float64 tensor without gradient, on their own device by default."""
     if isinstance(values, Tensor):
         return values.detach().to(device, torch.float64)
-    return torch.tensor(values, dtype=torch.float64, device=device)
+    return torch.tensor(values, dtype=torch.float64, device=device or "cpu")
 
 
 def _in_kind_of(example: object, result: Tensor) -> Array:

@@ -166,7 +166,8 @@ def stability(point: StationaryPoint, noise: Noise = "fixed") -> Stability:
         )
     curvature, unused = _curvature(point), point.unused
     gaps = point.unused_eigenvalues - point.column_variances.unsqueeze(1)
-    rises = gaps > point._rounding
+    own = torch.nn.functional.pad(point._rounding[list(point.kept)], (0, len(gaps) - len(point.kept)))
+    rises = gaps > point._rounding[unused] + own.unsqueeze(1)
     column, position = rises.nonzero(as_tuple=True)
     direction = unused[position]
     order = curvature[column, direction].argsort(descending=True, stable=True)
@@ -209,11 +210,13 @@ def stable_sigma2(point: StationaryPoint) -> tuple[float, float] | None:
     >>> stable_sigma2(StationaryPoint(Moments.from_data(x), kept=[0], latent_dim=2, sigma2=1.0))
     (2.0, 8.0)
     """
-    unused = point.unused_eigenvalues
-    largest_unused = unused[0].item() if len(unused) else 0.0
-    smallest_kept = point.kept_eigenvalues.min().item() if point.kept else math.inf
-    if largest_unused - smallest_kept > point._rounding:
-        return None
+    first, last = int(point.unused[0]) if len(point.unused) else None, max(point.kept, default=None)
+    largest_unused = 0.0 if first is None else point.eigenvalues[first].item()
+    smallest_kept = math.inf if last is None else point.eigenvalues[last].item()
+    if first is not None and last is not None:
+        rounding = point._rounding[first] + point._rounding[last]
+        if largest_unused - smallest_kept > rounding:
+            return None
     low = largest_unused if len(point.kept) < point.latent_dim else 0.0
     return (low, smallest_kept) if low < smallest_kept else None
 
@@ -297,12 +300,13 @@ def hessian_eigenpairs(
 
     # Lanczos finds at most P - 1 eigenvalues and is no gain near that many
     if 2 * count + 1 >= size:
-        hessian = torch.stack([times(row) for row in torch.eye(size).to(gradient)])
+        identity = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
+        hessian = torch.stack([times(row) for row in identity])
         eigenvalues, eigenvectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     else:
 
         def matvec(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-            return times(torch.as_tensor(vector).flatten().to(gradient)).cpu().numpy()
+            return times(torch.from_numpy(vector).flatten().to(gradient)).cpu().numpy()
 
         operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
         # a start of its own makes the result a function of the arguments
@@ -317,7 +321,7 @@ def hessian_eigenpairs(
             maxiter=_LANCZOS_RESTARTS,
             tol=_LANCZOS_TOLERANCE,
         )
-        eigenvalues, eigenvectors = (torch.as_tensor(part).to(gradient) for part in found)
+        eigenvalues, eigenvectors = (torch.from_numpy(part).to(gradient) for part in found)
     order = eigenvalues.argsort(descending=largest)[:count]
     return eigenvalues[order].detach(), eigenvectors[:, order].detach()
 
@@ -344,7 +348,8 @@ def log_likelihood_and_gap(
         (...), in nats per sample; differentiable.
     """
     latent_dim = gram.shape[-1]
-    precision = gram + log_sigma2.exp() * torch.eye(latent_dim).to(gram)
+    identity = torch.eye(latent_dim, dtype=gram.dtype, device=gram.device)
+    precision = gram + log_sigma2.exp() * identity
     cholesky = torch.linalg.cholesky(precision)
     log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     explained = torch.cholesky_solve(projected, cholesky).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -364,7 +369,7 @@ def _curvature(point: StationaryPoint) -> Tensor:
     curvature = (point.eigenvalues / variances - 1) / point.sigma2
     kept = list(point.kept)
     curvature[:, kept] = -lengths.square().unsqueeze(1) / (variances * point.kept_eigenvalues)
-    own = torch.arange(len(kept))
+    own = torch.arange(len(kept), device=curvature.device)
     curvature[own, kept] *= 2
     return curvature
 
@@ -429,7 +434,7 @@ def _block_diagonal(blocks: Tensor) -> Tensor:
     """Put blocks (q, n, n) onto the diagonal of a matrix."""
     count, size, _ = blocks.shape
     matrix = blocks.new_zeros(count, size, count, size)
-    index = torch.arange(count)
+    index = torch.arange(count, device=blocks.device)
     matrix[index, :, index] = blocks
     return matrix.reshape(count * size, count * size)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
+from lineavae.linear.closed_forms import optimal_encoder
 from lineavae.linear.moments import Moments
 from lineavae.linear.vae import LinearVAE
 
@@ -106,7 +107,12 @@ class StationaryPoint:
         rotation: Tensor | None = None,
     ) -> None:
         eigenvalues, self.eigenvectors = moments.eigh()
-        self.eigenvalues = torch.nn.functional.pad(eigenvalues, (0, moments.num_features - len(eigenvalues)))
+        rounding = moments._eigenvalue_rounding(eigenvalues, self.eigenvectors)
+        missing = moments.num_features - len(eigenvalues)
+        # (D,) both: the second is up to which an eigenvalue may be off
+        self.eigenvalues, self._rounding = (
+            torch.nn.functional.pad(values, (0, missing)) for values in (eigenvalues, rounding)
+        )
         self._mean = moments.sample_mean
         self.kept = self._check_kept(kept)
         if latent_dim is None:
@@ -239,11 +245,6 @@ class StationaryPoint:
             model.log_sigma2.fill_(math.log(self.sigma2))
         return model.optimal_encoder_()
 
-    @property
-    def _rounding(self) -> float:
-        """Up to which eigenvalues are told apart by rounding alone."""
-        return self.num_features * torch.finfo(torch.float64).eps * self.eigenvalues[0].item()
-
     def _check_kept(self, kept: Sequence[int]) -> tuple[int, ...]:
         indices = tuple(check_integer("StationaryPoint", "kept", index, minimum=0) for index in kept)
         available = self.eigenvectors.shape[1]
@@ -287,7 +288,8 @@ class StationaryPoint:
                 f"got {tuple(rotation.shape)}"
             )
         rotation = rotation.detach().to(self.eigenvalues)
-        error = (rotation.mT @ rotation - torch.eye(self.latent_dim).to(rotation)).abs().max().item()
+        identity = torch.eye(self.latent_dim, device=rotation.device)
+        error = (rotation.mT @ rotation - identity).abs().max().item()
         if not error < _ORTHOGONAL:
             raise ValueError(
                 f"StationaryPoint: rotation must be orthogonal, got RᵀR - I of up to {error:.3g}"
@@ -400,28 +402,26 @@ def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
     )
     noise, d = log_sigma2.exp(), log_d.exp()
     offset = moments.sample_mean.to(mu) - mu
-    second_moment = moments.covariance.to(mu) + offset.outer(offset)
-    gram, total = weight.mT @ weight, second_moment.trace()
+    root = moments._root_about(mu.to(moments.device)).to(mu)  # S = R Rᵀ
+    squared_lengths = weight.square().sum(0)
 
-    encoded = encoder @ second_moment
-    aggregate = encoded @ encoder.mT
-    by_weight = (encoded.mT - weight * d - weight @ aggregate) / noise
-    by_encoder = (weight.mT @ second_moment - gram @ encoded) / noise - encoded
-    by_log_d = 0.5 * (1 - d - d * gram.diagonal() / noise)
-    residual = offset - weight @ (encoder @ offset)
-    by_mu = encoder.mT @ (encoder @ offset) + (residual - encoder.mT @ (weight.mT @ residual)) / noise
-    distortion = (d * gram.diagonal()).sum() + (gram * aggregate).sum() - 2 * (encoded * weight.mT).sum()
-    by_log_sigma2 = 0.5 * ((distortion + total) / noise - len(mu))
+    encoded = encoder @ root
+    residual = root - weight @ encoded
+    by_weight = residual @ encoded.mT / noise - weight * (d / noise)
+    by_encoder = (weight.mT @ residual / noise - encoded) @ root.mT
+    by_log_d = 0.5 * (1 - d - d * squared_lengths / noise)
+    left = offset - weight @ (encoder @ offset)
+    by_mu = encoder.mT @ (encoder @ offset) + (left - encoder.mT @ (weight.mT @ left)) / noise
+    distortion = residual.square().sum() + (d * squared_lengths).sum()
+    by_log_sigma2 = 0.5 * (distortion / noise - len(mu))
 
-    # C⁻¹ W = W M⁻¹ and C⁻¹ = (I - W M⁻¹ Wᵀ) / σ²
-    inverse = torch.linalg.inv(gram + noise * torch.eye(len(gram)).to(gram))
-    half = weight @ inverse
-    step = second_moment @ half - weight
-    likelihood_by_weight = (step - half @ (weight.mT @ step)) / noise
-    projected = weight.mT @ second_moment @ half
-    precision_trace = (len(mu) - (gram * inverse).sum()) / noise
-    distance = (total - 2 * projected.trace() + (inverse @ gram * projected.mT).sum()) / noise.square()
-    likelihood_by_log_sigma2 = 0.5 * noise * (distance - precision_trace)
+    # with V* = M⁻¹ Wᵀ, C⁻¹ W = V*ᵀ and C⁻¹ = (I - W V*) / σ²
+    best_encoder, _, _ = optimal_encoder(weight, noise)
+    encoded = best_encoder @ root
+    residual = root - weight @ encoded
+    likelihood_by_weight = residual @ encoded.mT / noise - best_encoder.mT
+    precision_trace = len(mu) - (weight * best_encoder.mT).sum()
+    likelihood_by_log_sigma2 = 0.5 * (residual.square().sum() / noise - precision_trace)
 
     scale = noise.sqrt()
     return Stationarity(
@@ -488,7 +488,7 @@ def symmetric_saddle(
     total = roots.sum()
     root = (total + (total.square() + 4 * size * empty * point.sigma2).sqrt()) / (2 * size)
     variances = torch.nn.functional.pad(root * roots, (0, empty), value=point.sigma2)
-    if not variances.max() - variances.min() > point._rounding:
+    if not variances.max() - variances.min() > point._rounding[list(point.kept)].sum():
         raise ValueError(
             "symmetric_saddle: kept must hold unequal eigenvalues, or leave a column empty, "
             f"got {list(point.kept)} with latent_dim = {size}"
@@ -508,7 +508,7 @@ def _levelling_rotation(values: Tensor) -> Tensor:
     A rotation in the plane of a diagonal entry above the mean and one below it takes the first to the mean.
     """
     matrix, level = values.diag(), values.mean()
-    rotation = torch.eye(len(values)).to(values)
+    rotation = torch.eye(len(values), dtype=values.dtype, device=values.device)
     remaining = list(range(len(values)))
     while len(remaining) > 1:
         diagonal = matrix.diagonal()[remaining]
@@ -523,7 +523,7 @@ def _levelling_rotation(values: Tensor) -> Tensor:
             continue
         lift = ((level - centre) / radius).clamp(-1, 1)
         angle = (torch.atan2(matrix[high, low], half) + lift.acos()) / 2
-        plane = torch.eye(len(values)).to(values)
+        plane = torch.eye(len(values), dtype=values.dtype, device=values.device)
         plane[high, high] = plane[low, low] = angle.cos()
         plane[low, high], plane[high, low] = angle.sin(), -angle.sin()
         matrix, rotation = plane.mT @ matrix @ plane, rotation @ plane

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae.linear.gap import PARTS, Optimum
 from lineavae.linear.moments import Moments
-from lineavae.ops import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
+from lineavae.ops import linear_vae_elbo, linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ def fit(
     Raises
     ------
     TypeError
-        An argument, or the data, is of another type, or the state of the optimizer cannot be written.
+        An argument, or the data, is of another type, the data are masked, or the state of the optimizer
+        cannot be written.
     ValueError
         An argument is out of range, the data do not fit the module or the objective, or the checkpoint is
         that of another run; the message says in what it differs.
@@ -207,10 +208,26 @@ def fit(
     )
 
 
+def exact_elbo(moments: Moments, parameters: tuple[Tensor, ...], beta: Tensor | float = 1.0) -> Tensor:
+    """Mean ELBO over the data in float64, without the cancellation of tr S - tr(...) of the moments' form.
+
+    With S_x̄ = R Rᵀ it is the ELBO at x̄ plus what each column r of R changes, all of them squares: the ELBO
+    at μ + r less that at μ. The parameters are weight, encoder, mu, log_d and log_sigma2.
+    """
+    weight, encoder, mu, log_d, log_sigma2 = (parameter.double() for parameter in parameters)
+    mean, root = moments.sample_mean.to(mu), moments._root.to(mu)
+    shared = (log_d, log_sigma2, beta.double() if isinstance(beta, Tensor) else beta)
+    columns = torch.nn.functional.pad(root, (1, 0)).mT
+    at_columns = linear_vae_elbo(columns, weight, encoder, torch.zeros_like(mean), *shared)
+    at_mean = linear_vae_elbo(mean.unsqueeze(0), weight, encoder, mu, *shared)
+    return at_mean.squeeze(0) + (at_columns[1:] - at_columns[0]).sum()
+
+
 def mean_elbo(moments: Moments, like: Tensor) -> Callable[..., Tensor]:
     """Give the mean ELBO over the data as a function of weight, encoder, mu, log_d, log_sigma2 and beta.
 
-    The statistics are cast here, once, to the dtype and device of ``like``: those of the parameters.
+    It is what a step of training takes. The statistics are cast here, once, to the dtype and device of
+    ``like``: those of the parameters.
     """
     sample_mean, factor = moments.sample_mean.to(like), moments._factor
     if factor is not None and 2 * factor.shape[1] <= factor.shape[0]:  # 8 D r K flops against 4 D² K
@@ -267,7 +284,7 @@ class _Problem(Problem):
         super().__init__(settings, working)
         self._parameters = tuple(self.model.get_parameter(name) for name in _ARGUMENTS)
         self._beta, self._num_features = settings.beta, model.num_features
-        self._exact_elbo = mean_elbo(moments, self.model.weight.double())
+        self._moments = moments
         self._optimum = None
         if settings.history_gap:
             self._optimum = Optimum(
@@ -285,8 +302,9 @@ class _Problem(Problem):
 
     def exact_elbo(self) -> float:
         """Analytic ELBO of the data, evaluated in float64."""
-        parameters = (parameter.detach().double() for parameter in self._parameters)
-        return self._exact_elbo(*parameters, self._beta, num_features=self._num_features).item()
+        with torch.no_grad():
+            of_kept = exact_elbo(self._moments, self._parameters, self._beta)
+            return (of_kept + self._of_dropped()).item()
 
     def record(self, elbo: float) -> tuple[float, ...]:
         """Give log σ², and the parts of the gap to the largest ELBO where they are asked for."""
@@ -300,7 +318,8 @@ class _Problem(Problem):
         if not isinstance(self._data, Moments):
             return [as_tensor(self._data)]
         spread = self._data._factor if self._data._factor is not None else self._data.covariance
-        return [torch.tensor(float(self._data.num_samples)), self._data.sample_mean, spread]
+        num_samples = torch.tensor(float(self._data.num_samples), device="cpu")
+        return [num_samples, self._data.sample_mean, spread]
 
     def write_back(self, model: LinearVAE) -> None:
         """Set ``model`` to the result."""
@@ -320,14 +339,18 @@ class _Problem(Problem):
 
     def _stochastic(self, samples: Tensor) -> Callable[[int], Tensor]:
         batch = batches(self.settings, samples)
-        no_distortion = samples.new_zeros(())
 
         def elbo(step: int) -> Tensor:
             generator = noise(self.settings, step, samples.device)
             of_kept = self.model.stochastic_elbo(batch(step), generator=generator, beta=self._beta).mean()
-            return of_kept + gaussian_term(no_distortion, self.model.log_sigma2, len(self.dropped))
+            return of_kept + self._of_dropped()
 
         return elbo
+
+    def _of_dropped(self) -> Tensor:
+        """Give what the features that were left out add to the ELBO: they have no distortion."""
+        log_sigma2 = self.model.log_sigma2
+        return gaussian_term(torch.zeros_like(log_sigma2), log_sigma2, len(self.dropped))
 
 
 def _read_data(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lineavae._arguments import check_integer
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
-from lineavae.linear.closed_forms import optimal_encoder, principal_axes
+from lineavae.linear.closed_forms import optimal_encoder, orthonormal_basis, principal_axes
 from lineavae.linear.module import LinearModule
 from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
-from lineavae.linear.training import mean_elbo
+from lineavae.linear.training import exact_elbo
 from lineavae.ops import gaussian_kl, linear_vae_elbo
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
@@ -127,19 +127,22 @@ class LinearVAE(LinearModule):
         Parameters
         ----------
         data
-            Samples (N, D) of the module's dtype and device, or their moments, which are cast to them.
+            Samples (N, D) of the module's dtype and device, or their moments.
         beta
             Weight of the KL term.
 
         Returns
         -------
         Tensor
-            (N,) for samples, () for moments; differentiable.
+            (N,) for samples, in the module's dtype; () for moments, in float64 whatever that is, so that it
+            can be judged beside its bound. Differentiable.
 
         Notes
         -----
         Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
-        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`.
+        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. The
+        latter, which :meth:`fit` follows, takes less time than this and its rounding is that of tr S / σ²:
+        of moments this is a sum of squares over a factor of the covariance, without cancellation.
         """
         _check_data("elbo", data)
         return _elbo(data, self.weight, self.encoder, self.mu, self.log_d, self.log_sigma2, beta)
@@ -199,7 +202,7 @@ class LinearVAE(LinearModule):
         -----
         With M̃ = WᵀW + σ² I, log p(x) is the ELBO at the best encoder of this decoder plus its gap there,
         ½ (Σ_j log M̃_jj - log det M̃). That is Woodbury's identity with the matrix determinant lemma, in K x K
-        algebra, without the cancellation that they suffer at small σ².
+        algebra, without the cancellation that they suffer at small σ²; from moments as from samples.
 
         Examples
         --------
@@ -242,14 +245,9 @@ class LinearVAE(LinearModule):
         weight, encoder, mu, log_d = (
             parameter.double() for parameter in (self.weight, self.encoder, self.mu, self.log_d)
         )
-        offset = moments.sample_mean.to(mu) - mu
-        second_moment = moments.covariance.to(mu) + offset.outer(offset)
-        residual = second_moment - weight @ (encoder @ second_moment)
-        distortion = (
-            residual.trace()
-            - (residual @ encoder.mT * weight).sum()
-            + (log_d.exp() * weight.square().sum(0)).sum()
-        )
+        root = moments._root_about(mu.to(moments.device)).to(mu)
+        residual = root - weight @ (encoder @ root)
+        distortion = residual.square().sum() + (log_d.exp() * weight.square().sum(0)).sum()
         if not distortion > 0:
             raise ValueError(
                 "LinearVAE.optimal_noise_: the model must leave some squared error, "
@@ -293,11 +291,11 @@ class LinearVAE(LinearModule):
             (D, r), float64, orthonormal columns; the largest entry of each is positive.
         """
         _check_features("principal_components", moments, self.num_features)
-        directions, lengths = principal_axes(self.weight.double())
-        rounding = max(self.weight.shape) * torch.finfo(self.weight.dtype).eps
-        basis = directions[:, lengths > rounding * lengths[0]]
-        eigenvalues, rotation = torch.linalg.eigh(basis.mT @ moments.covariance.to(basis) @ basis)
-        return eigenvalues.flip(0), with_fixed_signs(basis @ rotation.flip(1))
+        basis = orthonormal_basis(self.weight)
+        explained = basis.mT @ moments._root.to(basis)
+        padded = torch.nn.functional.pad(explained, (0, len(explained)))  # of low rank there are r as well
+        rotation, singular_values, _ = torch.linalg.svd(padded, full_matrices=False)
+        return singular_values.square(), with_fixed_signs(basis @ rotation)
 
     @classmethod
     def from_ppca(
@@ -322,8 +320,9 @@ class LinearVAE(LinearModule):
             )
         model = _without_initialisation(*ppca.weight_.shape, dtype=dtype, device=device)
         with torch.no_grad():
-            model.weight.copy_(torch.as_tensor(ppca.weight_))
-            model.mu.copy_(torch.as_tensor(ppca.mean_))
+            density = ppca._model()
+            model.weight.copy_(density.weight)
+            model.mu.copy_(density.mean)
             model.log_sigma2.fill_(math.log(ppca.noise_variance_))
         return model.optimal_encoder_()
 
@@ -407,7 +406,7 @@ def _elbo(
     beta: Tensor | float = 1.0,
 ) -> Tensor:
     if isinstance(data, Moments):
-        return mean_elbo(data, weight)(weight, encoder, mu, log_d, log_sigma2, beta)
+        return exact_elbo(data, (weight, encoder, mu, log_d, log_sigma2), beta)
     return linear_vae_elbo(data, weight, encoder, mu, log_d, log_sigma2, beta)
 
 
