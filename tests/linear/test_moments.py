@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gzip
 import math
 import os
@@ -352,6 +353,39 @@ class TestInputs:
         assert torch.equal(data, before)
 
     @pytest.mark.usefixtures("small_blocks")
+    @pytest.mark.parametrize(
+        ("start", "kind"),
+        [
+            (1_700_000_000_000_000_000, np.int64),
+            (-1_700_000_000_000_000_000, ">i8"),
+            (2**63 - 10_000, np.int64),
+            (2**64 - 10_000, np.uint64),
+            (2**63 - 10_000, torch.int64),
+            (2**64 - 10_000, torch.uint64),
+            (2**53 - 500, np.int64),
+            (2**63 - 10_000, np.longdouble),
+        ],
+    )
+    def test_integers_beyond_float64(self, start: int, kind: Any) -> None:
+        """Their differences are exact, in any batching, though 64-bit floats do not hold them."""
+        steps = np.arange(90)[:, None] * np.array([[100, 7]])
+        if isinstance(kind, torch.dtype):
+            data = torch.from_numpy(steps.astype(np.uint64) + np.uint64(start)).to(kind)
+        else:
+            data = (steps.astype(np.dtype(kind)) + np.dtype(kind).type(start)).astype(kind)
+        mean = [float(start + Fraction(sum(column), 90)) for column in steps.T.tolist()]
+        weights = np.r_[np.zeros(5), np.ones(85)]
+        for moments in (
+            Moments.from_data(data),
+            Moments.from_batches([data[:1], data[1:40], data[40:]]),
+            merge_in_turn([Moments.from_data(part) for part in (data[40:], data[:1], data[1:40])]),
+        ):
+            assert moments.sample_mean.tolist() == mean
+            assert relative_error(moments.covariance, two_pass(steps)[1]) < 1e-12
+        weighted = Moments.from_data(data, weights)
+        assert relative_error(weighted.covariance, two_pass(steps[5:])[1]) < 1e-12
+
+    @pytest.mark.usefixtures("small_blocks")
     def test_blocks(self, random: np.random.Generator) -> None:
         data, weights = random.standard_normal((333, 5)), random.exponential(size=333)
         moments = Moments.from_data(data, weights)
@@ -462,6 +496,14 @@ class TestValue:
         merged.update(data)
         assert_equal(first, Moments.from_data(data[:30]))
         assert_equal(second, Moments.from_data(data[30:]))
+
+    @pytest.mark.parametrize("num_rows", [3, 30])
+    def test_a_copy_is_of_its_own(self, random: np.random.Generator, num_rows: int) -> None:
+        data = random.standard_normal((num_rows, 4))
+        moments = Moments.from_data(data)
+        for duplicate in (copy.copy(moments), copy.deepcopy(moments)):
+            assert_equal(duplicate.update(data + 1), Moments.from_batches([data, data + 1]))
+            assert_equal(moments, Moments.from_data(data))
 
     def test_repetition_gives_the_same_bits(self, random: np.random.Generator) -> None:
         data = random.standard_normal((5000, 40)).astype(np.float32)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
+from lineavae.linear import moments as moments_module
+from lineavae.linear import ppca as ppca_module
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
 
@@ -288,6 +291,42 @@ class TestDimensions:
             components = PPCA(2).fit(rows).components_
             assert (components[[0, 1], abs(components).argmax(1)] > 0).all()
             np.testing.assert_allclose(components, PPCA(2).fit(rows[::-1]).components_, atol=1e-10)
+
+    def test_signs_of_equal_entries_do_not_depend_on_the_order(self, random: np.random.Generator) -> None:
+        """Both components of two standardised features are at 45 degrees."""
+        for _ in range(50):
+            rows = StandardScaler().fit_transform(random.standard_normal((40, 2)))
+            components = PPCA(1).fit(rows).components_
+            np.testing.assert_allclose(components, PPCA(1).fit(rows[::-1]).components_, atol=1e-10)
+
+    @pytest.mark.parametrize("name", ["n_components", "noise_variance"])
+    def test_a_bool_is_no_number(self, data: NDArray[np.float64], name: str) -> None:
+        with pytest.raises(TypeError, match=f"PPCA: {name} must be a number or None, got True"):
+            PPCA(**{name: True}).fit(data)
+
+
+class TestMemory:
+    def test_samples_are_taken_in_blocks(
+        self, random: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A memory map of float32 is never in memory as a whole."""
+        data = np.memmap(tmp_path / "data", np.float32, "w+", shape=(1000, 10))
+        data[:] = random.standard_normal(data.shape)
+        ppca = PPCA(2).fit(data)
+        expected = ppca.transform(data), ppca.score_samples(data)
+        held = []
+
+        def to_float64(rows: NDArray[Any]) -> Tensor:
+            assert np.shares_memory(rows, data)
+            held.append(rows.size)
+            return torch.tensor(rows, dtype=torch.float64)
+
+        monkeypatch.setattr(moments_module, "_BLOCK_ELEMENTS", 320)
+        monkeypatch.setattr(ppca_module, "to_float64", to_float64)
+        for ours, theirs in zip((ppca.transform(data), ppca.score_samples(data)), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert sum(held) == 2 * data.size
+        assert max(held) == 320
 
 
 class TestTensors:

@@ -340,7 +340,8 @@ class Moments:
         else:
             eigenvalues, axes = torch.linalg.eigh(self.covariance / scale / scale.unsqueeze(1))
             singular_values, kept = eigenvalues.clamp_min(0).sqrt(), eigenvalues > noise
-        return scale.unsqueeze(1) * axes[:, kept] * singular_values[kept]
+        root: Tensor = scale.unsqueeze(1) * axes[:, kept] * singular_values[kept]
+        return root
 
     def _root_about(self, mean: Tensor) -> Tensor:
         """Factor R, (D, rank + 1), of the second moment about another mean: S + (x̄ - μ)(x̄ - μ)ᵀ = R Rᵀ.

@@ -140,9 +140,10 @@ class LinearVAE(LinearModule):
         Notes
         -----
         Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
-        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. The
-        latter, which :meth:`fit` follows, takes less time than this and its rounding is that of tr S / σ²:
-        of moments this is a sum of squares over a factor of the covariance, without cancellation.
+        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. Of moments
+        this is a sum of squares over a factor of the covariance, without cancellation, where the rounding of
+        that operator is one of tr S / σ². The operator, which :meth:`fit` follows, is for a training loop: in
+        float32 it takes a third of the time.
         """
         _check_data("elbo", data)
         return _elbo(data, self.weight, self.encoder, self.mu, self.log_d, self.log_sigma2, beta)
