@@ -304,7 +304,7 @@ class _Problem(Problem):
         """Analytic ELBO of the data, evaluated in float64."""
         with torch.no_grad():
             of_kept = exact_elbo(self._moments, self._parameters, self._beta)
-            return (of_kept + self._of_dropped()).item()
+            return (of_kept + self._of_dropped(self.model.log_sigma2.double())).item()
 
     def record(self, elbo: float) -> tuple[float, ...]:
         """Give log σ², and the parts of the gap to the largest ELBO where they are asked for."""
@@ -343,13 +343,12 @@ class _Problem(Problem):
         def elbo(step: int) -> Tensor:
             generator = noise(self.settings, step, samples.device)
             of_kept = self.model.stochastic_elbo(batch(step), generator=generator, beta=self._beta).mean()
-            return of_kept + self._of_dropped()
+            return of_kept + self._of_dropped(self.model.log_sigma2)
 
         return elbo
 
-    def _of_dropped(self) -> Tensor:
+    def _of_dropped(self, log_sigma2: Tensor) -> Tensor:
         """Give what the features that were left out add to the ELBO: they have no distortion."""
-        log_sigma2 = self.model.log_sigma2
         return gaussian_term(torch.zeros_like(log_sigma2), log_sigma2, len(self.dropped))
 
 
