@@ -41,7 +41,7 @@ _LARGEST = 1e150
 # What rounding may do to a correlation in a file.
 _ROUNDING = 1e-11
 
-# Integers up to it are float64 numbers.
+# Integers below it are float64 numbers.
 _LARGEST_EXACT = 2**53
 
 _EPSILON = torch.finfo(torch.float64).eps
@@ -474,8 +474,8 @@ def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | Non
     for block in blocks(data):
         stop = start + len(block)
         rows = to_float64(block)
-        _check_finite(rows, first_row + start)
-        remainder = _remainder(block, rows)
+        largest = _check_finite(rows, first_row + start)
+        remainder = _remainder(block, rows, largest)
         moments._absorb(_summarise_block(rows, remainder, row_weights[start:stop].to(rows.device)))
         start = stop
     moments._num_rows = num_rows
@@ -551,7 +551,7 @@ def to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
     return copy
 
 
-def _remainder(data: NDArray[Any] | Tensor, rows: Tensor) -> Tensor | None:
+def _remainder(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> Tensor | None:
     """Give what ``rows`` lack of the data that they were rounded from; ``None`` where that is nothing."""
     if isinstance(data, Tensor):
         is_wide = data.dtype in (torch.int64, torch.uint64)
@@ -559,7 +559,7 @@ def _remainder(data: NDArray[Any] | Tensor, rows: Tensor) -> Tensor | None:
         return to_float64(data - rows.numpy())
     else:
         is_wide = data.dtype.kind in "iu" and data.dtype.itemsize == 8
-    if not is_wide or not (rows.abs() > _LARGEST_EXACT).any():
+    if not is_wide or largest < _LARGEST_EXACT:
         return None
     half = 2**32 - 1
     if isinstance(data, Tensor) and data.dtype == torch.uint64:  # which torch does not shift
@@ -607,14 +607,17 @@ def _check_weights(weights: NDArray[Any] | Tensor | None, num_rows: int) -> Tens
     return checked
 
 
-def _check_finite(rows: Tensor, first_row: int) -> None:
-    good = rows.abs() <= _LARGEST
-    if not good.all():
-        row, feature = (~good).nonzero()[0].tolist()
+def _check_finite(rows: Tensor, first_row: int) -> float:
+    """Give the largest magnitude."""
+    least, greatest = rows.aminmax()  # NaN if one is
+    largest = torch.maximum(-least, greatest).item()
+    if not largest <= _LARGEST:
+        row, feature = (~(rows.abs() <= _LARGEST)).nonzero()[0].tolist()
         raise ValueError(
             f"Moments: data must be finite and at most {_LARGEST:g} in magnitude, "
             f"got {rows[row, feature].item()} in row {first_row + row}, feature {feature}"
         )
+    return largest
 
 
 def _check_state(path: str | Path, state: dict[str, Tensor]) -> None:
@@ -647,7 +650,7 @@ def _check_state(path: str | Path, state: dict[str, Tensor]) -> None:
         correlation = matrix / (roots.outer(roots) + 1e-300)
         asymmetry = (correlation - correlation.mT).abs().max().item()
         check("the covariance must be symmetric", asymmetry <= _ROUNDING, f"a difference of {asymmetry:.2g}")
-        shifted = (correlation + correlation.mT) / 2 + features * _ROUNDING * torch.eye(features)
+        shifted = (correlation + correlation.mT) / 2 + features * _ROUNDING * torch.eye(features, dtype=matrix.dtype, device=matrix.device)
         semidefinite = not torch.linalg.cholesky_ex(shifted).info
         check("the covariance must be positive semidefinite", semidefinite, "a negative eigenvalue")
 
