@@ -650,7 +650,9 @@ def _check_state(path: str | Path, state: dict[str, Tensor]) -> None:
         correlation = matrix / (roots.outer(roots) + 1e-300)
         asymmetry = (correlation - correlation.mT).abs().max().item()
         check("the covariance must be symmetric", asymmetry <= _ROUNDING, f"a difference of {asymmetry:.2g}")
-        shifted = (correlation + correlation.mT) / 2 + features * _ROUNDING * torch.eye(features, dtype=matrix.dtype, device=matrix.device)
+        shifted = (correlation + correlation.mT) / 2 + features * _ROUNDING * torch.eye(
+            features, dtype=matrix.dtype, device=matrix.device
+        )
         semidefinite = not torch.linalg.cholesky_ex(shifted).info
         check("the covariance must be positive semidefinite", semidefinite, "a negative eigenvalue")
 
