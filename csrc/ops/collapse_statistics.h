@@ -1,12 +1,14 @@
 // Statistics of the KL of each latent over N posteriors: what tells whether it is collapsed at any threshold.
 //
-// KL_nk is the value of gaussian_kl_per_dimension. An element whose KL is NaN or infinite is counted as such and left
-// out of everything else. Per model and latent:
+// KL_nk is the value of gaussian_kl_per_dimension. An infinite KL is above every ε. One that is NaN is unknown: its
+// element is counted as such and left out of everything else. Per model and latent:
 //
 //   counts      of KL < ε for each threshold ε > 0, of KL <= 0 for ε = 0; exact, against thresholds in double
 //   histogram   of KL; its bins are the exponent and the leading four bits of the mantissa, from 2⁻²⁴ to 2¹⁶
-//   moments     n, then mean and Σ (x - mean)² for x = KL, m and v = eᵗ, in double
+//   moments     n, then mean and Σ (x - mean)² for x = KL, m and v = eᵗ, in double; infinite where an x is
 //   minimum, maximum
+//   infinite    how many KLs are infinite
+//   nan         how many are NaN
 //
 // How it is counted. A KL is not negative, so values compare as their bits do. The bins are refined by the thresholds
 // into cells: a threshold within a bin splits it in two, and one table lookup per element gives the cell of its bits,
@@ -29,28 +31,54 @@ namespace lineavae {
 constexpr int kHistogramBins = 642;
 constexpr int kMaxThresholds = 64;
 
-// The moments and extremes of a latent over some rows.
+// The moments of one variable: its number, mean and squared deviations.
+struct VariableMoments {
+  double count, mean, squares;
+};
+
+// The moments and extremes of a latent over some rows, those of a KL that is NaN left out.
 struct LatentMoments {
   static constexpr int kVariables = 3;  // KL, m, v
   double count;
+  int64_t infinite;
   double mean[kVariables];
   double squares[kVariables];
   double minimum, maximum;
+
+  LINEAVAE_HOST_DEVICE VariableMoments of(int variable) const { return {count, mean[variable], squares[variable]}; }
 };
 
+constexpr int kMoments = 1 + 2 * LatentMoments::kVariables;  // that a latent has in the result
+
 LINEAVAE_HOST_DEVICE LatentMoments no_moments() {
-  return {0, {0, 0, 0}, {0, 0, 0}, ExpTraits<double>::kInfinity, -ExpTraits<double>::kInfinity};
+  return {0, 0, {0, 0, 0}, {0, 0, 0}, ExpTraits<double>::kInfinity, -ExpTraits<double>::kInfinity};
 }
 
-// Chan, Golub and LeVeque (1983).
+LINEAVAE_HOST_DEVICE bool is_finite(double x) { return x - x == 0; }
+
+// The moments of one variable, from the sums of x - shift and of its square.
+LINEAVAE_HOST_DEVICE void set_moments(LatentMoments& moments, int variable, double shift, double sum, double squares) {
+  const double mean = sum / moments.count;
+  moments.mean[variable] = shift + mean;
+  const double deviations = squares - sum * mean;
+  moments.squares[variable] = !is_finite(squares) ? squares : deviations > 0 ? deviations : 0;
+}
+
+// Chan, Golub and LeVeque (1983). Where a mean is infinite so is the merged one, and the squares.
+LINEAVAE_HOST_DEVICE VariableMoments merge(const VariableMoments& a, const VariableMoments& b) {
+  const double count = a.count + b.count, share = count > 0 ? b.count / count : 0, gap = b.mean - a.mean;
+  if (is_finite(gap)) return {count, a.mean + share * gap, a.squares + b.squares + gap * (share * a.count) * gap};
+  return {count, (1 - share) * a.mean + share * b.mean, ExpTraits<double>::kInfinity};
+}
+
 LINEAVAE_HOST_DEVICE LatentMoments merge(const LatentMoments& a, const LatentMoments& b) {
   LatentMoments merged;
   merged.count = a.count + b.count;
-  const double share = merged.count > 0 ? b.count / merged.count : 0;
+  merged.infinite = a.infinite + b.infinite;
   for (int i = 0; i < LatentMoments::kVariables; ++i) {
-    const double gap = b.mean[i] - a.mean[i];
-    merged.mean[i] = a.mean[i] + share * gap;
-    merged.squares[i] = a.squares[i] + b.squares[i] + gap * (share * a.count) * gap;
+    const VariableMoments of_variable = merge(a.of(i), b.of(i));
+    merged.mean[i] = of_variable.mean;
+    merged.squares[i] = of_variable.squares;
   }
   merged.minimum = a.minimum < b.minimum ? a.minimum : b.minimum;
   merged.maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
@@ -69,6 +97,7 @@ struct Bins {
   static constexpr Bits kInfinity = Bits{2 * Traits::kExponentBias + 1} << Traits::kMantissaBits;
 
   LINEAVAE_HOST_DEVICE static Bits bits_of(A kl) { return bit_cast<Bits>(kl); }
+  LINEAVAE_HOST_DEVICE static bool is_nan(Bits bits) { return bits > kInfinity; }
   LINEAVAE_HOST_DEVICE static int bin_of(Bits bits) {
     const int bin = static_cast<int>(bits >> kLowBits) - (kFirst - 1);
     return bin < 0 ? 0 : bin >= kHistogramBins ? kHistogramBins - 1 : bin;
@@ -156,7 +185,7 @@ LINEAVAE_HOST_DEVICE bool is_split(typename Bins<A>::Bits entry) {
   return (entry & Bins<A>::kNoSplit) == 0;
 }
 
-// The cell of a finite KL.
+// The cell of a KL that is not NaN.
 template <class A>
 LINEAVAE_HOST_DEVICE int cell_of(typename Bins<A>::Bits bits, const CellTable<A>& table) {
   using B = Bins<A>;
@@ -177,14 +206,14 @@ LINEAVAE_HOST_DEVICE int64_t num_row_parts(int64_t rows) {
   return (rows + rows_per_part(rows) - 1) / rows_per_part(rows);
 }
 
-// Everything contiguous.
+// Everything contiguous, but mean and logvar may have more columns than these latents; then there is one model.
 template <class T>
 struct CollapseStatistics {
-  int64_t models, rows, latents;
+  int64_t models, rows, latents, row_stride;
   int thresholds;
   bool with_histogram;
-  const T* mean;            // (models, rows, latents)
-  const T* logvar;          // (models, rows, latents)
+  const T* mean;            // (models, rows, latents), a row every row_stride
+  const T* logvar;          // (models, rows, latents), likewise
   const double* threshold;  // (thresholds)
   // work space
   CellTable<accumulate_t<T>>* table;  // one
@@ -196,21 +225,26 @@ struct CollapseStatistics {
   double* moments;     // (models, latents, 7)
   double* minimum;     // (models, latents)
   double* maximum;     // (models, latents)
-  int64_t* nonfinite;  // (models, latents)
+  int64_t* infinite;   // (models, latents)
+  int64_t* nan;        // (models, latents)
 };
 
-// The results of latent `index` of all models that come from its moments.
+// The results of latent `index` of all models that come from its moments: of one variable, and the others.
 template <class T>
-LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, const LatentMoments& moments) {
-  double* out = a.moments + index * (1 + 2 * LatentMoments::kVariables);
-  *out++ = moments.count;
-  for (int i = 0; i < LatentMoments::kVariables; ++i) {
-    *out++ = moments.mean[i];
-    *out++ = moments.squares[i];
-  }
-  a.minimum[index] = moments.minimum;
-  a.maximum[index] = moments.maximum;
-  a.nonfinite[index] = a.rows - static_cast<int64_t>(moments.count);
+LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, int variable,
+                                const VariableMoments& moments) {
+  double* out = a.moments + index * kMoments;
+  out[1 + 2 * variable] = moments.mean;
+  out[2 + 2 * variable] = moments.squares;
+}
+template <class T>
+LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, double count, int64_t infinite,
+                                double minimum, double maximum) {
+  a.moments[index * kMoments] = count;
+  a.minimum[index] = minimum;
+  a.maximum[index] = maximum;
+  a.infinite[index] = infinite;
+  a.nan[index] = a.rows - static_cast<int64_t>(count);
 }
 
 template <class T>

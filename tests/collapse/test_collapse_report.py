@@ -41,7 +41,7 @@ def report_of(mean: Tensor, logvar: Tensor, thresholds: list[float] = THRESHOLDS
 def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseReport:
     """The report of given KL values, (N, K), with the count of each made here."""
     edges = histogram_edges().numpy()
-    columns = [column[np.isfinite(column)] for column in kl.T]
+    columns = [column[~np.isnan(column)] for column in kl.T]
     statistics = LatentStatistics(
         counts=torch.tensor([[(c < t).sum() if t else (c <= t).sum() for t in thresholds] for c in columns])
         .reshape(len(columns), len(thresholds))
@@ -50,7 +50,8 @@ def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseRe
         moments=torch.tensor([[len(c), *[0.0] * 6] for c in columns], dtype=torch.float64),
         minimum=torch.tensor([c.min(initial=np.inf) for c in columns], dtype=torch.float64),
         maximum=torch.tensor([c.max(initial=-np.inf) for c in columns], dtype=torch.float64),
-        nonfinite=torch.tensor([len(kl) - len(c) for c in columns]),
+        infinite=torch.tensor([np.isinf(c).sum() for c in columns]),
+        nan=torch.tensor([len(kl) - len(c) for c in columns]),
     )
     return CollapseReport.from_statistics(statistics, thresholds)
 
@@ -68,24 +69,46 @@ def report_of_counts(below: Sequence[int] | NDArray[np.int64], num_samples: int)
         moments=torch.zeros(len(counts), 7, dtype=torch.float64),
         minimum=torch.zeros(len(counts), dtype=torch.float64),
         maximum=torch.ones(len(counts), dtype=torch.float64),
-        nonfinite=torch.zeros_like(counts),
+        infinite=torch.zeros_like(counts),
+        nan=torch.zeros_like(counts),
     )
     return CollapseReport.from_statistics(statistics, [0.01])
 
 
-def finite_columns(kl: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    return [column[np.isfinite(column)] for column in kl.T]
+def readings(column: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The least and the most that the values of one latent may be, where some are NaN."""
+    return [np.where(np.isnan(column), unknown, column) for unknown in (0.0, np.inf)]
+
+
+def num_below(kl: NDArray[np.float64], epsilon: float) -> int:
+    return int((kl < epsilon).sum()) if epsilon > 0 else int((kl == 0).sum())
 
 
 def is_collapsed(kl: NDArray[np.float64], epsilon: float, delta: float) -> bool:
-    """The definition, in integers, of the finite values of one latent."""
-    below = int((kl < epsilon).sum()) if epsilon > 0 else int((kl == 0).sum())
-    return len(kl) > 0 and len(kl) - below <= math.floor(delta * len(kl) + 1e-9)
+    """The definition, in integers, of values of one latent none of which is NaN."""
+    return len(kl) > 0 and len(kl) - num_below(kl, epsilon) <= math.floor(delta * len(kl) + 1e-9)
+
+
+def verdicts(kl: NDArray[np.float64], epsilon: float, delta: float) -> list[set[bool]]:
+    """What the definition may say of each latent: two answers where NaN leave it open."""
+    return [{is_collapsed(values, epsilon, delta) for values in readings(column)} for column in kl.T]
+
+
+def percentages(kl: NDArray[np.float64], epsilons: NDArray[np.float64], delta: float) -> tuple[Any, Any]:
+    """How many latents are collapsed for certain, and how many may be, at each ε."""
+    found = [verdicts(kl, epsilon, delta) for epsilon in epsilons.tolist()]
+    return tuple(
+        np.array([100 * np.mean([test(v) for v in of_latents]) for of_latents in found])
+        for test in (lambda v: v == {True}, lambda v: True in v)
+    )
 
 
 @pytest.fixture(scope="module")
 def posterior() -> tuple[Tensor, Tensor]:
-    """Live, weak, zero and broken latents; KL below, in, above and on the edges of the histogram's range."""
+    """Live, weak, zero and broken latents; KL below, in, above and on the edges of the histogram's range.
+
+    Some KL of latents 5 and 7 are infinite; one in ten of latent 7, and all of latent 8, are NaN.
+    """
     random = np.random.default_rng(0)
     num_samples = 997
     scale = np.array([1.0, 0.1, 0.01, 0.0, 1e-5, 600.0, 1.0, 1.0, 1.0, 0.0, 0.05])
@@ -94,7 +117,7 @@ def posterior() -> tuple[Tensor, Tensor]:
     mean[:, 6] = 1.0  # KL = ½, the edge of a bin
     logvar[:, 6] = 0.0
     mean[::10, 7] = torch.nan
-    logvar[5, 7] = torch.inf
+    logvar[5, 7] = logvar[:300, 5] = torch.inf
     mean[:, 8] = torch.nan
     mean[:, 9] = torch.from_numpy(np.where(np.arange(num_samples) < 30, 1e-160, 0.0))  # subnormal KL
     logvar[:, 10] = torch.from_numpy(np.where(np.arange(num_samples) < 500, -5.0, 0.0))
@@ -124,27 +147,32 @@ class TestStatistics:
     ) -> None:
         mean, variance = posterior[0].numpy(), posterior[1].exp().numpy()
         assert (report.num_samples, report.latent_dim) == kl.shape
-        for latent, finite in enumerate(np.isfinite(kl).T):
-            assert report.num_finite[latent] == finite.sum()
-            assert report.nonfinite[latent] == len(finite) - finite.sum()
-            if not finite.any():
+        assert report.nan.tolist() == np.isnan(kl).sum(0).tolist()
+        assert report.infinite.tolist() == np.isinf(kl).sum(0).tolist() == [0] * 5 + [300, 0, 1, 0, 0, 0]
+        for latent, known in enumerate(~np.isnan(kl).T):
+            if not known.any():
                 continue
             for values, average, spread in (
                 (kl, report.mean_kl, report.kl_variance),
                 (mean, report.mean_of_mean, report.variance_of_mean),
                 (variance, report.mean_variance, report.variance_of_variance),
             ):
-                column = values[finite, latent].astype(np.longdouble)
+                column = values[known, latent].astype(np.longdouble)
                 expected = column.mean()
+                if np.isinf(expected):
+                    assert average[latent] == spread[latent] == expected
+                    continue
                 size = float(abs(column).max())
                 assert average[latent] == pytest.approx(float(expected), rel=1e-12, abs=1e-13 * size + 1e-320)
                 assert spread[latent] == pytest.approx(
                     float(((column - expected) ** 2).mean()), rel=1e-11, abs=1e-20 * size**2
                 )
-            assert report.min_kl[latent] == pytest.approx(kl[finite, latent].min(), rel=1e-14)
-            assert report.max_kl[latent] == pytest.approx(kl[finite, latent].max(), rel=1e-14)
+            assert report.min_kl[latent] == pytest.approx(kl[known, latent].min(), rel=1e-14)
+            assert report.max_kl[latent] == pytest.approx(kl[known, latent].max(), rel=1e-14)
+            expected = np.histogram(kl[known, latent], histogram_edges().numpy())[0]
+            np.testing.assert_array_equal(report.histogram[latent], expected)
 
-    def test_undefined_without_finite_elements(self, report: CollapseReport) -> None:
+    def test_undefined_where_all_is_nan(self, report: CollapseReport) -> None:
         names = ("mean_kl", "kl_variance", "min_kl", "max_kl", "mean_of_mean", "variance_of_mean")
         for name in (*names, "mean_variance", "variance_of_variance"):
             assert np.isnan(getattr(report, name)).tolist() == [latent == 8 for latent in range(11)], name
@@ -159,10 +187,20 @@ class TestStatistics:
         assert report.classification().tolist() == ["undefined"] * 2
         assert "0 samples" in str(report)
 
-    def test_number_of_samples_is_of_finite_and_other_elements(self) -> None:
-        report = report_of_kl(np.array([[np.inf, 1.0], [1.0, 1.0], [np.nan, 1.0]]), [])
-        assert report.num_samples == 3
-        assert (report.num_finite.tolist(), report.nonfinite.tolist()) == ([1, 3], [2, 0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_an_infinite_kl_is_no_collapse(self, dtype: torch.dtype) -> None:
+        """Not one that overflows in float32 alone either, and both say the same."""
+        logvar = torch.zeros(1000, 1, dtype=dtype)
+        logvar[:600] = 90.0
+        report = report_of(torch.zeros_like(logvar), logvar)
+        assert report.num_samples == 1000
+        assert report.fraction_below(0.01) == (0.4, 0.4)
+        assert not report.collapsed().any()
+        assert report.collapse_test().tolist() == ["not collapsed"]
+        assert report.classification().tolist() == ["mixed"]
+        assert report.mean_kl.item() == math.inf if dtype == torch.float32 else report.mean_kl.item() > 1e38
+        assert report.critical_epsilon().lower.item() > 65535
+        assert report.critical_epsilon(0.61).upper.item() == 0
 
     def test_arrays_are_read_only(self, report: CollapseReport) -> None:
         for name, value in vars(report).items():
@@ -192,7 +230,7 @@ class TestStatistics:
             CollapseReport.from_statistics(collapse_statistics(mean[0, :, :0], mean[0, :, :0], []), [])
         with pytest.raises(ValueError, match="must have a histogram, got those of histogram=False"):
             CollapseReport.from_statistics(collapse_statistics(mean[0], mean[0], [], histogram=False), [])
-        broken = statistics._replace(nonfinite=torch.tensor([0, 1]))
+        broken = statistics._replace(nan=torch.tensor([0, 1]))
         with pytest.raises(ValueError, match="same samples for every latent, got 5 to 6"):
             CollapseReport.from_statistics(broken, [0.1])
 
@@ -204,18 +242,29 @@ class TestCriticalEpsilon:
         self, kl: NDArray[np.float64], delta: float, thresholds: list[float]
     ) -> None:
         critical = report_of_kl(kl, thresholds).critical_epsilon(delta)
-        for latent, column in enumerate(finite_columns(kl)):
+
+        def quantile(column: NDArray[np.float64]) -> float:
+            return float(np.sort(column)[len(column) - math.floor(delta * len(column) + 1e-9) - 1])
+
+        for latent, column in enumerate(kl.T):
             estimate, lower, upper = (part[latent] for part in critical)
-            if not len(column):
-                assert np.isnan([estimate, lower, upper]).all()
+            least, most = map(quantile, readings(column))
+            assert lower <= least <= most <= upper
+            for bound, expected in ((lower, least), (upper, most)):
+                if 2**-24 <= expected < 2**16:
+                    assert abs(bound - expected) <= expected / 16
+                elif expected in (0, math.inf):
+                    assert bound == expected or (expected == 0 and upper > 0)
+            if np.isnan(column).all():
+                assert np.isnan(estimate)
                 continue
-            expected = np.sort(column)[len(column) - math.floor(delta * len(column) + 1e-9) - 1]
-            assert lower <= expected <= upper
             assert lower <= estimate <= upper
+            expected = quantile(column[~np.isnan(column)])
             if 2**-24 <= expected < 2**16:
-                assert upper - lower <= lower / 16
                 assert abs(estimate - expected) <= expected / 32
-            if delta == 0:
+            elif expected == math.inf:
+                assert estimate == expected
+            if delta == 0 and not np.isnan(column).any():
                 assert lower == upper
 
     def test_below_and_above_the_histogram(self) -> None:
@@ -251,8 +300,10 @@ class TestVerdict:
         edges = histogram_edges().numpy()
         for epsilon in [*THRESHOLDS, *edges[1:-1:7]]:
             for delta in DELTAS:
-                expected = [is_collapsed(column, epsilon, delta) for column in finite_columns(kl)]
-                assert report.collapsed(epsilon, delta).tolist() == expected
+                expected = verdicts(kl, epsilon, delta)
+                verdict = report.verdict(epsilon, delta)
+                assert verdict.collapsed.tolist() == [answers == {True} for answers in expected]
+                assert verdict.decided.tolist() == [len(answers) == 1 for answers in expected]
 
     @settings(deadline=None, max_examples=200)
     @given(
@@ -266,6 +317,7 @@ class TestVerdict:
                     1e-9,
                     *(v for e in (0.01, 0.5, 0.53125) for v in (np.nextafter(e, 0), e, np.nextafter(e, 1))),
                     np.inf,
+                    np.nan,
                 ]
             ),
         ),
@@ -278,15 +330,16 @@ class TestVerdict:
     ) -> None:
         report = report_of_kl(kl, thresholds)
         verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
-        for latent, column in enumerate(finite_columns(kl)):
+        expected = verdicts(kl, epsilon, delta)
+        for latent, answers in enumerate(expected):
             if verdict.decided[latent]:
-                assert verdict.collapsed[latent] == is_collapsed(column, epsilon, delta)
+                assert answers == {verdict.collapsed[latent]}
             else:
                 assert not verdict.collapsed[latent]
                 # KL <= 0 is KL < 5e-324
                 assert critical.lower[latent] < (epsilon or 5e-324) <= critical.upper[latent]
         if epsilon in thresholds or epsilon in histogram_edges()[1:-1]:
-            assert verdict.decided.all()
+            assert verdict.decided.tolist() == [len(answers) == 1 for answers in expected]
 
     def test_number_of_samples_that_may_be_above(self) -> None:
         """floor(δN) of the decimal δ, where the product in floating point falls below the integer."""
@@ -312,8 +365,8 @@ class TestVerdict:
         assert report.collapsed(0.01, float(decimal)).tolist() == [True, False]
 
     def test_zero(self, posterior: tuple[Tensor, Tensor], report: CollapseReport) -> None:
-        assert np.flatnonzero(report.collapsed(0.0, 0.0)).tolist() == [3]
-        assert np.flatnonzero(report.collapsed(0.0, 0.04)).tolist() == [3, 9]
+        assert np.flatnonzero(report.verdict(0.0, 0.0).collapsed).tolist() == [3]
+        assert np.flatnonzero(report.verdict(0.0, 0.04).collapsed).tolist() == [3, 9]
         verdict = report_of(*posterior, [0.01]).verdict(0.0, 0.01)
         # the largest KL is zero, and subnormal
         assert verdict.collapsed.tolist() == [latent == 3 for latent in range(11)]
@@ -328,10 +381,17 @@ class TestVerdict:
             simple.collapsed(epsilon=0.00995, delta=0.6)
         assert simple.collapsed(epsilon=0.01, delta=0.6).tolist() == [False, True, True]
 
-    def test_nothing_finite_is_not_collapsed(self, report: CollapseReport) -> None:
-        for delta in DELTAS:
-            assert not report.collapsed(1e9, delta)[8]
-            assert report.collapsed(1e9, delta).sum() == 10
+    def test_open_where_nan_could_tip_it_and_only_there(self) -> None:
+        kl = np.zeros((100, 4))
+        kl[:1, 1] = kl[:2, 2] = np.nan  # of one that may be above
+        kl[:3] += np.array([0, 0, 0, 1.0])
+        kl[3:, 3] = np.nan
+        report = report_of_kl(kl, [0.01])
+        assert report.verdict().collapsed.tolist() == [True, True, False, False]
+        assert report.verdict().decided.tolist() == [True, True, False, True]
+        assert report.collapse_test(delta=0.5).tolist() == ["collapsed"] * 3 + ["undetermined"]
+        with pytest.raises(ValueError, match="verdict on 1 of 4 latents is open, because some KL are NaN"):
+            report.collapsed()
 
     @pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf])
     def test_bad_epsilon(self, report: CollapseReport, bad: float) -> None:
@@ -358,16 +418,15 @@ class TestConfidence:
     def test_equal_to_scipy(self, kl: NDArray[np.float64], report: CollapseReport, level: float) -> None:
         for epsilon in (0.0, 0.01, 0.3, 1.0, 65536.0):
             fraction, interval = report.fraction_below(epsilon), report.confidence_interval(epsilon, level)
-            for latent, column in enumerate(finite_columns(kl)):
+            for latent, column in enumerate(kl.T):
                 bounds = interval.lower[latent], interval.upper[latent]
-                if not len(column):
-                    assert bounds == (0, 1)
-                    assert np.isnan([fraction.lower[latent], fraction.upper[latent]]).all()
-                    continue
-                below = int((column < epsilon).sum() if epsilon else (column == 0).sum())
-                assert fraction.lower[latent] == fraction.upper[latent] == below / len(column)
-                expected = binomtest(below, len(column)).proportion_ci(level, "exact")
-                assert bounds == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+                most, least = (num_below(values, epsilon) for values in readings(column))
+                fractions = least / len(column), most / len(column)
+                assert (fraction.lower[latent], fraction.upper[latent]) == fractions
+                low, high = (
+                    binomtest(below, len(column)).proportion_ci(level, "exact") for below in (least, most)
+                )
+                assert bounds == pytest.approx((low.low, high.high), rel=1e-9, abs=1e-12)
 
     def test_all_below(self) -> None:
         """The closed form where all of n are below: from (α/2)^(1/n) to one."""
@@ -376,6 +435,15 @@ class TestConfidence:
             interval = report.confidence_interval(0.01, 0.9)
             assert interval.lower.item() == pytest.approx(0.05 ** (1 / num_samples), rel=1e-12)
             assert interval.upper.item() == 1
+
+    @pytest.mark.parametrize("level", [0.95, 1 - 1e-9, 1 - 1e-15])
+    def test_tails_next_to_nothing(self, level: float) -> None:
+        """The closed form where none of n are below is as accurate as the one where all are."""
+        kl = np.tile([0.0, 1.0], (50, 1))
+        interval = report_of_kl(kl, [0.01]).confidence_interval(0.01, level)
+        power = math.log((1 - level) / 2) / 50
+        assert interval.lower.tolist() == pytest.approx([math.exp(power), 0], rel=1e-12)
+        assert interval.upper.tolist() == pytest.approx([1, -math.expm1(power)], rel=1e-12)
 
     @pytest.mark.parametrize("num_samples", [10**8, 10**9, 10**12])
     def test_billions_of_samples(self, num_samples: int) -> None:
@@ -417,15 +485,14 @@ class TestConfidence:
 
 class TestCurveAndSurface:
     def test_equal_to_the_definition(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
-        columns = finite_columns(kl)
         for delta in (0.0, 0.01, 0.5):
             curve = report.collapse_curve(delta)
             assert set(THRESHOLDS) < set(curve.epsilons)
             assert len(curve.epsilons) == 641 + len(THRESHOLDS)
             assert (np.diff(curve.epsilons) > 0).all()
-            expected = [100 * np.mean([is_collapsed(c, e, delta) for c in columns]) for e in curve.epsilons]
-            assert curve.lower == pytest.approx(expected, rel=1e-14)
-            assert curve.upper.tolist() == curve.lower.tolist()
+            lower, upper = percentages(kl, curve.epsilons, delta)
+            assert curve.lower == pytest.approx(lower, rel=1e-14)
+            assert curve.upper == pytest.approx(upper, rel=1e-14)
 
     def test_is_the_distribution_of_the_critical_epsilon(self, report: CollapseReport) -> None:
         critical, curve = report.critical_epsilon(0.1), report.collapse_curve(0.1)
@@ -439,11 +506,9 @@ class TestCurveAndSurface:
     def test_bounds_between_the_edges(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
         epsilons = np.geomspace(1e-6, 1e4, 300)
         curve = report.collapse_curve(0.3, epsilons)
-        expected = np.array(
-            [100 * np.mean([is_collapsed(c, e, 0.3) for c in finite_columns(kl)]) for e in epsilons]
-        )
-        assert (curve.lower <= expected + 1e-9).all()
-        assert (expected <= curve.upper + 1e-9).all()
+        lower, upper = percentages(kl, epsilons, 0.3)
+        assert (curve.lower <= lower + 1e-9).all()
+        assert (upper <= curve.upper + 1e-9).all()
         assert (curve.lower < curve.upper).any()
 
     def test_surface_is_curves_side_by_side(self, report: CollapseReport) -> None:
@@ -536,13 +601,17 @@ class TestExport:
         loaded = json.loads(text, parse_constant=refuse)
         assert json.loads(path.read_text()) == loaded == report.to_dict(0.3, 0.1)
         assert [p.name for p in path.parent.iterdir()] == ["report.json"]
-        assert loaded["num_collapsed"] == report.collapsed(0.3, 0.1).sum()
+        verdict = report.verdict(0.3, 0.1)
+        assert loaded["num_collapsed"] == verdict.collapsed.sum()
         assert loaded["num_samples"] == 997
-        assert loaded["num_nonfinite"] == 2
+        assert (loaded["num_infinite"], loaded["num_nan"]) == (2, 2)
         latents = loaded["latents"]
         assert latents["mean_kl"][8] is None
         assert latents["mean_kl"][0] == report.mean_kl[0]
-        assert latents["collapsed"] == report.collapsed(0.3, 0.1).tolist()
+        assert latents["mean_kl"][5] is None
+        assert (latents["infinite"][5], latents["nan"][8]) == (300, 997)
+        assert [answer is not None for answer in latents["collapsed"]] == verdict.decided.tolist()
+        assert [answer is True for answer in latents["collapsed"]] == verdict.collapsed.tolist()
         assert latents["critical_epsilon"][0] == report.critical_epsilon(0.1).estimate[0]
         assert latents["count_below_0.01"] == report.counts[:, 0].tolist()
 
@@ -573,7 +642,7 @@ class TestExport:
         frame = report.to_dataframe()
         assert len(frame) == 11
         assert frame.index.name == "latent"
-        assert frame["collapsed"].tolist() == report.collapsed().tolist()
+        assert (frame["collapsed"] == True).fillna(False).tolist() == report.verdict().collapsed.tolist()  # noqa: E712
         np.testing.assert_array_equal(frame["mean_kl"], report.mean_kl)
 
     def test_needs_pandas(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,9 +652,18 @@ class TestExport:
 
 
 class TestText:
-    def test_non_finite_elements_come_first(self, report: CollapseReport) -> None:
-        assert str(report).splitlines()[0].startswith("2 of 11 latents have non-finite elements")
-        assert str(report).splitlines()[0].endswith("latents 7-8")
+    def test_what_is_broken_comes_first(self, report: CollapseReport) -> None:
+        lines = str(report).splitlines()
+        assert lines[0] == "2 of 11 latents have samples whose KL is NaN, which may be anything: latents 7-8"
+        assert lines[1] == "2 of 11 latents have samples of infinite KL, above every ε: latents 5, 7"
+        assert "latents 8: some KL is NaN" in " ".join(str(report).split())
+
+    @pytest.mark.parametrize(
+        ("value", "expected"), [(math.nan, "unknown for latents 0"), (math.inf, "inf nats, sum over latents")]
+    )
+    def test_mean_kl_is_not_zero_where_none_is_finite(self, value: float, expected: str) -> None:
+        text = " ".join(str(report_of(torch.full((9, 1), value), torch.zeros(9, 1))).split())
+        assert f"mean KL {expected}" in text
 
     def test_content(self, simple: CollapseReport) -> None:
         lines = [" ".join(line.split()) for line in str(simple).splitlines()]
@@ -634,13 +712,12 @@ class TestPlots:
     def test_spectrum(self, report: CollapseReport) -> None:
         (axes,) = report.plot_spectrum(epsilon=0.3, delta=0.1).axes
         drawn = {line.get_label(): line for line in axes.lines}
-        collapsed = report.collapsed(0.3, 0.1)
-        for name, mask in (("collapsed", collapsed), ("not collapsed", ~collapsed)):
+        collapsed, decided = report.verdict(0.3, 0.1)
+        masks = {"collapsed": collapsed, "not collapsed": decided & ~collapsed, "open": ~decided}
+        for name, mask in masks.items():
             values = drawn[f"mean KL, {name}"].get_ydata()
             np.testing.assert_array_equal(np.sort(values), np.sort(report.mean_kl[mask]))
-        ranks = np.concatenate(
-            [drawn[f"mean KL, {name}"].get_xdata() for name in ("collapsed", "not collapsed")]
-        )
+        ranks = np.concatenate([drawn[f"mean KL, {name}"].get_xdata() for name in masks])
         assert sorted(ranks) == list(range(11))
 
     def test_surface(self, report: CollapseReport) -> None:
@@ -663,7 +740,7 @@ class TestPlots:
         report = report_of(mean[:, 1:2], torch.zeros(9, 1, dtype=torch.float64))
         assert report.plot_spectrum(epsilon=1e-3).axes[0].get_ylim() == pytest.approx((0.0005, 6.0))
 
-    @pytest.mark.parametrize("value", [0.0, 1e-12, 1e7, math.nan])
+    @pytest.mark.parametrize("value", [0.0, 1e-12, 1e7, math.inf, math.nan])
     def test_draws_anything(self, value: float) -> None:
         report = report_of_kl(np.full((5, 2), value), [0.0, 0.01])
         for figure in (report.plot_curve(), report.plot_spectrum(), report.plot_surface()):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from pathlib import Path
 
@@ -71,7 +72,8 @@ class TestStatistics:
                 "collapse/mean_kl": kl.sum(1).mean(),
                 "collapse/died": 0,
                 "collapse/revived": 0,
-                "collapse/nonfinite": 0,
+                "collapse/infinite": 0,
+                "collapse/nan": 0,
             },
             rel=1e-5,
         )
@@ -171,7 +173,7 @@ class TestChecks:
         assert checks[1].texts() == {"collapse/died_latents": "0", "collapse/revived_latents": "3"}
         assert checks[3].texts() == {}
 
-    def test_nonfinite_latents_are_no_news(self):
+    def test_nan_is_no_news_and_no_collapse(self):
         checks = checks_of(
             CollapseMonitor(),
             window(LIVE, COLLAPSED),
@@ -180,7 +182,16 @@ class TestChecks:
         )
         assert [check.died for check in checks] == [(), (), (0,)]
         assert [check.revived for check in checks] == [(), (), ()]
-        assert [check.scalars()["collapse/nonfinite"] for check in checks] == [0, 8, 0]
+        assert [check.scalars()["collapse/nan"] for check in checks] == [0, 8, 0]
+        assert [check.scalars()["collapse/collapsed_percent"] for check in checks] == [50, 0, 100]
+
+    def test_exploding_is_no_collapse(self):
+        mean, logvar = window(COLLAPSED, COLLAPSED)
+        logvar[len(logvar) // 2 :] = 1e4
+        (check,) = checks_of(CollapseMonitor(), (mean, logvar))
+        scalars = check.scalars()
+        assert (scalars["collapse/collapsed_percent"], scalars["collapse/mean_kl"]) == (0, math.inf)
+        assert scalars["collapse/infinite"] == logvar.numel() // 2
 
     def test_epsilon_and_delta(self):
         mean = torch.zeros(100, 2)

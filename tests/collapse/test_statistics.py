@@ -115,7 +115,7 @@ class TestUpdate:
         before = {name: state.dtype for name, state in states(metric).items()}
         metric.update(*(tensor.half() for tensor in posterior))
         assert {name: state.dtype for name, state in states(metric).items()} == before
-        assert {before[name] for name in ("counts", "histogram", "nonfinite")} == {torch.int64}
+        assert {before[name] for name in ("counts", "histogram", "infinite", "nan")} == {torch.int64}
         assert {before[name] for name in ("moments", "minimum", "maximum")} == {torch.float64}
 
     @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ class TestMergeState:
             metric.merge_state(copy.deepcopy(metric))
         large = metric.compute()
         assert large.num_samples == 300 * 2**30
-        for name in ("counts", "histogram", "num_finite", "nonfinite"):
+        for name in ("counts", "histogram", "infinite", "nan"):
             np.testing.assert_array_equal(getattr(large, name), getattr(small, name) * 2**30)
         for name in ("mean_kl", "kl_variance", "variance_of_mean", "mean_variance", "min_kl", "max_kl"):
             np.testing.assert_allclose(getattr(large, name), getattr(small, name), rtol=1e-13)
@@ -383,7 +383,7 @@ def compute_in_process(rank: int, folder: str, parts: list[list[tuple[Tensor, Te
             metric.update(*ranks[rank])
         report = metric.compute()
         Path(folder, f"{number}-{rank}.pickle").write_bytes(pickle.dumps(report))
-        assert metric.moments[0, 0] + metric.nonfinite[0] == len(ranks[rank][0])  # its own data again
+        assert metric.moments[0, 0] + metric.nan[0] == len(ranks[rank][0])  # its own data again
     metric = CollapseStatistics(5, [0.1 + rank])
     with pytest.raises(ValueError, match=r"thresholds must be the same in all, got \[\[0.1\], \[1.1\]\]"):
         metric.compute()

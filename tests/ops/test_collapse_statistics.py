@@ -59,7 +59,7 @@ def dense_edges():
 
 def dense_counts(kl, thresholds):
     """(N, K) and (E,) -> (K, E)."""
-    thresholds = np.array(thresholds)
+    thresholds = np.array([float(threshold) for threshold in thresholds])
     return np.where(thresholds == 0, kl[..., None] <= 0, kl[..., None] < thresholds).sum(0)
 
 
@@ -67,9 +67,21 @@ def dense_moments(*columns):
     """Count, then mean and sum of squared deviations of each of ``columns``, in two passes."""
     moments = [float(len(columns[0]))]
     for values in columns:
+        if np.isinf(values).any():
+            signs = np.unique(values[np.isinf(values)])
+            moments += [signs[0] if len(signs) == 1 else math.nan, math.inf]
+            continue
         average = math.fsum(values) / max(len(values), 1)
         moments += [average, math.fsum((values - average) ** 2)]
     return np.array(moments)
+
+
+def moment_columns(mean, logvar, kl):
+    """KL, m and v of each latent's elements whose KL is not NaN; v as far as the dtype goes."""
+    m = mean.double().cpu().numpy()
+    with np.errstate(over="ignore"):
+        v = np.exp(logvar.double().cpu().numpy()).astype(accumulated(mean.dtype)).astype(np.float64)
+    return [(kl[rows, j], m[rows, j], v[rows, j]) for j, rows in enumerate(~np.isnan(kl).T)]
 
 
 EPS = np.finfo(np.float64).eps
@@ -84,6 +96,9 @@ def assert_near_moments(actual, expected, columns, value_errors):
     for i, (values, error) in enumerate(zip(columns, value_errors, strict=True)):
         size = abs(values).max(initial=0)
         mean, squares = 1 + 2 * i, 2 + 2 * i
+        if np.isinf(size):
+            np.testing.assert_array_equal(actual[[mean, squares]], expected[[mean, squares]])
+            continue
         np.testing.assert_allclose(actual[mean], expected[mean], rtol=0, atol=(error + 1e-14) * size)
         offset = (error + 2 * EPS) * size
         atol = len(values) * offset**2 + 2 * offset * math.sqrt(len(values) * expected[squares])
@@ -95,18 +110,17 @@ def assert_equals_numpy(mean, logvar, thresholds, histogram=True):
     statistics = collapse_statistics(mean, logvar, thresholds, histogram=histogram)
     kl = kl_values(mean, logvar)
     np.testing.assert_array_equal(statistics.counts.cpu(), dense_counts(kl, thresholds))
-    finite = np.isfinite(kl)
-    np.testing.assert_array_equal(statistics.nonfinite.cpu(), (~finite).sum(0))
-    np.testing.assert_array_equal(statistics.minimum.cpu(), kl.min(0, initial=np.inf, where=finite))
-    np.testing.assert_array_equal(statistics.maximum.cpu(), kl.max(0, initial=-np.inf, where=finite))
+    known = ~np.isnan(kl)
+    np.testing.assert_array_equal(statistics.nan.cpu(), (~known).sum(0))
+    np.testing.assert_array_equal(statistics.infinite.cpu(), np.isinf(kl).sum(0))
+    np.testing.assert_array_equal(statistics.minimum.cpu(), kl.min(0, initial=np.inf, where=known))
+    np.testing.assert_array_equal(statistics.maximum.cpu(), kl.max(0, initial=-np.inf, where=known))
     assert statistics.histogram.shape == (kl.shape[1], 642 if histogram else 0)
-    m, t = mean.double().cpu().numpy(), logvar.double().cpu().numpy()
     value_errors = (0, 0, 1e-15 if mean.dtype == torch.float64 else 1e-6)
-    for j, rows in enumerate(finite.T):
+    for j, columns in enumerate(moment_columns(mean, logvar, kl)):
         if histogram:
-            expected = np.histogram(kl[rows, j], dense_edges())[0]
+            expected = np.histogram(columns[0], dense_edges())[0]
             np.testing.assert_array_equal(statistics.histogram[j].cpu(), expected)
-        columns = kl[rows, j], m[rows, j], np.exp(t[rows, j])
         moments = statistics.moments[j].cpu().numpy()
         assert_near_moments(moments, dense_moments(*columns), columns, value_errors)
     return statistics
@@ -163,7 +177,7 @@ def test_zero_is_counted_at_zero_and_the_least_above_it_is_not(dtype, histogram,
     statistics = collapse_statistics(mean, logvar, [0.0, 5e-324], histogram=histogram)
     assert statistics.counts.tolist() == [[5, 5], [3, 3]]
     assert statistics.maximum.tolist() == [0.0, kl_values(mean, logvar).max()]
-    assert statistics.nonfinite.tolist() == [0, 0]
+    assert statistics.nan.tolist() == [0, 0]
 
 
 @each_histogram
@@ -187,21 +201,44 @@ def test_subnormal_values_are_not_zero(dtype, means, histogram, device):
     assert statistics.counts.tolist() == [[0, 3, 2, 1, 4]]
 
 
+@each_histogram
 @each_dtype
-def test_what_is_not_finite_is_counted_apart(dtype, device):
-    mean, logvar = make_posterior((600, 6), dtype, device)
+def test_infinite_is_above_every_threshold_and_only_nan_is_unknown(dtype, histogram, device):
+    mean, logvar = make_posterior((600, 9), dtype, device)
     for row, value in enumerate((math.nan, math.inf, -math.inf), start=1):
         mean[row, 0] = value
         logvar[300 + row, 1] = value
     mean[::7, 2] = -math.nan
-    logvar[1::2, 3] = 1000.0  # the divergence overflows
+    logvar[1::2, 3] = 1000.0  # the variance overflows
     mean[:, 4] = math.inf
-    statistics = assert_equals_numpy(mean, logvar, THRESHOLDS)
-    assert statistics.nonfinite.tolist() == [3, 3, 86, 300, 600, 0]
-    assert statistics.histogram.sum(-1).tolist() == [597, 597, 514, 300, 0, 600]
-    assert statistics.counts[4].tolist() == [0, 0, 0]
-    assert statistics.moments[4].tolist() == [0.0] * 7
-    assert (statistics.minimum[4], statistics.maximum[4]) == (math.inf, -math.inf)
+    mean[0, 5], mean[599, 5] = (
+        torch.finfo(dtype).max,
+        math.inf,
+    )  # in float16 the first is finite, as is its KL
+    mean[:, 6], logvar[300:, 6] = math.nan, math.inf
+    mean[:, 7], logvar[:, 7] = math.nan, -math.inf
+    logvar[:599, 8] = -math.inf
+    limits = torch.tensor([*THRESHOLDS, 1e300, math.inf], dtype=torch.float64, device=device)
+    statistics = assert_equals_numpy(mean, logvar, limits, histogram)
+    assert statistics.nan.tolist() == [1, 1, 86, 0, 0, 0, 600, 600, 0]
+    overflows = dtype in (torch.bfloat16, torch.float32, torch.float64)
+    assert statistics.infinite.tolist() == [2, 2, 0, 300, 600, 1 + overflows, 0, 0, 599]
+    assert statistics.counts[:, -1].tolist() == [597, 597, 514, 300, 0, 599 - overflows, 0, 0, 1]
+    assert statistics.moments[0].isnan().tolist() == [False] * 3 + [True] + [False] * 3  # ∞ and -∞
+    assert statistics.moments[4, :5].tolist() == [600.0] + [math.inf] * 4
+    assert statistics.moments[6:8].tolist() == [[0.0] * 7] * 2
+    assert statistics.minimum[[4, 6]].tolist() == [math.inf] * 2
+    assert statistics.maximum[[4, 6]].tolist() == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_variance_that_overflows_is_no_sign_of_collapse(dtype, device):
+    logvar = torch.zeros(1000, 1, dtype=dtype, device=device)
+    logvar[:600] = 90.0 if dtype == torch.float32 else 800.0
+    statistics = collapse_statistics(torch.zeros_like(logvar), logvar, THRESHOLDS)
+    assert statistics.counts.tolist() == [[400, 400, 400]]
+    assert statistics.moments[0, :4].tolist() == [1000.0, math.inf, math.inf, 0.0]
+    assert statistics.maximum.item() == math.inf
 
 
 def test_moments_far_from_zero(device):
@@ -302,26 +339,31 @@ def test_the_histogram_changes_nothing_else(dtype, device):
 def test_shards_merge(dtype, device):
     mean, logvar = make_posterior((2500, 5), dtype, device)
     mean[100:120, 1] = math.nan
+    mean[::500, 2], logvar[0, 3] = math.inf, 1000.0
     whole = collapse_statistics(mean, logvar, THRESHOLDS)
     for sizes in ((1250, 1250), (1, 0, 99, 20, 2380), (1023, 1025, 452)):
         shards = [
             collapse_statistics(*rows, THRESHOLDS)
             for rows in zip(mean.split(sizes), logvar.split(sizes), strict=True)
         ]
-        counts, histogram, moments, minimum, maximum, nonfinite = map(torch.stack, zip(*shards, strict=True))
+        counts, histogram, moments, minimum, maximum, infinite, nan = map(
+            torch.stack, zip(*shards, strict=True)
+        )
         merged = merge_moments(moments)
         means, squares = [0, 1, 3, 5], [2, 4, 6]
         torch.testing.assert_close(merged[:, means], whole.moments[:, means], rtol=1e-12, atol=0)
         # the last latents' variances are next to 1: the rounding of that 1 is in their squared deviations
         offset = 4 * EPS * (len(mean) * whole.moments[:, squares]).sqrt()
-        difference = (merged - whole.moments)[:, squares].abs()
+        difference = (merged - whole.moments)[:, squares].nan_to_num(0).abs()  # ∞ - ∞
         assert (difference <= 1e-12 * whole.moments[:, squares] + offset).all()
+        assert torch.equal(merged[:, squares].isinf(), whole.moments[:, squares].isinf())
         added = whole._replace(
             counts=counts.sum(0),
             histogram=histogram.sum(0),
             minimum=minimum.amin(0),
             maximum=maximum.amax(0),
-            nonfinite=nonfinite.sum(0),
+            infinite=infinite.sum(0),
+            nan=nan.sum(0),
         )
         assert_same_bits(added, whole)
 
@@ -339,21 +381,22 @@ def test_no_rows_are_neutral(dtype, histogram, device):
     assert statistics.moments.tolist() == [[[0.0] * 7] * 3] * 2
     assert statistics.minimum.tolist() == [[math.inf] * 3] * 2
     assert statistics.maximum.tolist() == [[-math.inf] * 3] * 2
-    assert statistics.nonfinite.tolist() == [[0] * 3] * 2
+    assert statistics.infinite.tolist() == statistics.nan.tolist() == [[0] * 3] * 2
 
 
 @pytest.mark.parametrize("models", [(), (2,), (0,), (2, 3), (3, 0), (1, 2, 1)], ids=str)
 @pytest.mark.parametrize("core", [(5, 3), (1, 3), (5, 1), (0, 3), (5, 0)], ids=str)
 def test_shapes_and_dtypes(models, core, device):
     mean, logvar = make_posterior((*models, *core), device=device)
-    statistics = collapse_statistics(mean, logvar, THRESHOLDS)
+    statistics = collapse_statistics(mean, logvar, THRESHOLDS, event_dim=1)
     for name, (size, dtype) in {
         "counts": ((3,), torch.int64),
         "histogram": ((642,), torch.int64),
         "moments": ((7,), torch.float64),
         "minimum": ((), torch.float64),
         "maximum": ((), torch.float64),
-        "nonfinite": ((), torch.int64),
+        "infinite": ((), torch.int64),
+        "nan": ((), torch.int64),
     }.items():
         tensor = getattr(statistics, name)
         assert tensor.shape == (*models, core[1], *size), name
@@ -361,6 +404,39 @@ def test_shapes_and_dtypes(models, core, device):
     for index in np.ndindex(models):
         alone = assert_equals_numpy(mean[index], logvar[index], THRESHOLDS)
         assert_same_bits(type(statistics)(*(tensor[index] for tensor in statistics)), alone)
+
+
+@pytest.mark.parametrize(("shape", "event_dim"), [((5, 2, 3, 4), 3), ((3, 5, 2, 4), 2), ((5, 6), 1)], ids=str)
+def test_event_dim_says_which_dimensions_are_the_latents(shape, event_dim, device):
+    posterior = make_posterior(shape, device=device)
+    statistics = collapse_statistics(*posterior, THRESHOLDS, event_dim=event_dim)
+    flat = [tensor.reshape(*shape[: len(shape) - event_dim], -1) for tensor in posterior]
+    assert_same_bits(statistics, collapse_statistics(*flat, THRESHOLDS))
+    for index in np.ndindex(*shape[: len(shape) - event_dim - 1]):
+        alone = assert_equals_numpy(*(tensor[index] for tensor in flat), THRESHOLDS)
+        assert_same_bits(type(statistics)(*(tensor[index] for tensor in statistics)), alone)
+
+
+def test_the_readings_of_an_image_of_latents_are_in_the_error(device):
+    posterior = make_posterior((16, 4, 8, 8), device=device)
+    with pytest.raises(ValueError, match=r"\(16, 4, 8, 8\): give event_dim=3 .* or event_dim=1 .*movedim"):
+        collapse_statistics(*posterior, THRESHOLDS)
+    of_channels = [tensor.movedim(1, -1).flatten(0, -2) for tensor in posterior]
+    assert assert_equals_numpy(*of_channels, THRESHOLDS).moments[:, 0].tolist() == [16 * 8 * 8] * 4
+
+
+@each_histogram
+@pytest.mark.parametrize("threads", [1, 2])
+def test_models_with_more_columns_than_a_tile(threads, histogram, set_num_threads):
+    """Columns left over by tile and vectors, in several models: what counts for one must not for the next."""
+    set_num_threads(threads)
+    mean, logvar = make_posterior((3, 8, 257))
+    mean[::2], logvar[::2] = 0.0, 0.0
+    thresholds = [0.0, *np.geomspace(0.1, 0.104, 6), 1e-9, 1e6]  # some share a bin, some are outside of all
+    statistics = collapse_statistics(mean, logvar, thresholds, histogram=histogram)
+    for i in range(3):
+        alone = assert_equals_numpy(mean[i], logvar[i], thresholds, histogram)
+        assert_same_bits(type(statistics)(*(tensor[i] for tensor in statistics)), alone)
 
 
 def strided(tensor):
@@ -380,7 +456,7 @@ def test_any_layout_of_the_inputs(layouts, dtype, device):
     posterior = make_posterior((2, 30, 5), dtype, device)
     posterior = [layout(tensor) for layout, tensor in zip(layouts, posterior, strict=True)]
     expected = collapse_statistics(*(tensor.contiguous() for tensor in posterior), THRESHOLDS)
-    assert not expected.nonfinite.any()
+    assert not expected.nan.any()
     assert_same_bits(collapse_statistics(*posterior, THRESHOLDS), expected)
 
 
@@ -395,7 +471,7 @@ def test_thresholds_as_a_tensor_are_not_looked_at(histogram, device):
         np.testing.assert_array_equal(
             counts[:, [1, 3]].cpu(), dense_counts(kl_values(*posterior), [0.5, 0.0])
         )
-        assert counts[:, [0, 2, 4, 5]].tolist() == [[0, 0, 49, 49]] * 3
+        assert counts[:, [0, 2, 4, 5]].tolist() == [[0, 0, 49, 49]] * 3  # what is infinite is below none
 
 
 @each_histogram
@@ -440,6 +516,15 @@ def test_vmap(in_dims, models, device):
     assert_vmap_equals_a_loop(in_dims, mean, logvar)
 
 
+@pytest.fixture
+def no_fallback():
+    """Without torch's loop over single calls, where an operator has no vmap rule."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.mark.usefixtures("no_fallback")
 def test_vmap_in_vmap(device):
     mean, logvar = make_posterior((3, 4, 30, 2), device=device)
     function = functools.partial(collapse_statistics, thresholds=THRESHOLDS)
@@ -538,7 +623,7 @@ def no_kernels(monkeypatch):
 @each_dtype
 def test_the_reference_stands_in_and_says_so_once(dtype, histogram, device, no_kernels):
     posterior = make_posterior((60, 5), dtype, device)
-    posterior[0][2, 1] = math.nan
+    posterior[0][2, 1], posterior[0][3, 2] = math.nan, math.inf
     # the reference's KL values are not the kernel's to the last bit: at 0 they are, and it counts its own
     kl = reference.gaussian_kl_per_dimension(*map(_arguments.widen, posterior)).double().cpu().numpy()
     thresholds = [0.0, 1e6, *np.unique(kl[np.isfinite(kl)])[::6][:62].tolist()]
@@ -548,10 +633,9 @@ def test_the_reference_stands_in_and_says_so_once(dtype, histogram, device, no_k
     models = collapse_statistics(*(t.expand(2, 60, 5) for t in posterior), thresholds, histogram=histogram)
     assert_same_bits(type(models)(*(tensor[1] for tensor in models)), statistics)
     np.testing.assert_array_equal(statistics.counts.cpu(), dense_counts(kl, thresholds))
-    assert statistics.nonfinite.tolist() == [0, 1, 0, 0, 0]
-    m, t = (tensor.double().cpu().numpy() for tensor in posterior)
-    for j, rows in enumerate(np.isfinite(kl).T):
-        columns = kl[rows, j], m[rows, j], np.exp(t[rows, j])
+    assert statistics.nan.tolist() == [0, 1, 0, 0, 0]
+    assert statistics.infinite.tolist() == [0, 0, 1, 0, 0]
+    for j, columns in enumerate(moment_columns(*(tensor.double() for tensor in posterior), kl)):
         moments = statistics.moments[j].cpu().numpy()
         assert_near_moments(moments, dense_moments(*columns), columns, (0, 0, 1e-15))
         assert (statistics.minimum[j], statistics.maximum[j]) == (columns[0].min(), columns[0].max())
@@ -567,6 +651,7 @@ def test_the_reference_stands_in_and_says_so_once(dtype, histogram, device, no_k
 # --- error messages ---
 
 HERE = torch.zeros(5, 3)
+IMAGE = torch.zeros(5, 3, 2, 2)
 OF_MEAN = "logvar must have the dtype of mean,"
 DTYPE_RULE = "must be float64, float32, bfloat16 or float16, got"
 
@@ -582,6 +667,13 @@ DTYPE_RULE = "must be float64, float32, bfloat16 or float16, got"
         ({"mean": HERE.half()}, TypeError, f"{OF_MEAN} torch.float16, got torch.float32"),
         ({"logvar": HERE.to("meta")}, ValueError, "logvar must be on the device of mean, {device}, got meta"),
         ({"mean": HERE[0]}, ValueError, "mean must have shape (*models, N, K), got (3,)"),
+        (
+            {"mean": IMAGE, "logvar": IMAGE, "event_dim": 4},
+            ValueError,
+            "mean must have shape (*models, N, *event) with event_dim=4, got (5, 3, 2, 2)",
+        ),
+        ({"event_dim": 0}, ValueError, "event_dim must be at least 1, got 0"),
+        ({"event_dim": True}, TypeError, "event_dim must be an int, got bool"),
         ({"mean": HERE[0, 0]}, ValueError, "mean must have shape (*models, N, K), got ()"),
         ({"logvar": HERE[:1]}, ValueError, "logvar must have the shape of mean, (5, 3), got (1, 3)"),
         ({"mean": HERE[None]}, ValueError, "logvar must have the shape of mean, (1, 5, 3), got (5, 3)"),

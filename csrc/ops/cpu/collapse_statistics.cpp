@@ -26,22 +26,22 @@ struct Block {
   static constexpr int kVariables = LatentMoments::kVariables;
   alignas(64) A value[kVariables][kGroup * kTile + kPad];  // KL, m and v of a group, row after row
   alignas(64) uint16_t cell[kTile];
-  // sums over the block of x - shift and its square; the shift is a column's first finite value
+  // sums over the block of x - shift and its square
   bool has_shift[kTile];
   alignas(64) double shift[kVariables][kTile];
   alignas(64) double sum[kVariables][kTile];
   alignas(64) double squares[kVariables][kTile];
   alignas(64) A minimum[kTile], maximum[kTile];
-  alignas(64) int32_t nonfinite[kTile];
+  alignas(64) int32_t infinite[kTile], nan[kTile];
   alignas(64) int32_t compared[kMaxThresholds][kTile];
 };
 
 template <class A>
-LINEAVAE_INLINE bool is_finite(A kl) {
-  return Bins<A>::bits_of(kl) < Bins<A>::kInfinity;
+LINEAVAE_INLINE bool is_nan(A kl) {
+  return Bins<A>::is_nan(Bins<A>::bits_of(kl));
 }
 
-// KL, m and v of `count` elements, from element `begin` of the group on; returns whether all are finite.
+// KL, m and v of `count` elements, from element `begin` of the group on; returns whether all KLs are finite.
 template <class T>
 LINEAVAE_INLINE bool evaluate(const T* mean, const T* logvar, int count, int begin, Block<accumulate_t<T>>& block) {
   using A = accumulate_t<T>;
@@ -60,7 +60,7 @@ LINEAVAE_INLINE bool evaluate(const T* mean, const T* logvar, int count, int beg
   return largest < Bins<A>::kInfinity;
 }
 
-// Adds the first kRows rows of the group to the moments and extremes. Where kCheck, some elements are not finite.
+// Adds the first kRows rows of the group to the moments and extremes. Where kCheck, some KLs are not finite.
 template <int kRows, bool kCheck, class A>
 LINEAVAE_INLINE void add_moments(int columns, Block<A>& block) {
   const int padded = (columns + kPad - 1) / kPad * kPad;
@@ -70,10 +70,12 @@ LINEAVAE_INLINE void add_moments(int columns, Block<A>& block) {
     A minimum = block.minimum[j], maximum = block.maximum[j];
     for (int row = 0; row < kRows; ++row) {
       const A x = kl[row * columns + j];
-      const bool counts = !kCheck || is_finite(x);
-      minimum = counts && x < minimum ? x : minimum;
-      maximum = counts && x > maximum ? x : maximum;
-      if (kCheck) block.nonfinite[j] += !counts;
+      minimum = x < minimum ? x : minimum;
+      maximum = x > maximum ? x : maximum;
+      if (kCheck) {
+        block.infinite[j] += Bins<A>::bits_of(x) == Bins<A>::kInfinity;
+        block.nan[j] += is_nan(x);
+      }
     }
     block.minimum[j] = minimum;
     block.maximum[j] = maximum;
@@ -84,7 +86,7 @@ LINEAVAE_INLINE void add_moments(int columns, Block<A>& block) {
     for (int j = 0; j < padded; ++j) {
       double sum = block.sum[i][j], squares = block.squares[i][j];
       for (int row = 0; row < kRows; ++row) {
-        const bool counts = !kCheck || is_finite(kl[row * columns + j]);
+        const bool counts = !kCheck || !is_nan(kl[row * columns + j]);
         const double x = counts ? value[row * columns + j] - block.shift[i][j] : 0;
         sum += x;
         squares += x * x;
@@ -108,7 +110,7 @@ LINEAVAE_INLINE void add_counts(int columns, int row, const CellTable<A>& table,
       block.cell[j] = static_cast<uint16_t>(cell_of<A>(Bins<A>::bits_of(kl[j]), table));
     }
     for (int j = 0; j < columns; ++j) {
-      if (!kCheck || is_finite(kl[j])) ++counters[j * stride + block.cell[j]];
+      if (!kCheck || !is_nan(kl[j])) ++counters[j * stride + block.cell[j]];
     }
   }
   for (int e = 0; e < table.num_compared; ++e) {
@@ -134,7 +136,7 @@ LINEAVAE_INLINE void begin_block(int columns, Block<A>& block) {
     for (int i = 0; i < LatentMoments::kVariables; ++i) block.shift[i][j] = block.sum[i][j] = block.squares[i][j] = 0;
     block.minimum[j] = std::numeric_limits<A>::infinity();
     block.maximum[j] = -std::numeric_limits<A>::infinity();
-    block.nonfinite[j] = 0;
+    block.infinite[j] = block.nan[j] = 0;
   }
 }
 
@@ -144,8 +146,12 @@ LINEAVAE_INLINE bool find_shifts(int rows, int columns, Block<A>& block) {
   bool complete = true;
   for (int j = 0; j < columns; ++j) {
     for (int index = j; index < rows * columns && !block.has_shift[j]; index += columns) {
-      if (!is_finite(block.value[0][index])) continue;
-      for (int i = 0; i < LatentMoments::kVariables; ++i) block.shift[i][j] = block.value[i][index];
+      if (is_nan(block.value[0][index])) continue;
+      for (int i = 0; i < LatentMoments::kVariables; ++i) {
+        const double value = block.value[i][index];
+        // where the square overflows the squared deviations do, whatever the shift
+        block.shift[i][j] = is_finite(value * value) ? value : 0;
+      }
       block.has_shift[j] = true;
     }
     complete &= block.has_shift[j];
@@ -156,15 +162,11 @@ LINEAVAE_INLINE bool find_shifts(int rows, int columns, Block<A>& block) {
 template <class A>
 LINEAVAE_INLINE void end_block(int columns, int64_t rows, const Block<A>& block, LatentMoments* moments) {
   for (int j = 0; j < columns; ++j) {
-    const double count = static_cast<double>(rows - block.nonfinite[j]);
+    const double count = static_cast<double>(rows - block.nan[j]);
     if (count == 0) continue;
-    LatentMoments of_block{count, {}, {}, block.minimum[j], block.maximum[j]};
-    for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      const double mean = block.sum[i][j] / count;
-      of_block.mean[i] = block.shift[i][j] + mean;
-      // at least squares / count, since the first x is zero
-      of_block.squares[i] = block.squares[i][j] - block.sum[i][j] * mean;
-    }
+    LatentMoments of_block{count, block.infinite[j], {}, {}, block.minimum[j], block.maximum[j]};
+    for (int i = 0; i < LatentMoments::kVariables; ++i)
+      set_moments(of_block, i, block.shift[i][j], block.sum[i][j], block.squares[i][j]);
     moments[j] = merge(moments[j], of_block);
   }
 }
@@ -185,13 +187,13 @@ LINEAVAE_INLINE void tile_body(const CollapseStatistics<T>& a, const Tile& tile,
     begin_block(tile.columns, block);
     for (int64_t row = begin; row < end;) {
       const int rows = end - row < kGroup ? 1 : kGroup;
-      const int64_t offset = (tile.model * a.rows + row) * a.latents + tile.first;
+      const int64_t offset = (tile.model * a.rows + row) * a.row_stride + tile.first;
       bool all_finite = true;
-      if (tile.columns == a.latents) {  // the rows are one run
+      if (tile.columns == a.row_stride) {  // the rows are one run
         all_finite = evaluate(a.mean + offset, a.logvar + offset, rows * tile.columns, 0, block);
       } else {
         for (int i = 0; i < rows; ++i) {
-          const int64_t row_offset = offset + i * a.latents;
+          const int64_t row_offset = offset + i * a.row_stride;
           all_finite &= evaluate(a.mean + row_offset, a.logvar + row_offset, tile.columns, i * tile.columns, block);
         }
       }
@@ -258,7 +260,7 @@ class Task {
     }
     for (int e = 0; e < a_.table->num_compared; ++e) {
       for (int j = 0; j < counted_.columns; ++j) cells[(j + 1) * stride_ - 1 - e] += block_->compared[e][j];
-      std::fill_n(block_->compared[e], counted_.columns, 0);
+      std::fill_n(block_->compared[e], kTile, 0);  // the padding counts too
     }
     counted_rows_ = 0;
   }
@@ -304,7 +306,8 @@ void finish(const CollapseStatistics<T>& a, int64_t index) {
   LatentMoments moments = no_moments();
   for (int64_t part = 0; part < parts; ++part)
     moments = merge(moments, a.parts[(model * parts + part) * a.latents + latent]);
-  store(a, index, moments);
+  store(a, index, moments.count, moments.infinite, moments.minimum, moments.maximum);
+  for (int i = 0; i < LatentMoments::kVariables; ++i) store(a, index, i, moments.of(i));
 }
 
 }  // namespace

@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int bin = thread; bin < kHistogramBins; bin += kThreads) fill_bin(*table, placed, count, bin);
 }
 
-// What a thread knows of its column: sums relative to the first finite value.
+// What a thread knows of its column: sums relative to the first value, or to zero where its KL is infinite.
 template <class A>
 struct ThreadMoments {
-  int count = 0;
+  int count = 0, infinite = 0;
   A shift[LatentMoments::kVariables] = {};
   double sum[LatentMoments::kVariables] = {}, squares[LatentMoments::kVariables] = {};
   A minimum = ExpTraits<A>::kInfinity, maximum = -ExpTraits<A>::kInfinity;
@@ -40,12 +40,13 @@ struct ThreadMoments {
     const A value[LatentMoments::kVariables] = {kl, mean, variance};
 #pragma unroll
     for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      if (count == 0) shift[i] = value[i];
+      if (count == 0 && kl < ExpTraits<A>::kInfinity) shift[i] = value[i];
       const double x = static_cast<double>(value[i]) - shift[i];
       sum[i] += x;
       squares[i] += x * x;
     }
     ++count;
+    infinite += kl == ExpTraits<A>::kInfinity;
     minimum = kl < minimum ? kl : minimum;
     maximum = kl > maximum ? kl : maximum;
   }
@@ -53,13 +54,10 @@ struct ThreadMoments {
   __device__ LatentMoments moments() const {
     LatentMoments all = no_moments();
     if (count == 0) return all;
-    all.count = static_cast<double>(count);
+    all.count = count;
+    all.infinite = infinite;
 #pragma unroll
-    for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      const double mean = sum[i] / all.count;
-      all.mean[i] = shift[i] + mean;
-      all.squares[i] = squares[i] - sum[i] * mean;  // at least squares / count, since the first x is zero
-    }
+    for (int i = 0; i < LatentMoments::kVariables; ++i) set_moments(all, i, shift[i], sum[i], squares[i]);
     all.minimum = minimum;
     all.maximum = maximum;
     return all;
@@ -97,7 +95,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) collapse_statistics
   ThreadMoments<A> moments;
   if (row_of_thread < step) {
     int64_t row = part * rows_per_part(a.rows) + row_of_thread;
-    int64_t index = (model * a.rows + row) * a.latents + first + column;
+    int64_t index = (model * a.rows + row) * a.row_stride + first + column;
     for (; row < end; row += step * kRows) {
       T mean[kRows], logvar[kRows];
 #pragma unroll
@@ -106,13 +104,13 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) collapse_statistics
           mean[i] = a.mean[index];
           logvar[i] = a.logvar[index];
         }
-        index += step * a.latents;
+        index += step * a.row_stride;
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const A m = load(mean[i]), t = load(logvar[i]), kl = gaussian_kl_element(m, t);
         const auto bits = Bins<A>::bits_of(kl);
-        if (row + i * step >= end || bits >= Bins<A>::kInfinity) continue;
+        if (row + i * step >= end || Bins<A>::is_nan(bits)) continue;
         moments.add(kl, m, exponential(t));
         if constexpr (kHistogram) atomicAdd(&counters[cell_of<A>(bits, table) * stride + column], 1u);
         for (int e = 0; e < table.num_compared; ++e)
@@ -142,21 +140,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) collapse_statistics
   if (row_of_thread == 0) a.parts[(model * parts + part) * a.latents + first + column] = of_threads[threadIdx.x];
 }
 
-// That of the lane `offset` above.
-__device__ inline LatentMoments shuffle_down(const LatentMoments& moments, int offset) {
-  LatentMoments other;
-  other.count = __shfl_down_sync(kFullMask, moments.count, offset);
-#pragma unroll
-  for (int i = 0; i < LatentMoments::kVariables; ++i) {
-    other.mean[i] = __shfl_down_sync(kFullMask, moments.mean[i], offset);
-    other.squares[i] = __shfl_down_sync(kFullMask, moments.squares[i], offset);
-  }
-  other.minimum = __shfl_down_sync(kFullMask, moments.minimum, offset);
-  other.maximum = __shfl_down_sync(kFullMask, moments.maximum, offset);
-  return other;
+// Those of the lane `offset` above.
+__device__ inline VariableMoments shuffle_down(const VariableMoments& moments, int offset) {
+  return {__shfl_down_sync(kFullMask, moments.count, offset), __shfl_down_sync(kFullMask, moments.mean, offset),
+          __shfl_down_sync(kFullMask, moments.squares, offset)};
 }
 
-// A block per latent: a warp per threshold, a thread per bin, and one warp for the moments.
+// A block per latent: a warp per threshold, a thread per bin, a warp for the moments of each variable, and one for what
+// all have in common.
 template <class T>
 __global__ void __launch_bounds__(kThreads) latent_results_kernel(const CollapseStatistics<T> a) {
   using A = accumulate_t<T>;
@@ -177,13 +168,33 @@ __global__ void __launch_bounds__(kThreads) latent_results_kernel(const Collapse
       a.histogram[index * kHistogramBins + bin] = cell[0] + (is_split<A>(entry) ? cell[1] : 0);
     }
   }
-  if (threadIdx.x / kWarp == 0) {
-    const int64_t parts = num_row_parts(a.rows), model = index / a.latents, latent = index % a.latents;
-    LatentMoments moments = no_moments();
-    for (int64_t part = lane(); part < parts; part += kWarp)
-      moments = merge(moments, a.parts[(model * parts + part) * a.latents + latent]);
+  const int64_t num_parts = num_row_parts(a.rows), model = index / a.latents;
+  const LatentMoments* parts = a.parts + model * num_parts * a.latents + index % a.latents;
+  const int warp = threadIdx.x / kWarp;
+  if (warp < LatentMoments::kVariables) {
+    VariableMoments moments{0, 0, 0};
+#pragma unroll 1  // the registers of one step at a time
+    for (int64_t part = lane(); part < num_parts; part += kWarp)
+      moments = merge(moments, parts[part * a.latents].of(warp));
     for (int offset = kWarp / 2; offset > 0; offset /= 2) moments = merge(moments, shuffle_down(moments, offset));
-    if (lane() == 0) store(a, index, moments);
+    if (lane() == 0) store(a, index, warp, moments);
+  } else if (warp == LatentMoments::kVariables) {
+    double count = 0, minimum = ExpTraits<double>::kInfinity, maximum = -minimum;
+    int64_t infinite = 0;
+    for (int64_t part = lane(); part < num_parts; part += kWarp) {
+      const LatentMoments& moments = parts[part * a.latents];
+      count += moments.count;
+      infinite += moments.infinite;
+      minimum = fmin(minimum, moments.minimum);
+      maximum = fmax(maximum, moments.maximum);
+    }
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      minimum = fmin(minimum, __shfl_xor_sync(kFullMask, minimum, offset));
+      maximum = fmax(maximum, __shfl_xor_sync(kFullMask, maximum, offset));
+    }
+    count = warp_sum(count);
+    infinite = warp_sum(infinite);
+    if (lane() == 0) store(a, index, count, infinite, minimum, maximum);
   }
 }
 

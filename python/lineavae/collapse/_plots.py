@@ -118,5 +118,5 @@ def _size(report: CollapseReport) -> str:
 def _range(*values: NDArray[np.float64]) -> tuple[float, float]:
     """Give the range of these values and 0.01, with room at both ends, less those below the floor."""
     shown = np.concatenate([*values, [0.01]])
-    shown = shown[shown >= _FLOOR]
+    shown = shown[(shown >= _FLOOR) & np.isfinite(shown)]
     return shown.min() / 2, shown.max() * 2

@@ -18,10 +18,12 @@ _SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
 def summarize(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
     """Tell what is broken, what is collapsed, and give the latents with the largest mean KL."""
-    broken = report.nonfinite > 0
-    warning = [f"{share(broken)} have non-finite elements, left out of all else: latents {ranges(broken)}"]
+    warnings = (
+        (report.nan > 0, "have samples whose KL is NaN, which may be anything"),
+        (report.infinite > 0, "have samples of infinite KL, above every ε"),
+    )
     return Group(
-        *(warning if broken.any() else []),
+        *(f"{share(broken)} {what}: latents {ranges(broken)}" for broken, what in warnings if broken.any()),
         f"{report.num_samples} samples, {report.latent_dim} latents",
         _facts(report, epsilon, delta),
         "",
@@ -52,14 +54,17 @@ def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
     facts.add_row(f"({epsilon:g}, {delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %")
     if verdict.collapsed.any():
         facts.add_row("", f"latents {ranges(verdict.collapsed)}")
-    if not verdict.decided.all():
-        facts.add_row("  not decided", f"latents {ranges(~verdict.decided)}: {epsilon:g} is no threshold")
+    for mask, why in ((report.nan == 0, f"{epsilon:g} is no threshold"), (report.nan > 0, "some KL is NaN")):
+        if (mask & ~verdict.decided).any():
+            facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
     names = ("collapsed", "not collapsed", "undetermined")
     facts.add_row("  with 95 % confidence", ", ".join(f"{(test == name).sum()} {name}" for name in names))
     facts.add_row("active units", f"{report.num_active()}, variance of the posterior mean >= 0.01")
     names = ("passive", "mixed", "active")
     facts.add_row("variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names))
-    facts.add_row("mean KL", f"{np.nansum(report.mean_kl):.5g} nats, sum over latents")
+    unknown = np.isnan(report.mean_kl)
+    total = f"{report.mean_kl.sum():.5g} nats, sum over latents"
+    facts.add_row("mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total)
     return facts
 
 

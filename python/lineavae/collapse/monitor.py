@@ -60,11 +60,11 @@ class CollapseCheck:
     report: CollapseReport
     """All statistics since the check before."""
     collapsed: NDArray[np.bool_]
-    """Which latents are (ε, δ)-collapsed, (K,)."""
+    """Which latents are (ε, δ)-collapsed for certain, (K,): none that a KL of NaN leaves open."""
     died: tuple[int, ...]
-    """Latents that have collapsed since the check before."""
+    """Latents that have collapsed since it was last certain whether they are."""
     revived: tuple[int, ...]
-    """Latents that were collapsed at the check before and are no longer."""
+    """Latents that were collapsed when that was last certain and are no longer."""
 
     def scalars(self) -> dict[str, float]:
         """Give the numbers to be logged, by name; the KL is that of the ELBO, in nats per sample."""
@@ -74,7 +74,8 @@ class CollapseCheck:
             "collapse/mean_kl": float(self.report.mean_kl.sum()),
             "collapse/died": float(len(self.died)),
             "collapse/revived": float(len(self.revived)),
-            "collapse/nonfinite": float(self.report.nonfinite.sum()),
+            "collapse/infinite": float(self.report.infinite.sum()),
+            "collapse/nan": float(self.report.nan.sum()),
         }
 
     def texts(self) -> dict[str, str]:
@@ -257,10 +258,9 @@ class CollapseMonitor:
         report = self._statistics.compute()
         self._statistics.reset()
         self._window_steps = 0
+        collapsed, decided = report.verdict(self.epsilon, self.delta)
         before = np.zeros(report.latent_dim, bool) if self._collapsed is None else self._collapsed
-        # without a finite KL there is no news of a latent
-        collapsed = np.where(report.num_finite > 0, report.collapsed(self.epsilon, self.delta), before)
-        changed = (collapsed != before) & (self._collapsed is not None)
+        changed = decided & (collapsed != before) & (self._collapsed is not None)
         self.last = CollapseCheck(
             step=self.step,
             report=report,
@@ -268,7 +268,7 @@ class CollapseMonitor:
             died=tuple(np.flatnonzero(changed & collapsed).tolist()),
             revived=tuple(np.flatnonzero(changed & ~collapsed).tolist()),
         )
-        self._collapsed = collapsed
+        self._collapsed = np.where(decided, collapsed, before)  # an open verdict is no news of a latent
         if self._log is not None:
             self._log(self.last)
         return self.last

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console, RenderableType
-from scipy.special import betaincinv
+from scipy.special import betainccinv, betaincinv
 from torch import Tensor
 
 from lineavae import _io
@@ -56,7 +56,7 @@ class CriticalEpsilon(NamedTuple):
     """The critical ε of each latent in nats, (K,) each."""
 
     estimate: _Floats
-    """The middle of the bounds."""
+    """The middle of the bounds, those of the samples whose KL is not NaN."""
     lower: _Floats
     upper: _Floats
 
@@ -90,7 +90,9 @@ class CollapseReport:
 
     Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
     (<= at ε = 0). The report holds counts and a histogram of the KL values, not the values. What these decide
-    is exact; where they leave bounds, the methods give the bounds.
+    is exact; where they leave bounds, the methods give the bounds. A KL that is infinite is above every ε.
+    One that is NaN may be anything: bounds are of all that it may be, and where it could tip a verdict, the
+    verdict is open.
 
     A metric, `CollapseStatistics`, or :meth:`from_statistics` makes it.
 
@@ -100,17 +102,14 @@ class CollapseReport:
         Number of samples N.
     latent_dim : int
         Number of latents K.
-    num_finite, nonfinite : ndarray
-        Number of samples whose KL is finite, N_j, and of those whose KL is not, (K,), int64. All else is
-        about the finite ones.
+    infinite, nan : ndarray
+        Number of samples whose KL is infinite, and of those whose KL is NaN, (K,), int64.
     thresholds : ndarray
         Thresholds ε in nats at which samples were counted, (E,), float64, in the order given.
     counts : ndarray
         Number of samples with a KL below each threshold, (K, E), int64; at ε = 0 with a KL of zero.
-    histogram : ndarray
-        Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64.
     mean_kl, kl_variance, min_kl, max_kl : ndarray
-        Of the KL in nats, (K,), float64.
+        Of the KL in nats, (K,), float64; these and all below of the N_j samples whose KL is not NaN.
     mean_of_mean, variance_of_mean : ndarray
         Of the posterior mean over the samples, (K,), float64. The variance is the active-unit statistic
         Var_x(E_q[z_j]).
@@ -120,9 +119,10 @@ class CollapseReport:
     Notes
     -----
     Variances are biased, divided by N_j: the samples are the population of the definitions. (The ``calc_au``
-    of He et al. (2019) divides by N_j - 1.) A latent without a finite element is neither collapsed nor
-    active, its statistics in float64 are NaN, and the first line of the printed report names it. The arrays
-    are read-only.
+    of He et al. (2019) divides by N_j - 1.) Where a value is infinite, so are mean and variance; the mean is
+    NaN where a posterior mean is both ∞ and -∞. Where all KL values of a latent are NaN, its statistics in
+    float64 are NaN, and it is not active. The first lines of the printed report name such latents. The
+    arrays are read-only.
 
     References
     ----------
@@ -149,19 +149,21 @@ class CollapseReport:
     """
 
     def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float]) -> None:
-        counts, histogram, moments, minimum, maximum, nonfinite = (part.cpu().numpy() for part in statistics)
+        counts, histogram, moments, minimum, maximum, infinite, nan = (
+            part.cpu().numpy() for part in statistics
+        )
         self.thresholds = _frozen(np.array(thresholds, dtype=np.float64))
-        self.counts, self.histogram, self.nonfinite = _frozen(counts), _frozen(histogram), _frozen(nonfinite)
-        self.num_finite: _Ints = _frozen(histogram.sum(-1))
-        self.num_samples = int(self.num_finite[0] + nonfinite[0])
-        self.latent_dim = len(nonfinite)
-        some = self.num_finite > 0
+        self.counts, self.infinite, self.nan = map(_frozen, (counts, infinite, nan))
+        self._known: _Ints = histogram.sum(-1)  # N_j
+        self.num_samples = int(self._known[0] + nan[0])
+        self.latent_dim = len(nan)
+        some = self._known > 0
         self.min_kl, self.max_kl = (_frozen(np.where(some, bound, np.nan)) for bound in (minimum, maximum))
         means = np.where(some, moments[:, 1::2].T, np.nan)
-        variances = np.where(some, moments[:, 2::2].T, np.nan) / np.maximum(self.num_finite, 1)
+        variances = np.where(some, moments[:, 2::2].T, np.nan) / np.maximum(self._known, 1)
         self.mean_kl, self.mean_of_mean, self.mean_variance = map(_frozen, means)
         self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(_frozen, variances)
-        self._knots, self._below = self._cumulate()
+        self._knots, self._below = _cumulate(histogram, infinite, counts, self.thresholds)
 
     @classmethod
     def from_statistics(
@@ -188,17 +190,17 @@ class CollapseReport:
             if thresholds.dtype != torch.float64:
                 raise TypeError(f"CollapseReport: thresholds must be float64, got {thresholds.dtype}")
             thresholds = thresholds.tolist()
-        if statistics.nonfinite.ndim != 1:
+        if statistics.nan.ndim != 1:
             raise ValueError(
                 "CollapseReport: statistics must be of one model, got leading dimensions "
-                f"{tuple(statistics.nonfinite.shape[:-1])}; "
+                f"{tuple(statistics.nan.shape[:-1])}; "
                 "LatentStatistics(*(part[index] for part in statistics)) takes one"
             )
-        if not len(statistics.nonfinite):
+        if not len(statistics.nan):
             raise ValueError("CollapseReport: statistics must be of at least one latent, got K=0")
         if not statistics.histogram.shape[-1]:
             raise ValueError("CollapseReport: statistics must have a histogram, got those of histogram=False")
-        num_rows = statistics.histogram.sum(-1) + statistics.nonfinite
+        num_rows = statistics.histogram.sum(-1) + statistics.nan
         if (num_rows != num_rows[0]).any():
             raise ValueError(
                 "CollapseReport: statistics must be of the same samples for every latent, got "
@@ -211,6 +213,15 @@ class CollapseReport:
             )
         return cls(statistics, [_check_nonnegative("from_statistics", "thresholds", t) for t in thresholds])
 
+    @property
+    def histogram(self) -> _Ints:
+        """Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64."""
+        # kept as the counts below its edges alone: with thousands of latents one is large
+        edges = np.isin(self._knots, histogram_edges().numpy())
+        histogram: _Ints = np.diff(self._below[:, edges])
+        histogram[:, -1] += self.infinite
+        return _frozen(histogram)
+
     def active_units(self, threshold: float = 0.01) -> _Bools:
         """Tell whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
         return self.variance_of_mean >= _check_nonnegative("active_units", "threshold", threshold)
@@ -222,11 +233,12 @@ class CollapseReport:
     def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
         """Give the critical ε of each latent: for every ε above it the latent is (ε, δ)-collapsed.
 
-        It is the (1 - δ) quantile of the latent's KL, order statistic number N_j - floor(δ N_j), where a
-        product that is an integer but for rounding counts as that integer. It lies in one bin of the
-        histogram: in [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the
-        estimate is at most 1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are
-        equal. They are NaN for a latent without a finite element.
+        It is the (1 - δ) quantile of the latent's KL, order statistic number N - floor(δ N), where a product
+        that is an integer but for rounding counts as that integer. It lies in one bin of the histogram: in
+        [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the estimate is at most
+        1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are equal. Where some
+        values are NaN the bounds are those of all that these may be, from 0 to infinite if it is all, and the
+        estimate is that of the others.
 
         Examples
         --------
@@ -240,19 +252,21 @@ class CollapseReport:
         >>> critical.lower.item() <= kl[89].item() <= critical.upper.item()
         True
         """
-        rank = self.num_finite - self._allowed(_check_delta("critical_epsilon", "delta", delta))
-        knot = (self._below < rank[:, None]).sum(-1)
-        lower = np.maximum(self._knots[knot - 1], self.min_kl)
-        upper = np.minimum(_unstrict(self._knots)[np.minimum(knot, len(self._knots) - 1)], self.max_kl)
-        lower = np.where(rank == self.num_finite, self.max_kl, lower)
-        upper = np.where(rank == 1, self.min_kl, upper)
-        return CriticalEpsilon(lower + (upper - lower) / 2, lower, upper)
+        delta = _check_delta("critical_epsilon", "delta", delta)
+        rank = np.full(self.latent_dim, self.num_samples - _allowed(delta, self.num_samples))
+        lower, upper = self._order_statistic(rank - self.nan).lower, self._order_statistic(rank).upper
+        least, most = self._order_statistic(self._known - _allowed(delta, self._known))
+        width = np.subtract(
+            most, least, where=least < most, out=np.zeros(self.latent_dim)
+        )  # both may be infinite
+        estimate = np.where(self._known > 0, least + width / 2, np.nan)
+        return CriticalEpsilon(estimate, lower, upper)
 
     def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
         """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
 
-        All are decided where ε is a threshold of the statistics or an edge of the histogram. Elsewhere those
-        are open whose critical ε has ε between its bounds.
+        Where ε is a threshold of the statistics or an edge of the histogram, all are decided but those that
+        KL values of NaN could tip. Elsewhere those are open whose critical ε has ε between its bounds.
         """
         epsilon = _check_nonnegative("verdict", "epsilon", epsilon)
         delta = _check_delta("verdict", "delta", delta)
@@ -266,10 +280,16 @@ class CollapseReport:
         Raises
         ------
         ValueError
-            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds.
-            :meth:`verdict` tells for which.
+            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds
+            and no KL is NaN. :meth:`verdict` tells for which.
         """
         verdict = self.verdict(epsilon, delta)
+        tipped = ~verdict.decided & (self.nan > 0)
+        if tipped.any():
+            raise ValueError(
+                f"CollapseReport.collapsed: the verdict on {_tables.share(tipped)} is open, because some KL "
+                "are NaN; verdict() tells on which"
+            )
         if not verdict.decided.all():
             raise ValueError(
                 "CollapseReport.collapsed: epsilon must be one of the thresholds, "
@@ -279,13 +299,13 @@ class CollapseReport:
         return verdict.collapsed
 
     def fraction_below(self, epsilon: float = _EPSILON) -> Interval:
-        """Give the fraction of the finite samples whose KL is below ε (zero at ε = 0), (K,).
+        """Give the fraction of the samples whose KL is below ε (zero at ε = 0), (K,).
 
         The bounds are equal, so the fraction exact, where ε is a threshold of the statistics or an edge of
-        the histogram. They are NaN for a latent without a finite element.
+        the histogram, and no KL is NaN. Without samples they are NaN.
         """
         low, high = self._count_below(np.array([_check_nonnegative("fraction_below", "epsilon", epsilon)]))
-        total = np.where(self.num_finite > 0, self.num_finite, np.nan)
+        total = self.num_samples or np.nan
         return Interval(low[:, 0] / total, high[:, 0] / total)
 
     def confidence_interval(self, epsilon: float = _EPSILON, level: float = 0.95) -> Interval:
@@ -293,8 +313,7 @@ class CollapseReport:
 
         That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
         the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε
-        is known only to bounds, it covers the intervals of both. For a latent without a finite element it is
-        [0, 1].
+        is known only to bounds, it covers the intervals of both; without samples it is [0, 1].
         """
         epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
         level = check_number("CollapseReport.confidence_interval", "level", level)
@@ -303,11 +322,10 @@ class CollapseReport:
                 f"CollapseReport.confidence_interval: level must be above 0 and below 1, got {level}"
             )
         low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
-        total, tail = self.num_finite, (1 - level) / 2
-        return Interval(
-            np.where(low > 0, _beta_quantile(np.maximum(low, 1), total - low + 1, tail), 0.0),
-            np.where(high < total, _beta_quantile(high + 1, np.maximum(total - high, 1), 1 - tail), 1.0),
-        )
+        total, tail = self.num_samples, (1 - level) / 2
+        below = _beta_quantile(betaincinv, np.maximum(low, 1), total - low + 1, tail)
+        above = _beta_quantile(betainccinv, high + 1, np.maximum(total - high, 1), tail)
+        return Interval(np.where(low > 0, below, 0.0), np.where(high < total, above, 1.0))
 
     def collapse_test(
         self, epsilon: float = _EPSILON, delta: float = _DELTA, level: float = 0.95
@@ -357,7 +375,7 @@ class CollapseReport:
         By mean and variance over the samples of the posterior variance v_j. Passive: v_j stays near 1, the
         prior's, its mean within ``mean_error_range`` of it and its variance below ``var_threshold``. Active:
         v_j stays near 0, its mean at most ``mean_error_range``, its variance below ``var_threshold``. Mixed:
-        all others, for instance those active for some samples only. ``"undefined"``: no element is finite.
+        all others, for instance those active for some samples only. ``"undefined"``: every KL is NaN.
 
         References
         ----------
@@ -374,7 +392,7 @@ class CollapseReport:
         steady = self.variance_of_variance < var_threshold
         return np.select(
             [
-                self.num_finite == 0,
+                self._known == 0,
                 steady & (abs(self.mean_variance - 1) <= mean_error_range),
                 steady & (self.mean_variance <= mean_error_range),
             ],
@@ -382,33 +400,35 @@ class CollapseReport:
             "mixed",
         )
 
-    def _cumulate(self) -> tuple[_Floats, _Ints]:
-        """Give the values (Q,) at which the number of samples below is known, and these numbers, (K, Q)."""
-        edges = histogram_edges().numpy()
-        zero = np.zeros((self.latent_dim, 1), np.int64)
-        below = np.concatenate([zero, self.histogram.cumsum(-1), self.counts], -1)
-        knots, index = np.unique(np.concatenate([edges, _strict(self.thresholds)]), return_index=True)
-        return knots, below[:, index]
+    def _order_statistic(self, rank: _Ints) -> Interval:
+        """Give bounds of the KL of each latent that is number ``rank``, (K,), of those that are not NaN.
+
+        Below the first is zero, for so small a KL may be, and infinity above the last.
+        """
+        knot = (self._below < rank[:, None]).sum(-1)
+        lower = np.maximum(self._knots[knot - 1], self.min_kl)
+        upper = np.minimum(_unstrict(self._knots)[np.minimum(knot, len(self._knots) - 1)], self.max_kl)
+        lower = np.where(rank == self._known, self.max_kl, lower)
+        upper = np.where(rank == 1, self.min_kl, upper)
+        beyond = np.inf if self.num_samples else np.nan
+        lower, upper = (
+            np.select([rank < 1, rank > self._known], [0, beyond], bound) for bound in (lower, upper)
+        )
+        return Interval(lower, upper)
 
     def _count_below(self, epsilons: _Floats) -> tuple[_Ints, _Ints]:
         """Give bounds of the number of samples below each ε, (K, P) each."""
         epsilons = _strict(epsilons)
         low = self._below[:, np.searchsorted(self._knots, epsilons, "right") - 1]
         high = self._below[:, np.searchsorted(self._knots, epsilons, "left")]
-        total, smallest, largest = self.num_finite[:, None], self.min_kl[:, None], self.max_kl[:, None]
-        low = np.where(epsilons > largest, total, np.maximum(low, epsilons > smallest))
-        high = np.where(epsilons <= smallest, 0, np.minimum(high, total - (epsilons <= largest)))
-        return low, high
-
-    def _allowed(self, delta: float) -> _Ints:
-        """How many samples may have a larger KL; minus one where there is no sample."""
-        # δ and the product are rounded: where δN is an integer, not to fall below it however large N is
-        allowed: _Floats = np.floor(delta * self.num_finite * (1 + 2.0**-51) + 1e-9)
-        return np.minimum(allowed.astype(np.int64), self.num_finite - 1)
+        known, smallest, largest = self._known[:, None], self.min_kl[:, None], self.max_kl[:, None]
+        low = np.where(epsilons > largest, known, np.maximum(low, epsilons > smallest))
+        high = np.where(epsilons <= smallest, 0, np.minimum(high, known - (epsilons <= largest)))
+        return low, high + self.nan[:, None]
 
     def _collapsed(self, below: _Ints, delta: float) -> _Bools:
         """Which latents are collapsed if so many samples are below ε, (K, ...)."""
-        return ((self.num_finite - below.T) <= self._allowed(delta)).T
+        return self.num_samples - below <= _allowed(delta, self.num_samples)
 
     def to_dict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> dict[str, Any]:
         """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
@@ -425,7 +445,8 @@ class CollapseReport:
             "num_collapsed": int(verdict.collapsed.sum()),
             "num_undecided": int((~verdict.decided).sum()),
             "num_active": self.num_active(),
-            "num_nonfinite": int((self.nonfinite > 0).sum()),
+            "num_infinite": int((self.infinite > 0).sum()),
+            "num_nan": int((self.nan > 0).sum()),
             "latents": {
                 name: [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
                 for name, column in self._columns(epsilon, delta).items()
@@ -471,8 +492,8 @@ class CollapseReport:
             "variance_of_mean": self.variance_of_mean,
             "mean_variance": self.mean_variance,
             "variance_of_variance": self.variance_of_variance,
-            "num_finite": self.num_finite,
-            "nonfinite": self.nonfinite,
+            "infinite": self.infinite,
+            "nan": self.nan,
             **counts,
         }
         return {name: column.tolist() for name, column in columns.items()}
@@ -515,9 +536,29 @@ def _unstrict(knots: _Floats) -> _Floats:
     return np.where(knots == _TINY, 0.0, knots)
 
 
-def _beta_quantile(a: _Ints, b: _Ints, probability: float) -> _Floats:
+def _cumulate(histogram: _Ints, infinite: _Ints, counts: _Ints, thresholds: _Floats) -> tuple[_Floats, _Ints]:
+    """Give the values (Q,) at which the number of samples below is known, and these numbers, (K, Q)."""
+    edges = histogram_edges().numpy()
+    knots, index = np.unique(np.concatenate([edges, _strict(thresholds)]), return_index=True)
+    below = np.empty((len(histogram), len(knots)), np.int64)
+    for first in range(0, len(below), 4096):  # some at a time: with thousands of latents these are large
+        latents = slice(first, first + 4096)
+        at_edges = np.pad(histogram[latents].cumsum(-1), ((0, 0), (1, 0)))
+        at_edges[:, -1] -= infinite[latents]
+        below[latents] = np.concatenate([at_edges, counts[latents]], -1)[:, index]
+    return knots, below
+
+
+def _allowed(delta: float, num_samples: int | _Ints) -> _Ints:
+    """How many of so many samples may have a larger KL; minus one where there is no sample."""
+    # δ and the product are rounded: where δN is an integer, not to fall below it however large N is
+    allowed: _Floats = np.floor(delta * np.asarray(num_samples) * (1 + 2.0**-51) + 1e-9)
+    return np.minimum(allowed.astype(np.int64), np.asarray(num_samples) - 1)
+
+
+def _beta_quantile(inverse: Callable[..., _Floats], a: _Ints, b: _Ints, tail: float) -> _Floats:
     # SciPy's is wrong, for a large b, where a is 1000 to the bit: next to it, it is right
-    quantile: _Floats = betaincinv(np.nextafter(a, np.inf), np.nextafter(b, np.inf), probability)
+    quantile: _Floats = inverse(np.nextafter(a, np.inf), np.nextafter(b, np.inf), tail)
     return quantile
 
 

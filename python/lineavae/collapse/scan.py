@@ -32,8 +32,8 @@ class ShardResults:
     """Statistics of finished shards, one file each in a folder, from which a scan continues.
 
     The name of a file tells what it is the result of: the shard's files with their sizes and times, the
-    arrays in them, the thresholds, and this version of lineavae. So nothing out of date is ever used, and
-    several processes may share a folder, which may be that of the shards.
+    arrays in them, the thresholds, which statistics there are, and this version of lineavae. So nothing out
+    of date is ever used, and several processes may share a folder, which may be that of the shards.
 
     Attributes
     ----------
@@ -105,7 +105,8 @@ class ShardResults:
 
     def _path(self, shard: Shard) -> Path:
         arrays = [(str(array.dtype), array.shape, array.offset, array.member) for array in shard.arrays]
-        parts = [shard.stamp, arrays, shard.has_std, self._thresholds, lineavae.__version__]
+        statistics = LatentStatistics._fields
+        parts = [shard.stamp, arrays, shard.has_std, self._thresholds, statistics, lineavae.__version__]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self.folder / f"{fingerprint[:32]}.safetensors"
 
@@ -221,4 +222,5 @@ def _add(total: LatentStatistics, part: LatentStatistics) -> None:
     total.moments.copy_(merge_moments(torch.stack([total.moments, part.moments])))
     torch.minimum(total.minimum, part.minimum, out=total.minimum)
     torch.maximum(total.maximum, part.maximum, out=total.maximum)
-    total.nonfinite.add_(part.nonfinite)
+    total.infinite.add_(part.infinite)
+    total.nan.add_(part.nan)

@@ -60,7 +60,8 @@ class CollapseStatistics(Metric):
     moments: Tensor
     minimum: Tensor
     maximum: Tensor
-    nonfinite: Tensor
+    infinite: Tensor
+    nan: Tensor
 
     def __init__(
         self, latent_dim: int, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, **kwargs: Any
@@ -81,7 +82,8 @@ class CollapseStatistics(Metric):
             "moments": merge_moments,
             "minimum": "min",
             "maximum": "max",
-            "nonfinite": "sum",
+            "infinite": "sum",
+            "nan": "sum",
         }
         for name, reduction in reductions.items():
             self.add_state(name, getattr(neutral, name), dist_reduce_fx=reduction, persistent=True)
@@ -131,7 +133,8 @@ class CollapseStatistics(Metric):
         self.moments = merge_moments(torch.stack([self.moments, batch.moments]))
         self.minimum = torch.minimum(self.minimum, batch.minimum)
         self.maximum = torch.maximum(self.maximum, batch.maximum)
-        self.nonfinite = self.nonfinite + batch.nonfinite
+        self.infinite = self.infinite + batch.infinite
+        self.nan = self.nan + batch.nan
 
     def compute(self) -> CollapseReport:
         """Give the report of all that was added, in all processes."""
@@ -190,7 +193,7 @@ class CollapseStatistics(Metric):
         for name, state in states.items():
             setattr(self, name, state.to(self.device))
         self._computed = None
-        self._update_count = int((self.moments[:, 0].sum() + self.nonfinite.sum()) > 0)
+        self._update_count = int((self.moments[:, 0].sum() + self.nan.sum()) > 0)
 
     def _mismatch(self, states: dict[str, Any]) -> str | None:
         """Say why these states are not of such a metric."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext, reference
+from lineavae._arguments import check_integer
 from lineavae.ops._arguments import check_tensors, has_native, widen
 from lineavae.ops._registration import keep_signature
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
@@ -23,24 +24,35 @@ MAX_THRESHOLDS = 64
 
 
 def collapse_statistics(
-    mean: Tensor, logvar: Tensor, thresholds: Sequence[float] | Tensor, *, histogram: bool = True
+    mean: Tensor,
+    logvar: Tensor,
+    thresholds: Sequence[float] | Tensor,
+    *,
+    histogram: bool = True,
+    event_dim: int | None = None,
 ) -> LatentStatistics:
     """Statistics of the KL of each latent over N posteriors, for any number of thresholds in one pass.
 
     Exact counts of KL < ε for every threshold ε (of KL <= 0 at ε = 0), where a KL is the value that
     `gaussian_kl_per_dimension` returns; a histogram with bins of relative width 1/16 or less, which holds
-    every quantile; count, mean and spread of the KL, of the posterior mean and of the posterior variance.
+    every quantile; count, mean and spread of the KL, of the posterior mean and of the posterior variance. An
+    infinite KL is above every ε; one that is NaN is counted apart and left out of all else.
 
     Parameters
     ----------
     mean, logvar
-        Posterior means and log-variances, (*models, N, K), of one dtype: float64, float32, bfloat16 or
-        float16. The leading dimensions are several models or checkpoints.
+        Posterior means and log-variances of one dtype, float64, float32, bfloat16 or float16: (N, K), or
+        (M, N, K) for several models or checkpoints. For other shapes give ``event_dim``.
     thresholds
         At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64
         on the device of mean, whose values are not looked at; none counts below a NaN.
     histogram
         Without it the histogram has no bins, and one to a few thresholds cost half the time.
+    event_dim
+        How many trailing dimensions are the latents of a sample, as in ``torch.distributions.Independent``:
+        with 1 the shape is (*models, N, K); with 3 it is (*models, N, C, H, W), each position has latents of
+        its own, and K = C·H·W. Where there is one latent per channel, and positions are samples,
+        ``mean.movedim(1, -1).flatten(0, -2)`` is (N·H·W, C).
 
     Returns
     -------
@@ -51,15 +63,17 @@ def collapse_statistics(
     Raises
     ------
     TypeError
-        An argument is no tensor or of another dtype; a threshold is no number.
+        An argument is no tensor or of another dtype; a threshold is no number; event_dim is no integer.
     ValueError
-        A shape or device does not fit; a threshold is negative or not finite; there are more than 64; an
-        argument requires grad: the statistics are not differentiable.
+        A shape or device does not fit; there are more than three dimensions and no event_dim; a threshold is
+        negative or not finite; there are more than 64; an argument requires grad: the statistics are not
+        differentiable.
 
     Notes
     -----
     The (ε, δ)-collapse of section 6.2 of Lucas et al. (2019): latent j is collapsed if at least the fraction
-    1 - δ of its N KL values is below ε. Beyond the inputs the memory needed is in proportion to K.
+    1 - δ of its N KL values is below ε. Beyond inputs and results the memory needed is
+    bounded, whatever N and K.
 
     Examples
     --------
@@ -74,8 +88,7 @@ def collapse_statistics(
     tensor([0.5000, 0.0050], dtype=torch.float64)
     """
     mean, logvar = check_tensors(_OP, False, mean=mean, logvar=logvar)
-    if mean.ndim < 2:
-        raise ValueError(f"{_OP}: mean must have shape (*models, N, K), got {tuple(mean.shape)}")
+    event_dim = _check_event_dim(event_dim, mean)
     if mean.shape != logvar.shape:
         raise ValueError(
             f"{_OP}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
@@ -87,12 +100,30 @@ def collapse_statistics(
                 "detach it or call this under torch.no_grad()"
             )
     thresholds = _check_thresholds(thresholds, mean.device)
+    mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     if not has_native(_OP, mean.device):
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]
     core = (models.numel(), *mean.shape[-2:])
     outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
     return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
+
+
+def _check_event_dim(event_dim: int | None, mean: Tensor) -> int:
+    if event_dim is None:
+        if mean.ndim > 3:
+            raise ValueError(
+                f"{_OP}: mean must have shape (N, K) or (M, N, K), got {tuple(mean.shape)}: give "
+                f"event_dim={mean.ndim - 1} for one latent per position of each sample, or event_dim=1 where "
+                "the last two dimensions are (N, K) and all others are models; for one latent per channel, "
+                "with positions as samples, pass mean.movedim(1, -1).flatten(0, -2), and logvar likewise"
+            )
+        event_dim = 1
+    event_dim = check_integer(_OP, "event_dim", event_dim, 1)
+    if mean.ndim <= event_dim:
+        shape = "(*models, N, K)" if event_dim == 1 else f"(*models, N, *event) with event_dim={event_dim}"
+        raise ValueError(f"{_OP}: mean must have shape {shape}, got {tuple(mean.shape)}")
+    return event_dim
 
 
 def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device) -> Tensor:
@@ -154,6 +185,9 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, 
     return tuple(output.unflatten(0, (info.batch_size, -1)) for output in outputs), (0,) * len(outputs)
 
 
+torch.library.register_vmap(f"lineavae::{_OP}", _vmap)  # that of a vmap around the one of the Function
+
+
 @torch.library.register_fake(f"lineavae::{_OP}")
 def _fake(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> tuple[Tensor, ...]:
     models, _, latents = mean.shape
@@ -167,5 +201,6 @@ def _fake(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> 
         empty(NUM_MOMENTS, dtype=torch.float64),
         empty(dtype=torch.float64),
         empty(dtype=torch.float64),
+        empty(dtype=torch.int64),
         empty(dtype=torch.int64),
     )

@@ -23,8 +23,9 @@ NUM_MOMENTS = 7
 class LatentStatistics(NamedTuple):
     """Statistics of N posteriors, per model and latent; those of disjoint sets of posteriors merge.
 
-    Counts, histograms and nonfinite merge by adding, minimum and maximum by taking the smaller and the
-    larger, moments by `lineavae.ops.merge_moments`.
+    A KL that is infinite is above every threshold. One that is NaN is unknown: ``nan`` counts it, and nothing
+    else does. Minimum and maximum merge by taking the smaller and the larger, moments by
+    `lineavae.ops.merge_moments`, all others by adding.
 
     Examples
     --------
@@ -32,9 +33,9 @@ class LatentStatistics(NamedTuple):
     >>> from lineavae.ops import collapse_statistics
     >>> mean = torch.tensor([[1.0, 0.0], [3.0, torch.nan]])
     >>> statistics = collapse_statistics(mean, torch.zeros(2, 2), thresholds=[0.01])
-    >>> statistics.minimum, statistics.nonfinite
+    >>> statistics.minimum, statistics.nan
     (tensor([0.5000, 0.0000], dtype=torch.float64), tensor([0, 1]))
-    >>> statistics.moments[:, :2]  # the number of finite elements, and the mean KL
+    >>> statistics.moments[:, :2]  # the number of elements that are known, and the mean KL
     tensor([[2.0000, 2.5000],
             [1.0000, 0.0000]], dtype=torch.float64)
     """
@@ -42,16 +43,20 @@ class LatentStatistics(NamedTuple):
     counts: Tensor
     """How many KL values are below each threshold, (*models, K, E), int64."""
     histogram: Tensor
-    """How many KL values are in each bin of `histogram_edges`, (*models, K, 642), int64."""
+    """How many KL values are in each bin of `histogram_edges`, (*models, K, 642), int64; infinite ones are in
+    the last."""
     moments: Tensor
-    """The number of finite elements, then mean and sum of squared deviations from it, of the KL, of the
-    posterior mean and of the posterior variance, (*models, K, 7), float64."""
+    """The number of elements whose KL is not NaN, then mean and sum of squared deviations from it, of the KL,
+    of the posterior mean and of the posterior variance, (*models, K, 7), float64. Where a value is infinite
+    the sum is, and the mean, which is NaN if there are values of both signs."""
     minimum: Tensor
-    """The smallest KL, (*models, K), float64; infinite where no element is finite."""
+    """The smallest KL, (*models, K), float64; infinite also where there is none."""
     maximum: Tensor
-    """The largest KL, (*models, K), float64; minus infinite where no element is finite."""
-    nonfinite: Tensor
-    """How many elements have a KL that is NaN or infinite, (*models, K), int64. Nothing else counts them."""
+    """The largest KL, (*models, K), float64; minus infinite where there is none."""
+    infinite: Tensor
+    """How many KL values are infinite, (*models, K), int64."""
+    nan: Tensor
+    """How many KL values are NaN, (*models, K), int64."""
 
 
 # torch.export saves what a model returns by this name
@@ -60,6 +65,8 @@ _pytree._register_namedtuple(LatentStatistics, serialized_type_name="lineavae.op
 
 def histogram_edges() -> Tensor:
     """Edges of the histogram's bins in nats, (643,), float64: bin b counts edges[b] <= KL < edges[b + 1].
+
+    The last bin counts infinite KL values as well.
 
     Examples
     --------
@@ -82,32 +89,36 @@ def collapse_statistics(
     KL < ε is counted for ε > 0, and KL <= ε at ε = 0.
     """
     kl = gaussian_kl_per_dimension(mean, logvar).double().mT  # (*models, K, N)
-    finite = kl.isfinite()
-    count = finite.sum(-1)
+    known = ~kl.isnan()
+    count = known.sum(-1)
     counts = count.new_zeros((*count.shape, len(thresholds)))
     for i, threshold in enumerate(thresholds):
-        counts[..., i] = (finite & ((kl < threshold) | (kl == 0) & (threshold == 0))).sum(-1)
+        counts[..., i] = ((kl < threshold) | (kl == 0) & (threshold == 0)).sum(-1)
     bins = count.new_zeros((*count.shape, NUM_BINS if histogram else 0))
     if histogram:
         indices = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
-        bins.scatter_add_(-1, indices, finite.long())
+        bins.scatter_add_(-1, indices, known.long())
     moments = [count.double()]
     for values in (kl, mean.double().mT, logvar.double().mT.exp()):
-        average = values.where(finite, 0).sum(-1) / count.clamp(min=1)
-        moments += [average, (values - average[..., None]).where(finite, 0).square().sum(-1)]
+        average = values.where(known, 0).sum(-1) / count.clamp(min=1)
+        squares = (values - average[..., None]).where(known, 0).square().sum(-1)
+        moments += [average, squares.where(average.isfinite(), torch.inf)]
     none = kl.new_full((*count.shape, 1), torch.inf)
     return LatentStatistics(
         counts=counts,
         histogram=bins,
         moments=torch.stack(moments, -1),
-        minimum=torch.cat([kl.where(finite, torch.inf), none], -1).amin(-1),
-        maximum=torch.cat([kl.where(finite, -torch.inf), -none], -1).amax(-1),
-        nonfinite=kl.shape[-1] - count,
+        minimum=torch.cat([kl.where(known, torch.inf), none], -1).amin(-1),
+        maximum=torch.cat([kl.where(known, -torch.inf), -none], -1).amax(-1),
+        infinite=kl.isinf().sum(-1),
+        nan=kl.shape[-1] - count,
     )
 
 
 def merge_moments(moments: Tensor) -> Tensor:
     """Merge moments of disjoint sets of posteriors, (R, ..., 7) -> (..., 7), by Chan's formula, in order.
+
+    A mean that is infinite stays so, and its squared deviations.
 
     Examples
     --------
@@ -121,12 +132,13 @@ def merge_moments(moments: Tensor) -> Tensor:
     """
     merged, *others = moments.unbind()
     for other in others:
-        count = merged[..., 0] + other[..., 0]
-        share = other[..., 0] / count.clamp(min=1)
-        combined = [count]
-        for mean, squares in ((1, 2), (3, 4), (5, 6)):
-            gap = other[..., mean] - merged[..., mean]
-            combined.append(merged[..., mean] + share * gap)
-            combined.append(merged[..., squares] + other[..., squares] + gap * (share * merged[..., 0]) * gap)
-        merged = torch.stack(combined, -1)
+        count, mean, squares = merged[..., :1], merged[..., 1::2], merged[..., 2::2]
+        more = other[..., :1]
+        share = more / (count + more).clamp(min=1)
+        gap = other[..., 1::2] - mean
+        finite = gap.isfinite()
+        squares = squares + other[..., 2::2] + gap * (share * count) * gap
+        mean = torch.where(finite, mean + share * gap, (1 - share) * mean + share * other[..., 1::2])
+        both = torch.stack([mean, squares.where(finite, torch.inf)], -1).flatten(-2)
+        merged = torch.cat([count + more, both], -1)
     return merged

@@ -26,7 +26,7 @@ const std::vector<double> kEdges = {0.5, 0.01,    0.51, 0.01,  0.0,    1e-9, 1e6
                                     2.5, 65536.0, 3e-8, 1e300, 5e-324, -1.0, NAN};
 const std::vector<std::vector<double>> kThresholds = {{}, {0.01}, kEdges, std::vector<double>(kMaxThresholds, 0.01)};
 
-// Every latent has a scale of its own; some elements are not finite, and in one latent none is.
+// Every latent has a scale of its own; some elements are not finite, in one latent all are NaN, in another infinite.
 template <class T>
 struct Posterior {
   std::vector<double> mean, logvar;
@@ -41,17 +41,27 @@ struct Posterior {
       if (finite) continue;
       if (i % 7 == 3) mean[i] = NAN;
       if (i % 11 == 5) logvar[i] = i % 2 == 0 ? -INFINITY : INFINITY;
-      if (i % 13 == 6) mean[i] = to_double(from_double<T>(1e300));
+      if (i % 13 == 6) mean[i] = INFINITY;
       if (latent == 1) logvar[i] = NAN;
+      if (latent == 4) mean[i] = INFINITY, logvar[i] = 0;
     }
   }
 };
+
+// The values of one model with columns behind them that are not its own.
+std::vector<double> widened(const Shape& s, const std::vector<double>& values, int64_t row_stride) {
+  if (row_stride == s.latents) return values;
+  std::vector<double> wide(s.rows * row_stride, NAN);
+  for (int64_t row = 0; row < s.rows; ++row)
+    std::copy_n(values.begin() + row * s.latents, s.latents, wide.begin() + row * row_stride);
+  return wide;
+}
 
 // What the definition says of one latent, from the values of its elements.
 template <class T>
 struct Expected {
   using A = accumulate_t<T>;
-  std::vector<double> counts, histogram, moments, minimum, maximum, nonfinite;
+  std::vector<double> counts, histogram, moments, minimum, maximum, infinite, nan;
 
   Expected(const Shape& s, const Posterior<T>& posterior, const std::vector<double>& thresholds) {
     for (int64_t model = 0; model < s.models; ++model) {
@@ -61,7 +71,7 @@ struct Expected {
           const int64_t i = (model * s.rows + row) * s.latents + latent;
           const A mean = static_cast<A>(posterior.mean[i]), logvar = static_cast<A>(posterior.logvar[i]);
           const double kl = gaussian_kl_element(mean, logvar);
-          if (!std::isfinite(kl)) continue;
+          if (std::isnan(kl)) continue;
           values[0].push_back(kl);
           values[1].push_back(mean);
           values[2].push_back(std::exp(static_cast<double>(logvar)));
@@ -77,7 +87,7 @@ struct Expected {
       counts.push_back(std::count_if(kl.begin(), kl.end(), [=](double x) { return e == 0 ? x <= 0 : x < e; }));
     std::vector<double> bins(642);
     for (const double x : kl) {
-      const double octave = x > 0 ? std::floor(std::log2(x)) : -1000;
+      const double octave = x == INFINITY ? 1000 : x > 0 ? std::floor(std::log2(x)) : -1000;
       const double step = std::floor((x * std::exp2(-octave) - 1) * 16);
       ++bins[octave < -24 ? 0 : octave >= 16 ? 641 : static_cast<int>(1 + (octave + 24) * 16 + step)];
     }
@@ -87,26 +97,31 @@ struct Expected {
       double mean = 0, squares = 0;
       for (const double x : value) mean += x / value.size();
       for (const double x : value) squares += (x - mean) * (x - mean);
+      if (!std::isfinite(mean)) squares = INFINITY;
       moments.push_back(mean);
       moments.push_back(squares);
     }
     minimum.push_back(kl.empty() ? INFINITY : *std::min_element(kl.begin(), kl.end()));
     maximum.push_back(kl.empty() ? -INFINITY : *std::max_element(kl.begin(), kl.end()));
-    nonfinite.push_back(rows - kl.size());
+    infinite.push_back(std::count(kl.begin(), kl.end(), INFINITY));
+    nan.push_back(rows - kl.size());
   }
 };
 
 template <class T>
-void test_statistics(const Shape& s, bool finite, bool with_histogram, const std::vector<double>& thresholds) {
+void test_statistics(const Shape& s, bool finite, bool with_histogram, const std::vector<double>& thresholds,
+                     int64_t other_columns = 0) {
   using A = accumulate_t<T>;
   const Posterior<T> posterior(s, finite);
   const Expected<T> expected(s, posterior, thresholds);
-  const int64_t latents = s.models * s.latents;
+  const int64_t latents = s.models * s.latents, row_stride = s.latents + other_columns;
   const int E = static_cast<int>(thresholds.size()), cells = num_cells(with_histogram, E);
   Case c(std::string("collapse_statistics ") + Scalar<T>::kName + " " + std::to_string(s.models) + "x" +
          std::to_string(s.rows) + "x" + std::to_string(s.latents) + " " + std::to_string(E) + " thresholds" +
-         (finite ? "" : " not finite") + (with_histogram ? "" : " no histogram"));
-  const T *mean = c.input<T>("mean", posterior.mean), *logvar = c.input<T>("logvar", posterior.logvar);
+         (finite ? "" : " not finite") + (with_histogram ? "" : " no histogram") +
+         (other_columns == 0 ? "" : " among others"));
+  const T* mean = c.input<T>("mean", widened(s, posterior.mean, row_stride));
+  const T* logvar = c.input<T>("logvar", widened(s, posterior.logvar, row_stride));
   const double* threshold = c.input<double>("thresholds", thresholds);
   auto* table = reinterpret_cast<CellTable<A>*>(c.output<double>("table", sizeof(CellTable<A>) / sizeof(double) + 1));
   int64_t* counted = c.in_out<int64_t>("cells", std::vector<double>(latents * cells));
@@ -116,11 +131,11 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
   int64_t* histogram = c.output<int64_t>("histogram", with_histogram ? latents * kHistogramBins : 0);
   double* moments = c.output<double>("moments", latents * 7);
   double *minimum = c.output<double>("minimum", latents), *maximum = c.output<double>("maximum", latents);
-  int64_t* nonfinite = c.output<int64_t>("nonfinite", latents);
+  int64_t *infinite = c.output<int64_t>("infinite", latents), *nan = c.output<int64_t>("nan", latents);
   c.run([&] {
-    collapse_statistics(
-        Cuda{}, CollapseStatistics<T>{s.models, s.rows, s.latents, E, with_histogram, mean, logvar, threshold, table,
-                                      counted, parts, counts, histogram, moments, minimum, maximum, nonfinite});
+    collapse_statistics(Cuda{}, CollapseStatistics<T>{s.models, s.rows, s.latents, row_stride, E, with_histogram, mean,
+                                                      logvar, threshold, table, counted, parts, counts, histogram,
+                                                      moments, minimum, maximum, infinite, nan});
   });
   c.expect(counts, expected.counts, 0);
   if (with_histogram) c.expect(histogram, expected.histogram, 0);
@@ -128,9 +143,10 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
   c.expect(moments, expected.moments, kTolerance<A>);
   c.expect(minimum, expected.minimum, 0);
   c.expect(maximum, expected.maximum, 0);
-  c.expect(nonfinite, expected.nonfinite, 0);
+  c.expect(infinite, expected.infinite, 0);
+  c.expect(nan, expected.nan, 0);
   // all but a few per cent of the memory that is touched
-  c.expect_coalesced({mean, logvar});
+  if (other_columns == 0) c.expect_coalesced({mean, logvar});
 }
 
 template <class T>
@@ -141,6 +157,7 @@ void all_shapes() {
       test_statistics<T>(s, true, true, thresholds);
       test_statistics<T>(s, false, thresholds.empty(), thresholds);
     }
+    if (s.models == 1) test_statistics<T>(s, false, true, kEdges, 3);
   }
 }
 
