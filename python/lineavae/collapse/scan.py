@@ -94,12 +94,12 @@ class ShardResults:
         pairs = zip(statistics, expected, strict=True)
         fit = all(found.shape == like.shape and found.dtype == like.dtype for found, like in pairs)
         if fit:
-            counts, histogram, _, _, _, nonfinite = statistics
-            finite = shard.num_samples - nonfinite
+            counts, histogram, _, _, _, infinite, nan = statistics
+            known = shard.num_samples - nan
             ascending = counts[:, torch.tensor(self._thresholds).argsort()]
-            bounded = torch.cat([torch.zeros_like(finite)[:, None], ascending, finite[:, None]], 1)
-            fit = bool((bounded.diff() >= 0).all() and (histogram >= 0).all() and (nonfinite >= 0).all())
-            fit = fit and bool((histogram.sum(-1) == finite).all())
+            bounded = torch.cat([torch.zeros_like(known)[:, None], ascending, (known - infinite)[:, None]], 1)
+            fit = all(bool((tensor >= 0).all()) for tensor in (bounded.diff(), histogram, infinite, nan))
+            fit = fit and bool((histogram.sum(-1) == known).all())
         if not fit:
             raise ValueError(f"{self._path(shard)} must hold statistics of {shard.num_samples} samples")
 
