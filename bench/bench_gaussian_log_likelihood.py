@@ -25,6 +25,11 @@ def from_distortion(distortion: Tensor, log_sigma2: Tensor, num_features: int) -
     return -0.5 * (distortion * torch.exp(-log_sigma2) + normaliser)
 
 
+def as_written(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
+    distortion = (x - x_hat).square() * (-log_sigma2).exp()
+    return -0.5 * (distortion + log_sigma2 + math.log(2 * math.pi)).sum(-1)
+
+
 def by_rows(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
     """Sum squares first, which one σ² allows."""
     return from_distortion((x - x_hat).square().sum(1), log_sigma2, x.shape[1])
@@ -71,10 +76,10 @@ def test_gaussian_log_likelihood(compare, setting, num_samples, num_features):
     compare(
         {
             "ours": step(gaussian_log_likelihood),
-            "eager as written": step(reference.gaussian_log_likelihood),
+            "eager as written": step(as_written),
             "eager by rows": step(by_rows),
             "eager by mse_loss": step(by_mse_loss),
-            "compiled as written": step(setting.compiled(reference.gaussian_log_likelihood)),
+            "compiled as written": step(setting.compiled(as_written)),
             "compiled by rows": step(setting.compiled(by_rows)),
         }
     )
@@ -90,8 +95,8 @@ def test_gaussian_log_likelihood_noise(compare, setting, noise):
     compare(
         {
             "ours": step(gaussian_log_likelihood),
-            "eager": step(reference.gaussian_log_likelihood),
-            "compiled": step(setting.compiled(reference.gaussian_log_likelihood)),
+            "eager": step(as_written),
+            "compiled": step(setting.compiled(as_written)),
         }
     )
 

@@ -8,6 +8,10 @@
 // and ∂s summed over what shares one variance. Sums of squares are in float, or double for double, over at most a few
 // thousand elements, and in double from there on. Values, and the gradient that comes in, are double for double inputs
 // and float for all others; the gradients that go out have the dtype of the inputs.
+//
+// r/σ is squared, not r² divided by σ², and g r/σ² is (g r/σ) / σ: with 1/σ = e^(-s/2) that covers all s of any use.
+// What overflows even so is not finite, and a row or column in which something is not, or in which g is of no usual
+// size, is done again in the next wider type (common/wide.h).
 #pragma once
 
 #include <algorithm>
@@ -16,6 +20,7 @@
 #include "common/device.h"
 #include "common/expm1.h"
 #include "common/half.h"
+#include "common/wide.h"
 
 namespace lineavae {
 
@@ -104,6 +109,100 @@ LINEAVAE_DECLARE(Cuda)
 template <class A>
 LINEAVAE_HOST_DEVICE A gaussian_grad_log_sigma2(A grad, A q) {
   return A(0.5) * grad * (q - A(1));
+}
+
+// 1/σ
+template <class A>
+LINEAVAE_HOST_DEVICE A inverse_scale(A log_sigma2) {
+  return exponential(A(-0.5) * log_sigma2);
+}
+
+// Whether (g r/σ) / σ neither overflows, where Σ r²/σ² does not, nor loses digits that count on the way.
+template <class A>
+LINEAVAE_HOST_DEVICE bool is_usual_grad(A grad) {
+  constexpr A kSmall = sizeof(A) == sizeof(float) ? A(0x1p-24) : A(0x1p-400), kLarge = 1 / kSmall;
+  const A magnitude = grad < 0 ? -grad : grad;
+  return grad == 0 || (magnitude >= kSmall && magnitude <= kLarge);
+}
+
+// One element in the next wider type.
+template <class A>
+class WideElement {
+ public:
+  using W = wider_t<A>;
+  LINEAVAE_HOST_DEVICE WideElement(A x, A x_hat, A log_sigma2)
+      : residual_(W(x) + W(-x_hat)), inverse_scale_(wide_exponential(A(-0.5) * log_sigma2)) {}
+
+  LINEAVAE_HOST_DEVICE W square() const {
+    const W scaled = residual_ * inverse_scale_;
+    return scaled * scaled;
+  }
+  LINEAVAE_HOST_DEVICE A grad_x_hat(A grad) const {
+    return static_cast<A>(W(grad) * residual_ * inverse_scale_ * inverse_scale_);
+  }
+  LINEAVAE_HOST_DEVICE W grad_log_sigma2(A grad) const { return W(0.5) * W(grad) * (square() + W(-1)); }
+
+ private:
+  W residual_, inverse_scale_;
+};
+
+// Q of a row
+template <class T>
+LINEAVAE_HOST_DEVICE wider_t<accumulate_t<T>> wide_squares(const GaussianData<T>& data, Noise noise, int64_t row) {
+  const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
+  wider_t<accumulate_t<T>> sum = 0;
+  LINEAVAE_ROLLED
+  for (int64_t i = 0; i < data.features; ++i) {
+    const T s = log_sigma2[noise == Noise::kRow ? 0 : i];
+    sum = sum + WideElement<accumulate_t<T>>(load(x[i]), load(x_hat[i]), load(s)).square();
+  }
+  return sum;
+}
+
+// L of a row, from its Q
+template <class T>
+LINEAVAE_HOST_DEVICE wider_t<accumulate_t<T>> wide_value(const GaussianData<T>& data, Noise noise, int64_t row,
+                                                         wider_t<accumulate_t<T>> squares) {
+  using W = wider_t<accumulate_t<T>>;
+  const T* log_sigma2 = data.log_sigma2_row(row);
+  double normaliser = static_cast<double>(data.features) * kLog2Pi;
+  LINEAVAE_ROLLED
+  for (int64_t i = 0; i < data.features; ++i) normaliser += load(log_sigma2[noise == Noise::kRow ? 0 : i]);
+  return W(-0.5) * (squares + W(normaliser));
+}
+
+// The gradient of σ² of one feature of a model. No `grad`: of the loss.
+template <class T>
+LINEAVAE_HOST_DEVICE wider_t<accumulate_t<T>> wide_feature(const GaussianData<T>& data, const accumulate_t<T>* grad,
+                                                           int64_t model, int64_t i) {
+  using A = accumulate_t<T>;
+  const int64_t first = model * data.samples;
+  const T *x = data.x + (data.shared_x ? 0 : first) * data.features + i,
+          *x_hat = data.x_hat + first * data.features + i;
+  const A log_sigma2 = load(data.log_sigma2[model * data.noise_of_model + i]);
+  wider_t<A> sum = 0;
+  LINEAVAE_ROLLED
+  for (int64_t n = 0; n < data.samples; ++n) {
+    const WideElement<A> element(load(x[n * data.features]), load(x_hat[n * data.features]), log_sigma2);
+    sum = sum + element.grad_log_sigma2(grad ? grad[first + n] : data.loss_grad());
+  }
+  return sum;
+}
+
+// ½ g (Q - D) of one row for kRow, in the accumulation type's wider type or in double. No `grad`: of the loss.
+template <class S, class T>
+LINEAVAE_HOST_DEVICE S row_noise(const GaussianData<T>& data, const accumulate_t<T>* grad,
+                                 const accumulate_t<T>* distortion, int64_t row) {
+  const double weight = grad ? grad[row] : -1 / static_cast<double>(data.samples);
+  const S squares = is_finite(distortion[row]) ? S(distortion[row]) : S(wide_squares(data, Noise::kRow, row));
+  return S(0.5) * S(weight) * (squares + S(-static_cast<double>(data.features)));
+}
+
+// L of one row, as saved or, where that is not finite, once more.
+template <class S, class T>
+LINEAVAE_HOST_DEVICE S saved_value(const GaussianData<T>& data, Noise noise, const accumulate_t<T>* value,
+                                   int64_t row) {
+  return is_finite(value[row]) ? S(value[row]) : S(wide_value(data, noise, row, wide_squares(data, noise, row)));
 }
 
 }  // namespace lineavae

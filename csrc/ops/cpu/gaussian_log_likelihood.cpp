@@ -4,6 +4,7 @@
 #include "ops/gaussian_log_likelihood.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "common/cpu.h"
@@ -14,26 +15,26 @@ namespace {
 constexpr int64_t kChunk = 1024;  // elements of a row
 constexpr int64_t kColumnsOfTask = 256;
 
-// 1/σ² of a row, in the form in which its loop wants it; those of features once per model.
+// 1/σ of a row, in the form in which its loop wants it; those of features once per model.
 template <Noise R, class T>
-class Precision {
+class InverseScale {
  public:
   using A = accumulate_t<T>;
-  explicit Precision(const GaussianData<T>& data)
+  explicit InverseScale(const GaussianData<T>& data)
       : data_(data), of_features_(R == Noise::kFeature ? data.features : 0) {}
 
   LINEAVAE_INLINE void to_row(int64_t row) {
     log_sigma2_ = data_.log_sigma2_row(row);
     if constexpr (R == Noise::kRow) {
-      of_row_ = static_cast<A>(std::exp(-static_cast<double>(load(log_sigma2_[0]))));
+      of_row_ = std::exp(-0.5 * load(log_sigma2_[0]));
       log_determinant_ = static_cast<double>(load(log_sigma2_[0])) * static_cast<double>(data_.features);
     } else if constexpr (R == Noise::kFeature) {
       const int64_t model = row / data_.samples;
       if (model == model_) return;
       model_ = model;
-      A* precision = of_features_.data();
+      A* inverse = of_features_.data();
 #pragma omp simd
-      for (int64_t i = 0; i < data_.features; ++i) precision[i] = exponential(-load(log_sigma2_[i]));
+      for (int64_t i = 0; i < data_.features; ++i) inverse[i] = inverse_scale(load(log_sigma2_[i]));
       log_determinant_ = 0;
       for (int64_t i = 0; i < data_.features; ++i) log_determinant_ += load(log_sigma2_[i]);
     }
@@ -41,7 +42,9 @@ class Precision {
 
   const T* log_sigma2() const { return log_sigma2_; }
   const A* of_features() const { return of_features_.data(); }
-  A of_row() const { return of_row_; }
+  A of_row() const { return static_cast<A>(of_row_); }
+  // g / σ² of a row, by which its residuals are multiplied
+  A slope(A grad) const { return static_cast<A>(grad * of_row_ * of_row_); }
   double log_determinant() const { return log_determinant_; }
 
  private:
@@ -49,16 +52,37 @@ class Precision {
   std::vector<A> of_features_;
   int64_t model_ = -1;
   const T* log_sigma2_ = nullptr;
-  A of_row_ = 0;
+  double of_row_ = 0;
   double log_determinant_ = 0;
 };
 
 template <Noise R, class T>
-LINEAVAE_INLINE accumulate_t<T> precision_at(int64_t i, const T* log_sigma2, const accumulate_t<T>* of_features,
-                                             accumulate_t<T> of_row) {
+LINEAVAE_INLINE accumulate_t<T> inverse_scale_at(int64_t i, const T* log_sigma2, const accumulate_t<T>* of_features,
+                                                 accumulate_t<T> of_row) {
   if constexpr (R == Noise::kRow) return of_row;
   if constexpr (R == Noise::kFeature) return of_features[i];
-  return exponential(-load(log_sigma2[i]));
+  return inverse_scale(load(log_sigma2[i]));
+}
+
+// Whether `slope`, or for kElement the gradient that comes in, makes the gradients of a row as they should be.
+template <Noise R, class A>
+bool is_usual(A grad, A slope) {
+  if (R != Noise::kRow) return is_usual_grad(grad);
+  return grad == 0 || std::isnormal(slope);
+}
+
+// The gradients of a row, of x̂, and of σ² for kElement, in the wider type.
+template <Noise R, class T>
+void wide_gradients(const GaussianData<T>& data, accumulate_t<T> grad, const GaussianGradients<T>& gradients,
+                    int64_t row) {
+  using A = accumulate_t<T>;
+  const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
+  for (int64_t i = 0; i < data.features; ++i) {
+    const WideElement<A> element(load(x[i]), load(x_hat[i]), load(log_sigma2[R == Noise::kRow ? 0 : i]));
+    const int64_t index = row * data.features + i;
+    store(element.grad_x_hat(grad), gradients.x_hat[index]);
+    if (R == Noise::kElement) store(static_cast<A>(element.grad_log_sigma2(grad)), gradients.log_sigma2[index]);
+  }
 }
 
 // Values, and where kGradients the gradients of x̂, and of σ² for kElement, of the loss.
@@ -67,26 +91,27 @@ LINEAVAE_INLINE void values(const GaussianData<T>& data, accumulate_t<T>* value,
                             const GaussianGradients<T>& gradients, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const A grad = data.loss_grad();
-  Precision<R, T> precision(data);
+  InverseScale<R, T> inverse_scale(data);
   for (int64_t row = begin; row < end; ++row) {
-    precision.to_row(row);
-    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = precision.log_sigma2();
-    const A *of_features = precision.of_features(), of_row = precision.of_row();
+    inverse_scale.to_row(row);
+    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = inverse_scale.log_sigma2();
+    const A *of_features = inverse_scale.of_features(), of_row = inverse_scale.of_row();
+    const A slope = inverse_scale.slope(grad);
     T* grad_x_hat = gradients.x_hat + row * data.features;
     T* grad_log_sigma2 = gradients.log_sigma2 + row * data.features;
-    double squares = 0, log_determinant = precision.log_determinant();
+    double squares = 0, log_determinant = inverse_scale.log_determinant();
     for (int64_t start = 0; start < data.features; start += kChunk) {
       const int64_t stop = std::min(start + kChunk, data.features);
       A sum = 0, logs = 0;
 #pragma omp simd reduction(+ : sum, logs)
       for (int64_t i = start; i < stop; ++i) {
         const A residual = load(x[i]) - load(x_hat[i]);
-        const A scaled = precision_at<R>(i, log_sigma2, of_features, of_row) * residual;
-        sum += scaled * residual;
+        const A inverse = inverse_scale_at<R>(i, log_sigma2, of_features, of_row), scaled = inverse * residual;
+        sum += scaled * scaled;
         if constexpr (R == Noise::kElement) logs += load(log_sigma2[i]);
-        if constexpr (kGradients) store(grad * scaled, grad_x_hat[i]);
+        if constexpr (kGradients) store(R == Noise::kRow ? slope * residual : grad * scaled * inverse, grad_x_hat[i]);
         if constexpr (kGradients && R == Noise::kElement) {
-          store(gaussian_grad_log_sigma2(grad, scaled * residual), grad_log_sigma2[i]);
+          store(gaussian_grad_log_sigma2(grad, scaled * scaled), grad_log_sigma2[i]);
         }
       }
       squares += sum;
@@ -95,6 +120,9 @@ LINEAVAE_INLINE void values(const GaussianData<T>& data, accumulate_t<T>* value,
     const double normaliser = static_cast<double>(data.features) * kLog2Pi + log_determinant;
     distortion[row] = static_cast<A>(squares);
     value[row] = static_cast<A>(-0.5 * (squares + normaliser));
+    const bool fits = is_finite(distortion[row]);
+    if (!fits) value[row] = static_cast<A>(wide_value(data, R, row, wide_squares(data, R, row)));
+    if (kGradients && !(fits && is_usual<R>(grad, slope))) wide_gradients<R>(data, grad, gradients, row);
   }
 }
 
@@ -103,20 +131,26 @@ template <Noise R, class T>
 LINEAVAE_INLINE void gradients(const GaussianLogLikelihoodBackward<T>& a, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const GaussianData<T>& data = a.data;
-  Precision<R, T> precision(data);
+  InverseScale<R, T> inverse_scale(data);
   for (int64_t row = begin; row < end; ++row) {
-    precision.to_row(row);
-    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = precision.log_sigma2();
-    const A *of_features = precision.of_features(), of_row = precision.of_row(), grad = a.grad[row];
+    inverse_scale.to_row(row);
+    const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = inverse_scale.log_sigma2();
+    const A grad = a.grad[row], slope = inverse_scale.slope(grad);
+    if (!is_finite(a.distortion[row]) || !is_usual<R>(grad, slope)) {
+      wide_gradients<R>(data, grad, a.gradients, row);
+      continue;
+    }
     T* grad_x_hat = a.gradients.x_hat + row * data.features;
     T* grad_log_sigma2 = a.gradients.log_sigma2 + row * data.features;
 #pragma omp simd
     for (int64_t i = 0; i < data.features; ++i) {
       const A residual = load(x[i]) - load(x_hat[i]);
-      const A scaled = precision_at<R>(i, log_sigma2, of_features, of_row) * residual;
-      store(grad * scaled, grad_x_hat[i]);
-      if constexpr (R == Noise::kElement) {
-        store(gaussian_grad_log_sigma2(grad, scaled * residual), grad_log_sigma2[i]);
+      if constexpr (R == Noise::kRow) {
+        store(slope * residual, grad_x_hat[i]);
+      } else {
+        const A inverse = lineavae::inverse_scale(load(log_sigma2[i])), scaled = inverse * residual;
+        store(grad * scaled * inverse, grad_x_hat[i]);
+        store(gaussian_grad_log_sigma2(grad, scaled * scaled), grad_log_sigma2[i]);
       }
     }
   }
@@ -127,6 +161,8 @@ struct FeatureGradients {
   GaussianData<T> data;
   const accumulate_t<T>* grad;  // (models, N), or null for the loss
   GaussianGradients<T> gradients;
+
+  accumulate_t<T> grad_of(int64_t row) const { return grad ? grad[row] : data.loss_grad(); }
 };
 
 // For kFeature: gradients of x̂, and the sums of [begin, end) of all models' parts.
@@ -134,7 +170,7 @@ template <class T>
 LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const GaussianData<T>& data = a.data;
-  Precision<Noise::kFeature, T> precision(data);
+  InverseScale<Noise::kFeature, T> inverse_scale(data);
   for (int64_t part = begin; part < end; ++part) {
     const int64_t model = part / a.gradients.parts, first = part % a.gradients.parts * kRowsOfPart;
     const int64_t last = std::min(first + kRowsOfPart, data.samples);
@@ -142,19 +178,20 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
     std::fill(squares, squares + data.features, A(0));
     A grad_sum = 0;
     for (int64_t row = model * data.samples + first; row < model * data.samples + last; ++row) {
-      precision.to_row(row);
+      inverse_scale.to_row(row);
       const T *x = data.x_row(row), *x_hat = data.x_hat_row(row);
-      const A* of_features = precision.of_features();
-      const A grad = a.grad ? a.grad[row] : data.loss_grad();
+      const A* of_features = inverse_scale.of_features();
+      const A grad = a.grad_of(row);
       T* grad_x_hat = a.gradients.x_hat + row * data.features;
       grad_sum += grad;
 #pragma omp simd
       for (int64_t i = 0; i < data.features; ++i) {
-        const A residual = load(x[i]) - load(x_hat[i]);
-        const A weighted = grad * residual;
-        store(weighted * of_features[i], grad_x_hat[i]);
-        squares[i] += weighted * residual;
+        const A inverse = of_features[i], scaled = inverse * (load(x[i]) - load(x_hat[i]));
+        const A weighted = grad * scaled;
+        store(weighted * inverse, grad_x_hat[i]);
+        squares[i] += weighted * scaled;
       }
+      if (!is_usual_grad(grad)) wide_gradients<Noise::kFeature>(data, grad, a.gradients, row);
     }
     a.gradients.grad_sums[part] = grad_sum;
   }
@@ -212,30 +249,44 @@ void feature_gradients(const FeatureGradients<T>& a) {
         for (int64_t i = first; i < last; ++i) squares[i - first] += a.gradients.squares[part * D + i];
       }
       for (int64_t i = first; i < last; ++i) {
-        const double precision = std::exp(-static_cast<double>(load(data.log_sigma2[model * data.noise_of_model + i])));
-        const double gradient = 0.5 * (squares[i - first] * precision - grad_sum);
-        store(static_cast<accumulate_t<T>>(gradient), a.gradients.log_sigma2[model * D + i]);
+        auto gradient = static_cast<accumulate_t<T>>(0.5 * (squares[i - first] - grad_sum));
+        if (!is_finite(gradient)) {
+          gradient = static_cast<accumulate_t<T>>(wide_feature(data, a.grad, model, i));
+          for (int64_t row = model * data.samples; row < (model + 1) * data.samples; ++row) {
+            const WideElement<accumulate_t<T>> element(load(data.x_row(row)[i]), load(data.x_hat_row(row)[i]),
+                                                       load(data.log_sigma2_row(row)[i]));
+            store(element.grad_x_hat(a.grad_of(row)), a.gradients.x_hat[row * D + i]);
+          }
+        }
+        store(gradient, a.gradients.log_sigma2[model * D + i]);
       }
     }
   });
+}
+
+// The sum of term<S>(row) over [begin, end), in double or, where that is not finite, in a type with range enough.
+template <class T, class F>
+double sum_rows(int64_t begin, int64_t end, const F& term) {
+  double sum = 0;
+  for (int64_t row = begin; row < end; ++row) sum += term.template operator()<double>(row);
+  if (is_finite(sum)) return sum;
+  using W = wider_t<accumulate_t<T>>;
+  W wide_sum = 0;
+  for (int64_t row = begin; row < end; ++row) wide_sum = wide_sum + term.template operator()<W>(row);
+  return static_cast<double>(wide_sum);
 }
 
 // The gradient of σ² for kRow: of each row, or summed over the samples of each model. No `grad`: of the loss.
 template <class T>
 void row_noise_gradient(const GaussianData<T>& data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
                         T* grad_log_sigma2) {
-  const double features = static_cast<double>(data.features), loss_grad = -1 / static_cast<double>(data.samples);
-  for (int64_t model = 0; model < data.models; ++model) {
-    double sum = 0;
-    for (int64_t row = model * data.samples; row < (model + 1) * data.samples; ++row) {
-      const double gradient = 0.5 * (grad ? grad[row] : loss_grad) * (distortion[row] - features);
-      if (data.noise_of_sample == 0) {
-        sum += gradient;
-      } else {
-        store(static_cast<accumulate_t<T>>(gradient), grad_log_sigma2[row]);
-      }
-    }
-    if (data.noise_of_sample == 0) store(static_cast<accumulate_t<T>>(sum), grad_log_sigma2[model]);
+  const bool of_model = data.noise_of_sample == 0;
+  const int64_t count = of_model ? data.models : data.rows(), rows = of_model ? data.samples : 1;
+  for (int64_t index = 0; index < count; ++index) {
+    const double gradient = sum_rows<T>(index * rows, (index + 1) * rows, [&]<class S>(int64_t row) {
+      return row_noise<S>(data, grad, distortion, row);
+    });
+    store(static_cast<accumulate_t<T>>(gradient), grad_log_sigma2[index]);
   }
 }
 
@@ -262,7 +313,8 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
   if constexpr (R == Noise::kFeature) {
     feature_gradients(FeatureGradients<T>{a.data, nullptr, a.gradients});
     for (int64_t model = 0; model < a.data.models; ++model) {
-      double sum = 0;  // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i
+      double sum = N == 0 ? std::numeric_limits<double>::quiet_NaN() : 0;
+      // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i
       for (int64_t i = 0; i < D; ++i) {
         sum += 1.0 - 2.0 * a.gradients.log_sigma2[model * D + i] +
                a.data.log_sigma2[model * a.data.noise_of_model + i] + kLog2Pi;
@@ -272,9 +324,10 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
   } else {
     over_rows<R>(a);
     for (int64_t model = 0; model < a.data.models; ++model) {
-      double sum = 0;
-      for (int64_t row = model * N; row < (model + 1) * N; ++row) sum += a.value[row];
-      a.mean[model] = static_cast<T>(sum / static_cast<double>(N));
+      const double mean = sum_rows<T>(model * N, (model + 1) * N, [&]<class S>(int64_t row) {
+        return S(1 / static_cast<double>(N)) * saved_value<S>(a.data, R, a.value, row);
+      });
+      a.mean[model] = static_cast<T>(N == 0 ? std::numeric_limits<double>::quiet_NaN() : mean);
     }
     if constexpr (R == Noise::kRow) {
       row_noise_gradient<T>(a.data, nullptr, a.distortion, a.gradients.log_sigma2);

@@ -1,7 +1,7 @@
 // Rows: a warp, or for long rows a block, per row, kWidth elements per lane and step. Gradients: kWidth elements per
 // thread. What features share: a block per tile of columns and part of the samples, then a warp per eighth of the
 // parts. The data are read once by each of them; accumulation is in float, or double for double, over samples in
-// double, in a fixed order. Deterministic.
+// double, in a fixed order. Deterministic. What is not finite is done again in the wider type, sums by one thread.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -16,7 +16,10 @@ constexpr int64_t kLongRow = 4096;
 // Per multiprocessor: so many that no kernel needs to spill registers for more.
 template <class T>
 constexpr int kBlocksOfRows = sizeof(T) == 8 ? 4 : 5;
+template <class T>
+constexpr int kBlocksOfElements = sizeof(T) == 8 ? 6 : 8;
 constexpr int kBlocksOfParts = 4;
+constexpr int kBlocksOfSums = 4;
 
 // For Noise::kRow one precision for the row, for both others one per element of it.
 template <Noise R, class T, int kWidth>
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
   if (row >= data.rows()) return;
   const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
   const A grad = data.loss_grad();
-  const A of_row = R == Noise::kRow ? exponential(-load(log_sigma2[0])) : A(0);
+  const A of_row = R == Noise::kRow ? inverse_scale(load(log_sigma2[0])) : A(0);
   A squares = 0, logs = 0;
   for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
     const auto a = load_vector<kWidth>(x + i);
@@ -54,12 +57,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       const A residual = load(a.at[j]) - load(b.at[j]);
-      const A scaled = (R == Noise::kRow ? of_row : exponential(-s.at[j])) * residual;
-      squares += scaled * residual;
+      const A inverse = R == Noise::kRow ? of_row : inverse_scale(s.at[j]), scaled = inverse * residual;
+      squares += scaled * scaled;
       if constexpr (R != Noise::kRow) logs += s.at[j];
-      if constexpr (kGradients) store(grad * scaled, of_x_hat.at[j]);
+      if constexpr (kGradients) store(grad * scaled * inverse, of_x_hat.at[j]);
       if constexpr (kGradients && R == Noise::kElement) {
-        store(gaussian_grad_log_sigma2(grad, scaled * residual), of_log_sigma2.at[j]);
+        store(gaussian_grad_log_sigma2(grad, scaled * scaled), of_log_sigma2.at[j]);
       }
     }
     if constexpr (kGradients) store_vector(grad_x_hat + row * data.features + i, of_x_hat);
@@ -75,16 +78,35 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
     if constexpr (R != Noise::kRow) logs = block_sum(logs, partial);
   }
   if (threadIdx.x % kLanes == 0) {
-    const double features = static_cast<double>(data.features);
-    const double log_determinant = R == Noise::kRow ? features * load(log_sigma2[0]) : double{logs};
     distortion[row] = squares;
-    value[row] = static_cast<A>(-0.5 * (squares + features * kLog2Pi + log_determinant));
+    if (is_finite(squares)) {
+      const double features = static_cast<double>(data.features);
+      const double log_determinant = R == Noise::kRow ? features * load(log_sigma2[0]) : double{logs};
+      value[row] = static_cast<A>(-0.5 * (squares + features * kLog2Pi + log_determinant));
+    } else {
+      value[row] = static_cast<A>(wide_value(data, R, row, wide_squares(data, R, row)));
+    }
+  }
+  if constexpr (kGradients) {
+    if (is_finite(squares) && is_usual_grad(grad)) return;
+    LINEAVAE_ROLLED
+    for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
+      LINEAVAE_ROLLED
+      for (int64_t j = i; j < i + kWidth; ++j) {  // those that this thread has written
+        const WideElement<A> element(load(x[j]), load(x_hat[j]), load(log_sigma2[R == Noise::kRow ? 0 : j]));
+        store(element.grad_x_hat(grad), grad_x_hat[row * data.features + j]);
+        if constexpr (R == Noise::kElement) {
+          store(static_cast<A>(element.grad_log_sigma2(grad)), grad_log_sigma2[row * data.features + j]);
+        }
+      }
+    }
   }
 }
 
 // With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
 template <Noise R, class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) gaussian_gradients(const GaussianLogLikelihoodBackward<T> a) {
+__global__ void __launch_bounds__(kThreads, kBlocksOfElements<T>)
+    gaussian_gradients(const GaussianLogLikelihoodBackward<T> a) {
   using A = accumulate_t<T>;
   const int64_t index = thread_index() * kWidth;
   if (index >= a.data.rows() * a.data.features) return;
@@ -96,15 +118,23 @@ __global__ void __launch_bounds__(kThreads) gaussian_gradients(const GaussianLog
   Vector<T, kWidth> of_x_hat, of_log_sigma2;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
-    const A residual = load(x.at[j]) - load(x_hat.at[j]);
-    const A scaled = exponential(-s.at[j]) * residual;
-    store(grad * scaled, of_x_hat.at[j]);
+    const A inverse = inverse_scale(s.at[j]), scaled = inverse * (load(x.at[j]) - load(x_hat.at[j]));
+    store(grad * scaled * inverse, of_x_hat.at[j]);
     if constexpr (R == Noise::kElement) {
-      store(gaussian_grad_log_sigma2(grad, scaled * residual), of_log_sigma2.at[j]);
+      store(gaussian_grad_log_sigma2(grad, scaled * scaled), of_log_sigma2.at[j]);
     }
   }
   store_vector(a.gradients.x_hat + index, of_x_hat);
   if constexpr (R == Noise::kElement) store_vector(a.gradients.log_sigma2 + index, of_log_sigma2);
+  if (is_finite(a.distortion[row]) && is_usual_grad(grad)) return;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    const WideElement<A> element(load(x.at[j]), load(x_hat.at[j]), s.at[j]);
+    store(element.grad_x_hat(grad), a.gradients.x_hat[index + j]);
+    if constexpr (R == Noise::kElement) {
+      store(static_cast<A>(element.grad_log_sigma2(grad)), a.gradients.log_sigma2[index + j]);
+    }
+  }
 }
 
 // For kRow where each row has its variance. No `grad`: of the loss.
@@ -114,29 +144,45 @@ __global__ void __launch_bounds__(kThreads) gaussian_row_noise(const GaussianDat
   using A = accumulate_t<T>;
   const int64_t row = thread_index();
   if (row >= data.rows()) return;
-  const A weight = grad ? grad[row] : data.loss_grad();
-  store(A(0.5) * weight * (distortion[row] - static_cast<A>(data.features)), grad_log_sigma2[row]);
+  store(static_cast<A>(row_noise<wider_t<A>>(data, grad, distortion, row)), grad_log_sigma2[row]);
+}
+
+// The sum of term<S>(row) over the rows of a model, in every thread of its block: in double or, where that is not
+// finite, in a type with range enough, by each thread alone.
+template <class T, class F>
+__device__ __forceinline__ double sum_rows(int64_t begin, int64_t end, double (&partial)[kWarps], const F& term) {
+  double sum = 0;
+  for (int64_t row = begin + threadIdx.x; row < end; row += kThreads) sum += term(double(), row);
+  sum = block_sum(sum, partial);
+  if (is_finite(sum)) return sum;
+  wider_t<accumulate_t<T>> wide_sum = 0;
+  LINEAVAE_ROLLED
+  for (int64_t row = begin; row < end; ++row) wide_sum = wide_sum + term(wide_sum, row);
+  return static_cast<double>(wide_sum);
 }
 
 // One block per model: the mean of the values, and for kRow with one variance per model its gradient, where asked for.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gaussian_sample_sums(const GaussianData<T> data, const accumulate_t<T>* grad, const accumulate_t<T>* distortion,
-                         const accumulate_t<T>* value, T* grad_log_sigma2, accumulate_t<T>* mean) {
+__global__ void __launch_bounds__(kThreads, kBlocksOfSums)
+    gaussian_sample_sums(const GaussianData<T> data, Noise noise, const accumulate_t<T>* grad,
+                         const accumulate_t<T>* distortion, const accumulate_t<T>* value, T* grad_log_sigma2,
+                         accumulate_t<T>* mean) {
+  using A = accumulate_t<T>;
   LINEAVAE_SHARED(partial, double[kWarps]);
-  const int64_t model = blockIdx.x;
-  const double features = static_cast<double>(data.features), samples = static_cast<double>(data.samples);
-  double gradient = 0, sum = 0;
-  for (int64_t n = threadIdx.x; n < data.samples; n += kThreads) {
-    const int64_t row = model * data.samples + n;
-    if (grad_log_sigma2) gradient += (grad ? grad[row] : -1 / samples) * (distortion[row] - features);
-    if (mean) sum += value[row];
+  const int64_t model = blockIdx.x, begin = model * data.samples, end = begin + data.samples;
+  if (grad_log_sigma2) {
+    const double gradient = sum_rows<T>(begin, end, partial, [&](auto zero, int64_t row) {
+      return row_noise<decltype(zero)>(data, grad, distortion, row);
+    });
+    if (threadIdx.x == 0) store(static_cast<A>(gradient), grad_log_sigma2[model]);
   }
-  gradient = block_sum(gradient, partial);
-  sum = block_sum(sum, partial);
-  if (threadIdx.x == 0) {
-    if (grad_log_sigma2) store(static_cast<accumulate_t<T>>(0.5 * gradient), grad_log_sigma2[model]);
-    if (mean) mean[model] = static_cast<accumulate_t<T>>(sum / samples);
+  if (mean) {
+    const double samples = static_cast<double>(data.samples);
+    const double average = sum_rows<T>(begin, end, partial, [&](auto zero, int64_t row) {
+      using S = decltype(zero);
+      return S(1 / samples) * saved_value<S>(data, noise, value, row);
+    });
+    if (threadIdx.x == 0) mean[model] = static_cast<A>(data.samples == 0 ? NAN : average);
   }
 }
 
@@ -153,10 +199,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfParts)
   const int64_t last = first + rows < data.samples ? first + rows : data.samples;
   if (i >= data.features) return;
   const auto s = log_variances<Noise::kFeature, T, kWidth>(data.log_sigma2 + model * data.noise_of_model, i);
-  Vector<A, kWidth> precision, squares;
+  Vector<A, kWidth> inverse, squares;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
-    precision.at[j] = exponential(-s.at[j]);
+    inverse.at[j] = inverse_scale(s.at[j]);
     squares.at[j] = 0;
   }
   const int64_t row = model * data.samples + first, offset = row * data.features + i;
@@ -165,6 +211,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfParts)
   T* grad_row = gradients.x_hat + offset;
   const A of_loss = data.loss_grad();
   A grad_sum = 0;
+  bool fits = true;
 #pragma unroll 2
   for (int64_t n = 0; n < last - first; ++n) {
     const A weight = grad ? grad[row + n] : of_loss;
@@ -173,25 +220,41 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfParts)
     Vector<T, kWidth> of_x_hat;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const A residual = load(x.at[j]) - load(x_hat.at[j]);
-      const A weighted = weight * residual;
-      store(weighted * precision.at[j], of_x_hat.at[j]);
-      squares.at[j] += weighted * residual;
+      const A scaled = inverse.at[j] * (load(x.at[j]) - load(x_hat.at[j]));
+      const A weighted = weight * scaled;
+      store(weighted * inverse.at[j], of_x_hat.at[j]);
+      squares.at[j] += weighted * scaled;
     }
     store_vector(grad_row, of_x_hat);
     grad_sum += weight;
+    fits = fits && is_usual_grad(weight);
     x_row += data.features;
     x_hat_row += data.features;
     grad_row += data.features;
   }
   store_vector(gradients.squares + part * data.features + i, squares);
   if (i == 0) gradients.grad_sums[part] = grad_sum;
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) fits = fits && is_finite(squares.at[j]);
+  if (fits) return;
+  const int64_t first_of_model = model * data.samples;
+  LINEAVAE_ROLLED
+  for (int64_t n = row; n < row + last - first; ++n) {
+    LINEAVAE_ROLLED
+    for (int64_t j = i; j < i + kWidth; ++j) {
+      const WideElement<A> element(load(data.x[(data.shared_x ? n - first_of_model : n) * data.features + j]),
+                                   load(data.x_hat[n * data.features + j]),
+                                   load(data.log_sigma2[model * data.noise_of_model + j]));
+      store(element.grad_x_hat(grad ? grad[n] : of_loss), gradients.x_hat[n * data.features + j]);
+    }
+  }
 }
 
 // A block per 32 features: each warp takes every eighth part, then the warps' sums are added.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gaussian_feature_sums(const GaussianData<T> data, const GaussianGradients<T> gradients) {
+__global__ void __launch_bounds__(kThreads, kBlocksOfSums)
+    gaussian_feature_sums(const GaussianData<T> data, const accumulate_t<T>* grad,
+                          const GaussianGradients<T> gradients) {
   LINEAVAE_SHARED(partial_squares, double[kWarps][kWarp]);
   LINEAVAE_SHARED(partial_grads, double[kWarps]);
   const int64_t blocks_across = (data.features + kWarp - 1) / kWarp;
@@ -212,9 +275,9 @@ __global__ void __launch_bounds__(kThreads)
       squares += partial_squares[other][lane()];
       grad_sum += partial_grads[other];
     }
-    const double precision = exponential(-static_cast<double>(load(data.log_sigma2[model * data.noise_of_model + i])));
-    store(static_cast<accumulate_t<T>>(0.5 * (squares * precision - grad_sum)),
-          gradients.log_sigma2[model * data.features + i]);
+    auto gradient = static_cast<accumulate_t<T>>(0.5 * (squares - grad_sum));
+    if (!is_finite(gradient)) gradient = static_cast<accumulate_t<T>>(wide_feature(data, grad, model, i));
+    store(gradient, gradients.log_sigma2[model * data.features + i]);
   }
 }
 
@@ -230,7 +293,7 @@ __global__ void __launch_bounds__(kThreads)
            kLog2Pi;
   }
   sum = block_sum(sum, partial);
-  if (threadIdx.x == 0) mean[model] = static_cast<T>(-0.5 * sum);
+  if (threadIdx.x == 0) mean[model] = static_cast<T>(data.samples == 0 ? NAN : -0.5 * sum);
 }
 
 // Whether whole vectors can be read and written: rows of x, x̂ and their gradient, and elements of σ².
@@ -272,7 +335,7 @@ void launch_features(Cuda device, const GaussianData<T>& data, const accumulate_
     start(&gaussian_feature_parts<T, 1>, 1);
   }
   launch(&gaussian_feature_sums<T>, blocks(data.models * ((data.features + kWarp - 1) / kWarp)), kThreads, device, data,
-         gradients);
+         grad, gradients);
 }
 
 // The noise of rows shares its kernel with that of elements, features included.
@@ -301,8 +364,8 @@ void gaussian_log_likelihood_backward(Cuda device, const GaussianLogLikelihoodBa
     }
     if constexpr (R == Noise::kRow) {
       if (a.data.noise_of_sample == 0) {
-        launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, a.grad, a.distortion, nullptr,
-               a.gradients.log_sigma2, nullptr);
+        launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, R, a.grad, a.distortion,
+               nullptr, a.gradients.log_sigma2, nullptr);
       } else {
         launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, a.grad, a.distortion,
                a.gradients.log_sigma2);
@@ -320,7 +383,7 @@ void gaussian_log_likelihood_mean(Cuda device, const GaussianLogLikelihoodMean<T
   } else {
     launch_rows<R, true>(device, a.data, a.value, a.distortion, a.gradients);
     const bool one_per_model = R == Noise::kRow && a.data.noise_of_sample == 0;
-    launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, nullptr, a.distortion, a.value,
+    launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, R, nullptr, a.distortion, a.value,
            one_per_model ? a.gradients.log_sigma2 : nullptr, a.mean);
     if (R == Noise::kRow && !one_per_model) {
       launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, nullptr, a.distortion,

@@ -1,0 +1,54 @@
+"""How the formulas with variances keep to the range of their result, not to that of 1 / σ²."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float64, where all squares and variances of float32 fit; as they are on a device without.
+
+    Only CPU and CUDA are sure to have it.
+    """
+    has_float64 = tensors[0].device.type in ("cpu", "cuda", "meta")
+    return tuple(tensor.double() for tensor in tensors) if has_float64 else tensors
+
+
+def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:
+    """residual / σ, elementwise, finite whenever it fits.
+
+    Its derivatives are those of the quotient without a factor 1 / σ, which may be infinite where the residual
+    is 0: by log σ² it is -½ residual / σ.
+    """
+    scaled: Tensor = _Standardize.apply(*torch.broadcast_tensors(residual, log_sigma2))
+    return scaled
+
+
+@torch.compiler.allow_in_graph  # Dynamo does not trace a Function with a jvp
+class _Standardize(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(residual: Tensor, log_sigma2: Tensor) -> Tensor:
+        # √(1 / σ), twice: 1 / σ may be out of range. Never infinite, so that its product with 0 is 0.
+        limit = 88 if residual.dtype == torch.float32 else 700
+        root = (-0.25 * log_sigma2).clamp(-limit, limit).exp()
+        return residual * root * root
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        residual, log_sigma2 = ctx.saved_tensors
+        return standardize(grad, log_sigma2), -0.5 * grad * standardize(residual, log_sigma2)
+
+    @staticmethod
+    def jvp(ctx: Any, residual_tangent: Tensor, log_sigma2_tangent: Tensor) -> Tensor:
+        residual, log_sigma2 = ctx.saved_tensors
+        by_log_sigma2 = -0.5 * standardize(residual, log_sigma2) * log_sigma2_tangent
+        return standardize(residual_tangent, log_sigma2) + by_log_sigma2

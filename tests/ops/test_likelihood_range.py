@@ -1,0 +1,81 @@
+"""The range of the likelihoods, against mpmath: the promise of docs/numerics.md."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ranges import EXP, LOG_2_PI, Wild, assert_right, exact, sum_to
+
+from lineavae import reference
+from lineavae.ops import gaussian_log_likelihood, gaussian_log_likelihood_mean
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float64: 4e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_noise = pytest.mark.parametrize("noise", [(), ("D",), ("N", 1), ("N", "D"), ("M", 1, 1)], ids=str)
+each_seed = pytest.mark.parametrize("seed", range(8))
+
+
+def wide(function):
+    """The reference as an operator calls it, with half types as float32."""
+    return lambda *tensors: function(
+        *(tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors)
+    )
+
+
+@each_seed
+@each_dtype
+@each_noise
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+def test_gaussian(native, noise, dtype, seed):
+    if not native and dtype == torch.float64 and seed not in (1, 3):
+        pytest.skip("sums that leave the range of float64, for which the reference has no wider type")
+    M, N, D = (2, 3, 5) if "M" in noise else (1, 5, 6)  # noqa: N806
+    wild = Wild(seed, dtype)
+    log_sigma2 = wild.logs(*({"M": M, "N": N, "D": D}.get(size, size) for size in noise))
+    # from residuals of any size at all to those of a few standard deviations
+    spread = wild.uniform(0.1, 100, M, N, 1) * wild.uniform(-1, 1, M, N, D)
+    residual = wild.signed(0.5 * log_sigma2.double() + spread) if seed % 2 else wild.numbers(M, N, D)
+    base = torch.where(wild.uniform(0, 1, M, N, D) < 0.5, 0, wild.numbers(M, N, D).double()).to(dtype)
+    x, x_hat = (base, residual) if seed % 4 < 2 else (residual, base)
+    upstream = wild.signed(wild.uniform(-15, 15, M, N)).double()
+    upstream = (1 + 0 * upstream if seed < 4 else upstream).to(torch.promote_types(dtype, torch.float32))
+    if "M" not in noise:
+        x, x_hat, upstream = x[0], x_hat[0], upstream[0]
+
+    tensors = [tensor.requires_grad_() for tensor in (x, x_hat, log_sigma2)]
+    r, s, g = exact(x) - exact(x_hat), np.broadcast_to(exact(log_sigma2), x.shape), exact(upstream)[..., None]
+    q, slope = r * r * EXP(-s), r * EXP(-s)
+    rounding = ROUNDING[dtype]
+    namespace = (gaussian_log_likelihood, gaussian_log_likelihood_mean)
+    if not native:
+        namespace = tuple(wide(getattr(reference, op.__name__)) for op in namespace)
+    for op, weight in zip(namespace, (g, None), strict=True):
+        value = op(*tensors)
+        terms, sizes = -(q + s + LOG_2_PI) / 2, (q + abs(s) + LOG_2_PI) / 2
+        if weight is None:
+            assert_right(value, terms.sum(-1).sum(-1) / N, sizes.sum(-1).sum(-1) / N, rounding)
+            weight = np.full_like(g, 1) / N
+            gradients = torch.autograd.grad(value.sum(), tensors)
+        else:
+            assert_right(value, terms.sum(-1), sizes.sum(-1), rounding)
+            gradients = torch.autograd.grad(value, tensors, upstream)
+        assert_right(gradients[0], -weight * slope, abs(weight * slope), rounding)
+        assert_right(gradients[1], weight * slope, abs(weight * slope), rounding)
+        of_noise, size = weight * (q - 1) / 2, abs(weight) * (q + 1) / 2
+        shape = log_sigma2.shape
+        assert_right(gradients[2], sum_to(of_noise, shape), sum_to(size, shape), rounding)
+
+
+def test_edges():
+    """Numbers that a formula with 1 / σ² gets wrong."""
+    x = torch.full((2, 8), 0.5)
+    for noise in [(), (8,), (2, 1), (2, 8)]:
+        log_sigma2 = torch.full(noise, -90.0, requires_grad=True)
+        x_hat = x.clone().requires_grad_()
+        value = gaussian_log_likelihood(x, x_hat, log_sigma2)
+        torch.testing.assert_close(value, torch.full((2,), 352.6485))
+        value.sum().backward()
+        assert not x_hat.grad.any()
+        torch.testing.assert_close(log_sigma2.grad, torch.full(noise, -0.5 * 16 / max(1, math.prod(noise))))
