@@ -314,12 +314,12 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
     feature_gradients(FeatureGradients<T>{a.data, nullptr, a.gradients});
     for (int64_t model = 0; model < a.data.models; ++model) {
       double sum = N == 0 ? std::numeric_limits<double>::quiet_NaN() : 0;
-      // the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i
+      // the mean is -½ Σ_i (q_i + s_i + log 2π) with ½ q_i = ½ - ∂s_i
       for (int64_t i = 0; i < D; ++i) {
-        sum += 1.0 - 2.0 * a.gradients.log_sigma2[model * D + i] +
-               a.data.log_sigma2[model * a.data.noise_of_model + i] + kLog2Pi;
+        const double log_sigma2 = a.data.log_sigma2[model * a.data.noise_of_model + i];
+        sum += a.gradients.log_sigma2[model * D + i] - 0.5 * (1.0 + log_sigma2 + kLog2Pi);
       }
-      a.mean[model] = static_cast<T>(-0.5 * sum);
+      a.mean[model] = static_cast<T>(sum);
     }
   } else {
     over_rows<R>(a);

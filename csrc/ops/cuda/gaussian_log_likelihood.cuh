@@ -19,7 +19,7 @@ constexpr int kBlocksOfRows = sizeof(T) == 8 ? 4 : 5;
 template <class T>
 constexpr int kBlocksOfElements = sizeof(T) == 8 ? 6 : 8;
 constexpr int kBlocksOfParts = 4;
-constexpr int kBlocksOfSums = 4;
+constexpr int kBlocksOfSums = 3;
 
 // For Noise::kRow one precision for the row, for both others one per element of it.
 template <Noise R, class T, int kWidth>
@@ -112,9 +112,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfElements<T>)
   if (index >= a.data.rows() * a.data.features) return;
   const int64_t row = index / a.data.features, i = index % a.data.features;
   const A grad = a.grad[row];
-  const auto x = load_vector<kWidth>(a.data.x_row(row) + i);
-  const auto x_hat = load_vector<kWidth>(a.data.x_hat + index);
-  const auto s = log_variances<R, T, kWidth>(a.data.log_sigma2_row(row), i);
+  const T *x_at = a.data.x_row(row) + i, *x_hat_at = a.data.x_hat + index, *log_sigma2 = a.data.log_sigma2_row(row);
+  const auto x = load_vector<kWidth>(x_at);
+  const auto x_hat = load_vector<kWidth>(x_hat_at);
+  const auto s = log_variances<R, T, kWidth>(log_sigma2, i);
   Vector<T, kWidth> of_x_hat, of_log_sigma2;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfElements<T>)
   if (is_finite(a.distortion[row]) && is_usual_grad(grad)) return;
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
-    const WideElement<A> element(load(x.at[j]), load(x_hat.at[j]), s.at[j]);
+    const WideElement<A> element(load(x_at[j]), load(x_hat_at[j]), load(log_sigma2[R == Noise::kRow ? 0 : i + j]));
     store(element.grad_x_hat(grad), a.gradients.x_hat[index + j]);
     if constexpr (R == Noise::kElement) {
       store(static_cast<A>(element.grad_log_sigma2(grad)), a.gradients.log_sigma2[index + j]);
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSums)
   }
 }
 
-// One block per model: the mean is -½ Σ_i (q_i + s_i + log 2π) with q_i = 1 - 2 ∂s_i.
+// One block per model: the mean is -½ Σ_i (q_i + s_i + log 2π) with ½ q_i = ½ - ∂s_i.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gaussian_feature_mean(const GaussianData<T> data, const T* grad_log_sigma2, T* mean) {
@@ -289,11 +290,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t model = blockIdx.x;
   double sum = 0;
   for (int64_t i = threadIdx.x; i < data.features; i += kThreads) {
-    sum += 1.0 - 2.0 * grad_log_sigma2[model * data.features + i] + data.log_sigma2[model * data.noise_of_model + i] +
-           kLog2Pi;
+    const double log_sigma2 = data.log_sigma2[model * data.noise_of_model + i];
+    sum += grad_log_sigma2[model * data.features + i] - 0.5 * (1.0 + log_sigma2 + kLog2Pi);
   }
   sum = block_sum(sum, partial);
-  if (threadIdx.x == 0) mean[model] = static_cast<T>(data.samples == 0 ? NAN : -0.5 * sum);
+  if (threadIdx.x == 0) mean[model] = static_cast<T>(data.samples == 0 ? NAN : sum);
 }
 
 // Whether whole vectors can be read and written: rows of x, x̂ and their gradient, and elements of σ².

@@ -34,6 +34,17 @@ Noise kind(Shared shared) {
   }
 }
 
+// Where log σ² lies, and how large the data are: also where 1/σ², r² or their product is out of range.
+struct Scale {
+  double log_sigma2, data;
+};
+constexpr Scale kUsual{0.0, 1.0};
+template <class T>
+const std::vector<Scale> kExtreme =
+    std::is_same_v<T, double>
+        ? std::vector<Scale>{{-1000, 0}, {-1000, 1e-70}, {-20, 1e149}, {1000, 1e217}, {-1300, 1}}
+        : std::vector<Scale>{{-90, 0}, {-100, 1e-4}, {-20, 3e14}, {100, 1e22}, {150, 1e33}, {-150, 1}};
+
 template <class T>
 struct Problem {
   Shape s;
@@ -41,7 +52,7 @@ struct Problem {
   bool shared_x;
   std::vector<double> x, x_hat, log_sigma2, upstream;
 
-  Problem(const Shape& shape, Shared shared) : s(shape), shared_x(shape.models > 1) {
+  Problem(const Shape& shape, Shared shared, Scale scale) : s(shape), shared_x(shape.models > 1) {
     const int64_t row = shared == Shared::kElement ? s.features : 1;
     const bool samples = shared == Shared::kRow || shared == Shared::kElement;
     const int64_t whole = kind(shared) == Noise::kFeature ? s.features : samples ? s.samples * row : 1;
@@ -49,9 +60,9 @@ struct Problem {
     of_model = shared == Shared::kAll || shared == Shared::kFeature ? 0 : whole;
     noise_size = of_model == 0 ? whole : s.models * whole;
     grad_size = s.models * whole;
-    x = normal<T>((shared_x ? 1 : s.models) * s.samples * s.features);
-    x_hat = normal<T>(s.models * s.samples * s.features, 1.0, 0.5);
-    log_sigma2 = normal<T>(noise_size, 0.7);
+    x = normal<T>((shared_x ? 1 : s.models) * s.samples * s.features, scale.data);
+    x_hat = normal<T>(s.models * s.samples * s.features, scale.data, 0.5 * scale.data);
+    log_sigma2 = normal<T>(noise_size, 0.7, scale.log_sigma2);
     upstream = normal<accumulate_t<T>>(s.models * s.samples);
   }
 
@@ -87,18 +98,26 @@ GaussianData<T> data(Case& c, const Problem<T>& p, size_t offset) {
           c.input<T>("log_sigma2", p.log_sigma2)};
 }
 
+// As T has them: infinite where they are too large.
+template <class T, class Values>
+std::vector<double> fitted(const Values& values) {
+  std::vector<double> result;
+  for (const auto value : values) result.push_back(to_double(from_double<T>(static_cast<double>(value))));
+  return result;
+}
+
 template <Noise R, class T>
 std::vector<double> values(const Problem<T>& p, std::vector<double>* distortion = nullptr) {
   std::vector<double> value(p.rows());
   for (int64_t row = 0; row < p.rows(); ++row) {
-    double q = 0, logs = 0;
+    long double q = 0, logs = 0;
     for (int64_t i = 0; i < p.s.features; ++i) {
-      const double log_sigma2 = p.template log_sigma2_at<R>(row, i), residual = p.residual_at(row, i);
+      const long double log_sigma2 = p.template log_sigma2_at<R>(row, i), residual = p.residual_at(row, i);
       q += residual * residual * std::exp(-log_sigma2);
       logs += log_sigma2 + std::log(2 * M_PI);
     }
-    value[row] = -0.5 * (q + logs);
-    if (distortion) (*distortion)[row] = q;
+    value[row] = static_cast<double>(-(q + logs) / 2);
+    if (distortion) (*distortion)[row] = static_cast<double>(q);
   }
   return value;
 }
@@ -108,17 +127,18 @@ template <class T>
 constexpr double kSumTolerance = std::max(kTolerance<T>, 16 * kTolerance<accumulate_t<T>>);
 
 struct Expected {
-  std::vector<double> x_hat, log_sigma2;
+  std::vector<long double> x_hat, log_sigma2;
 };
 
 template <Noise R, class T>
 Expected gradients(const Problem<T>& p, const std::vector<double>& upstream) {
-  Expected e{std::vector<double>(p.size()), std::vector<double>(p.grad_size)};
+  Expected e{std::vector<long double>(p.size()), std::vector<long double>(p.grad_size)};
   for (int64_t row = 0; row < p.rows(); ++row) {
     for (int64_t i = 0; i < p.s.features; ++i) {
-      const double precision = std::exp(-p.template log_sigma2_at<R>(row, i)), residual = p.residual_at(row, i);
+      const long double log_sigma2 = p.template log_sigma2_at<R>(row, i), residual = p.residual_at(row, i);
+      const long double precision = std::exp(-log_sigma2), of_noise = (residual * residual * precision - 1) / 2;
       e.x_hat[row * p.s.features + i] = upstream[row] * residual * precision;
-      e.log_sigma2[p.template grad_index<R>(row, i)] += 0.5 * upstream[row] * (residual * residual * precision - 1);
+      e.log_sigma2[p.template grad_index<R>(row, i)] += upstream[row] * of_noise;
     }
   }
   return e;
@@ -133,76 +153,82 @@ GaussianGradients<T> gradient_arrays(Case& c, const Problem<T>& p, Noise noise, 
 }
 
 template <class T>
-std::string name(const char* kernel, const Shape& s, Shared shared, size_t offset) {
+std::string name(const char* kernel, const Shape& s, Shared shared, size_t offset, Scale scale) {
   constexpr const char* kNames[] = {"all", "model", "row", "feature", "feature of model", "element"};
   return std::string(kernel) + " " + Scalar<T>::kName + " " + std::to_string(s.models) + "x" +
          std::to_string(s.samples) + "x" + std::to_string(s.features) + " one σ² per " +
-         kNames[static_cast<int>(shared)] + (offset ? " misaligned" : "");
+         kNames[static_cast<int>(shared)] + (offset ? " misaligned" : "") +
+         (scale.data == 1 ? "" : " log σ² " + std::to_string(scale.log_sigma2));
 }
 
 template <Noise R, class T>
-void forward(const Shape& s, Shared shared, size_t offset) {
+void forward(const Shape& s, Shared shared, size_t offset, Scale scale) {
   using A = accumulate_t<T>;
-  const Problem<T> p(s, shared);
+  const Problem<T> p(s, shared, scale);
   std::vector<double> distortion(p.rows());
   const std::vector<double> value = values<R>(p, &distortion);
-  Case c(name<T>("gaussian_log_likelihood", s, shared, offset));
+  Case c(name<T>("gaussian_log_likelihood", s, shared, offset, scale));
   const GaussianLogLikelihood<T> a{data(c, p, offset), c.output<A>("value", p.rows()),
                                    c.output<A>("distortion", p.rows())};
   c.run([&] { gaussian_log_likelihood<R>(Cuda{}, a); });
-  c.expect(a.value, value);
-  c.expect(a.distortion, distortion);
+  c.expect(a.value, fitted<A>(value));
+  c.expect(a.distortion, fitted<A>(distortion));
   if (!offset) c.expect_coalesced();
 }
 
 template <Noise R, class T>
-void backward(const Shape& s, Shared shared, size_t offset) {
+void backward(const Shape& s, Shared shared, size_t offset, Scale scale) {
   using A = accumulate_t<T>;
-  const Problem<T> p(s, shared);
+  const Problem<T> p(s, shared, scale);
   std::vector<double> distortion(p.rows());
   values<R>(p, &distortion);
   const Expected expected = gradients<R>(p, p.upstream);
-  Case c(name<T>("gaussian_log_likelihood_backward", s, shared, offset));
+  Case c(name<T>("gaussian_log_likelihood_backward", s, shared, offset, scale));
   const GaussianLogLikelihoodBackward<T> a{data(c, p, 0), c.input<A>("grad", p.upstream),
                                            c.input<A>("distortion", distortion), gradient_arrays(c, p, R, offset)};
   c.run([&] { gaussian_log_likelihood_backward<R>(Cuda{}, a); });
-  c.expect(a.gradients.x_hat, expected.x_hat);
-  c.expect(a.gradients.log_sigma2, expected.log_sigma2, kSumTolerance<T>);
+  c.expect(a.gradients.x_hat, fitted<T>(expected.x_hat));
+  c.expect(a.gradients.log_sigma2, fitted<T>(expected.log_sigma2), kSumTolerance<T>);
   if (!offset) c.expect_coalesced();
 }
 
 template <Noise R, class T>
-void mean(const Shape& s, Shared shared, size_t offset) {
-  const Problem<T> p(s, shared);
-  if (s.samples == 0) return;  // of which the mean is NaN
+void mean(const Shape& s, Shared shared, size_t offset, Scale scale) {
+  const Problem<T> p(s, shared, scale);
   const std::vector<double> value = values<R>(p);
-  std::vector<double> mean(s.models);
+  std::vector<double> mean(s.models, s.samples == 0 ? NAN : 0.0);
   for (int64_t row = 0; row < p.rows(); ++row) mean[row / s.samples] += value[row] / static_cast<double>(s.samples);
   const Expected expected = gradients<R>(p, std::vector<double>(p.rows(), -1.0 / static_cast<double>(s.samples)));
-  Case c(name<T>("gaussian_log_likelihood_mean", s, shared, offset));
+  Case c(name<T>("gaussian_log_likelihood_mean", s, shared, offset, scale));
   const int64_t rows = R == Noise::kFeature ? 0 : p.rows();
   const GaussianLogLikelihoodMean<T> a{data(c, p, 0), c.output<T>("mean", s.models), c.output<T>("value", rows),
                                        c.output<T>("distortion", rows), gradient_arrays(c, p, R, offset)};
   c.run([&] { gaussian_log_likelihood_mean<R>(Cuda{}, a); });
-  c.expect(a.mean, mean);
-  c.expect(a.gradients.x_hat, expected.x_hat);
-  c.expect(a.gradients.log_sigma2, expected.log_sigma2, kSumTolerance<T>);
+  c.expect(a.mean, fitted<T>(mean));
+  c.expect(a.gradients.x_hat, fitted<T>(expected.x_hat));
+  c.expect(a.gradients.log_sigma2, fitted<T>(expected.log_sigma2), kSumTolerance<T>);
   if (!offset) c.expect_coalesced();
 }
 
 template <Noise R, class T>
 void all_shapes(Shared shared) {
   constexpr bool kHasMean = std::is_same_v<T, accumulate_t<T>>;
-  const auto run = [&](const Shape& s, size_t offset) {
-    forward<R, T>(s, shared, offset);
-    backward<R, T>(s, shared, offset);
-    if constexpr (kHasMean) mean<R, T>(s, shared, offset);
+  const auto run = [&](const Shape& s, size_t offset, Scale scale = kUsual) {
+    forward<R, T>(s, shared, offset, scale);
+    backward<R, T>(s, shared, offset, scale);
+    if constexpr (kHasMean) mean<R, T>(s, shared, offset, scale);
   };
   for (const Shape& s : kShapes) {
     // sums over features have a block for 32 of them: too many threads to look for races in
     if (!(kFewThreads && R == Noise::kFeature && s.features > 1000)) run(s, 0);
   }
-  if (!kFewThreads) run({1, 5, 24}, 1);
+  if (kFewThreads || kTraceMemory) return;
+  run({1, 5, 24}, 1);
+  if (std::is_same_v<T, Float16>) return;  // which has no such numbers
+  for (const Scale scale : kExtreme<T>) {
+    run({2, 5, 7}, 0, scale);
+    run({1, 9, 12}, 0, scale);
+  }
 }
 
 template <class T>

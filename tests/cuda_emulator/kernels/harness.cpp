@@ -145,8 +145,8 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
     if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
   if (actual.size() != expected.size()) std::abort();
   for (size_t i = 0; i < actual.size(); ++i) {
-    if (actual[i] == expected[i]) continue;                             // infinities, too
-    if (!(std::abs(actual[i] - expected[i]) <= tolerance * largest)) {  // NaN fails
+    if (actual[i] == expected[i] || (std::isnan(actual[i]) && std::isnan(expected[i]))) continue;  // infinities, too
+    if (!(std::abs(actual[i] - expected[i]) <= tolerance * largest)) {                             // NaN fails
       std::ostringstream message;
       message.precision(17);
       message << array.name << '[' << i << "] is " << actual[i] << ", expected " << expected[i] << " to " << tolerance
