@@ -1,16 +1,23 @@
-// φ(x) = eˣ - 1 - x, eˣ - 1 and eˣ, accurate to rounding for every x and vectorisable: no branch, no table, no libm.
-// The same code runs on the CPU, on the GPU and in tests.
+// eˣ, eˣ - 1 and φ(x) = eˣ - 1 - x, accurate to a few roundings for every x and vectorisable: no branch, no table, no
+// libm. The same code runs on the CPU, on the GPU and in tests.
 //
-// With n = round(x / ln 2), r = x - n ln 2, s = 2ⁿ and the polynomial r² q(r) = eʳ - 1 - r, |r| <= ln 2 / 2:
+// Each is made of those at h = x / 2. With a = eʰ - 1
 //
-//     eˣ - 1     = s (r² q + r) + (s - 1)
-//     eˣ - 1 - x = s r² q + ((s - 1) r + (s - 1 - n ln 2))
+//     eˣ = (eʰ)²,   eˣ - 1 = a (2 + a),   φ(x) = a² + 2 φ(h)
 //
-// For n = 0 the second line is r² q alone, which has no cancellation; for n != 0 the result is at least 0.05.
+// so that what leaves the range of T does so in the last multiplication and nowhere before: too large a result is
+// infinite, too small a one is rounded, and a weight w that brings it back is in time as (w a)(2 + a).
+//
+// With n = round(h / ln 2), r = h - n ln 2, s = 2ⁿ and the polynomial r² q(r) = eʳ - 1 - r, |r| <= ln 2 / 2:
+//
+//     eʰ = s (r² q + r) + s,   eʰ - 1 = s (r² q + r) + (s - 1),   φ(h) = r² q for n = 0, otherwise (eʰ - 1) - h
+//
+// None of these cancels: for n = 0 the second is r² q + r, and for n != 0 the third is at least 0.05.
 #pragma once
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "common/portable.h"
 
@@ -28,10 +35,9 @@ struct ExpTraits<float> {
   // ln 2 in two parts, the first with so few bits that n * kLn2High is exact
   static constexpr float kLn2High = 0.693145752f;
   static constexpr float kLn2Low = 1.42860677e-6f;
-  static constexpr float kLn2 = 0.693147182f;
-  // 2ⁿ is a normal number in between; outside φ is linear or infinite
+  // eʰ and 2ⁿ are normal numbers in between; outside (eʰ)² is 0 or infinite
   static constexpr float kMin = -87.0f;
-  static constexpr float kMax = 88.0f;
+  static constexpr float kMax = 88.376f;
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   // (eʳ - 1 - r) / r² on |r| <= ln 2 / 2, minimax, highest power first
   static constexpr int kTerms = 6;
@@ -50,9 +56,8 @@ struct ExpTraits<double> {
   static constexpr double kLog2E = 1.4426950408889634;
   static constexpr double kLn2High = 6.93147180369123816490e-01;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kLn2 = 0.69314718055994530942;
   static constexpr double kMin = -708.0;
-  static constexpr double kMax = 709.0;
+  static constexpr double kMax = 709.43;
   static constexpr double kInfinity = std::numeric_limits<double>::infinity();
   // the Taylor series 1/2! + r/3! + ...; the first term left out is below 1e-17 of the sum
   static constexpr int kTerms = 13;
@@ -67,65 +72,63 @@ struct ExpTraits<double> {
 
 template <class T>
 struct ExpParts {
-  T clamped, n, r, scale, tail;  // eˣ = scale * (1 + r + tail) with tail = eʳ - 1 - r
+  T h;                  // as given, at most kMax
+  T n, r, scale, tail;  // eʰ = scale * (1 + r + tail) with scale = 2ⁿ, tail = eʳ - 1 - r
 };
 
-// `clamped` is in [kMin, kMax].
+// `clamped` is h in [kMin, kMax].
 template <class T>
 LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts_in_range(T clamped) {
   using Traits = ExpTraits<T>;
-  using Integer = typename Traits::Integer;
-  const T n = round_to_even(clamped * Traits::kLog2E);
+  using Bits = std::make_unsigned_t<typename Traits::Integer>;
+  // Added to a number it rounds it to an integer, which stands with the bias in the last bits; a NaN stays one.
+  constexpr T kShift = static_cast<T>((Bits{3} << (Traits::kMantissaBits - 1)) + Traits::kExponentBias);
+  const T shifted = multiply_add(clamped, Traits::kLog2E, kShift);
+  const T n = shifted - kShift;
   const T r = multiply_add(n, -Traits::kLn2Low, multiply_add(n, -Traits::kLn2High, clamped));
   T q = Traits::coefficient(0);
   for (int i = 1; i < Traits::kTerms; ++i) q = multiply_add(q, r, Traits::coefficient(i));
-  const Integer bits = (static_cast<Integer>(n) + Traits::kExponentBias) << Traits::kMantissaBits;
-  return {clamped, n, r, bit_cast<T>(bits), q * r * r};
+  return {clamped, n, r, bit_cast<T>(bit_cast<Bits>(shifted) << Traits::kMantissaBits), q * r * r};
 }
 
 template <class T>
-LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T x) {
+LINEAVAE_HOST_DEVICE ExpParts<T> exp_parts(T h) {
   using Traits = ExpTraits<T>;
-  T clamped = x < Traits::kMin ? Traits::kMin : x;
-  clamped = clamped > Traits::kMax ? Traits::kMax : clamped;
-  return exp_parts_in_range(clamped);
+  const T bounded = h > Traits::kMax ? Traits::kMax : h;
+  ExpParts<T> parts = exp_parts_in_range(bounded < Traits::kMin ? Traits::kMin : bounded);
+  parts.h = bounded;
+  return parts;
 }
 
-// φ, eˣ and eˣ - 1 from the parts of x, for those who need several of them.
+// At h itself.
 template <class T>
-LINEAVAE_HOST_DEVICE T expm1_minus_x(T x, const ExpParts<T>& e) {
-  using Traits = ExpTraits<T>;
-  const T excess = e.scale - T(1);
-  const T offset = multiply_add(e.n, -Traits::kLn2, excess);
-  const T value = multiply_add(e.scale, e.tail, multiply_add(excess, e.r, offset));
-  // below kMin the function is -1 - x, so what the clamp cut off is added back
-  return x > Traits::kMax ? Traits::kInfinity : value + (e.clamped - x);
+LINEAVAE_HOST_DEVICE T exponential(const ExpParts<T>& e) {
+  return multiply_add(e.scale, e.tail + e.r, e.scale);
+}
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1(const ExpParts<T>& e) {
+  return multiply_add(e.scale, e.tail + e.r, e.scale - T(1));
+}
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1_minus_x(const ExpParts<T>& e) {
+  return e.n == T(0) ? e.tail : expm1(e) - e.h;
 }
 
-// eˣ, at least that of kMin.
-template <class T>
-LINEAVAE_HOST_DEVICE T exponential(T x, const ExpParts<T>& e) {
-  const T value = multiply_add(e.scale, e.tail + e.r, e.scale);
-  return x > ExpTraits<T>::kMax ? ExpTraits<T>::kInfinity : value;
-}
-
-template <class T>
-LINEAVAE_HOST_DEVICE T expm1(T x, const ExpParts<T>& e) {
-  const T value = multiply_add(e.scale, e.tail + e.r, e.scale - T(1));
-  return x > ExpTraits<T>::kMax ? ExpTraits<T>::kInfinity : value;
-}
-
-template <class T>
-LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
-  return expm1_minus_x(x, exp_parts(x));
-}
 template <class T>
 LINEAVAE_HOST_DEVICE T exponential(T x) {
-  return exponential(x, exp_parts(x));
+  const T root = exponential(exp_parts(T(0.5) * x));
+  return root * root;
 }
 template <class T>
 LINEAVAE_HOST_DEVICE T expm1(T x) {
-  return expm1(x, exp_parts(x));
+  const T a = expm1(exp_parts(T(0.5) * x));
+  return a * (T(2) + a);
+}
+template <class T>
+LINEAVAE_HOST_DEVICE T expm1_minus_x(T x) {
+  const ExpParts<T> half = exp_parts(T(0.5) * x);
+  const T a = expm1(half);
+  return multiply_add(a, a, T(2) * expm1_minus_x(half));
 }
 
 }  // namespace lineavae

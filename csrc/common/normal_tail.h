@@ -51,11 +51,10 @@ template <class T>
 LINEAVAE_HOST_DEVICE NormalTail<T> normal_tail(T x) {
   using Traits = NormalTailTraits<T>;
   x = x > Traits::kLimit ? Traits::kLimit : x;  // a NaN stays one
-  const ExpParts<T> e = exp_parts_in_range(T(-0.5) * x * x);
   const T t = T(1) / multiply_add(Traits::kRate, x, T(1));
   T ratio = Traits::coefficient(0);
   for (int i = 1; i < Traits::kTerms; ++i) ratio = multiply_add(ratio, t, Traits::coefficient(i));
-  return {x, multiply_add(e.scale, e.tail + e.r, e.scale), ratio};
+  return {x, exponential(exp_parts_in_range(T(-0.5) * x * x)), ratio};
 }
 
 constexpr double kInverseSqrt2Pi = 0.39894228040143267794;

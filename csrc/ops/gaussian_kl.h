@@ -4,6 +4,10 @@
 //   gaussian_kl                 KL_n  = Σ_k w_k KL_nk
 //   the backward of both        ∂KL/∂m = w m,   ∂KL/∂t = ½ w (eᵗ - 1)
 //
+// With a = e^(t/2) - 1 these are ½ (m² + a²) + φ(t/2) and ½ w a (2 + a). Weights, and the gradient that comes in, are
+// multiplied into each product first, so that a result is infinite only if it is too large itself. A weight of 0 and a
+// gradient of 0 give 0, whatever the KL is.
+//
 // Values, weights, and the gradient that comes in, are double for double inputs and float for all others; the gradients
 // that go out have the dtype of the inputs.
 #pragma once
@@ -51,14 +55,25 @@ void gaussian_kl_backward(Cpu, const GaussianKLBackward<T>&);
 template <Reduction R, class T>
 void gaussian_kl_backward(Cuda, const GaussianKLBackward<T>&);
 
+// w KL from a = e^(t/2) - 1 and φ(t/2)
 template <class A>
-LINEAVAE_HOST_DEVICE A gaussian_kl_element(A mean, A logvar) {
-  return A(0.5) * multiply_add(mean, mean, expm1_minus_x(logvar));
+LINEAVAE_HOST_DEVICE A gaussian_kl_of_half(A mean, A a, A phi, A weight) {
+  const A half = A(0.5) * weight;
+  const A kl = multiply_add(half * a, a, multiply_add(half * mean, mean, weight * phi));
+  return weight == A(0) ? A(0) : kl;
 }
 
 template <class A>
-LINEAVAE_HOST_DEVICE A gaussian_kl_grad_logvar(A logvar) {
-  return A(0.5) * expm1(logvar);
+LINEAVAE_HOST_DEVICE A gaussian_kl_element(A mean, A logvar, A weight = A(1)) {
+  const ExpParts<A> half = exp_parts(A(0.5) * logvar);
+  return gaussian_kl_of_half(mean, expm1(half), expm1_minus_x(half), weight);
+}
+
+template <class A>
+LINEAVAE_HOST_DEVICE A gaussian_kl_grad_logvar(A grad, A logvar) {
+  const A a = expm1(exp_parts(A(0.5) * logvar));
+  const A product = grad * a * multiply_add(A(0.5), a, A(1));
+  return grad == A(0) ? A(0) : product;
 }
 
 }  // namespace lineavae

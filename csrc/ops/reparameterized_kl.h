@@ -19,6 +19,7 @@
 #include "common/half.h"
 #include "common/kl_weight.h"
 #include "common/normal.h"
+#include "ops/gaussian_kl.h"
 
 namespace lineavae {
 
@@ -56,33 +57,42 @@ void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>&);
 template <class T>
 void reparameterized_kl_backward(Cuda, const ReparameterizedKLBackward<T>&);
 
-// One polynomial serves both: with a = e^(t/2) - 1 and p = φ(t/2), all of which are free of cancellation,
-// σ = 1 + a, φ(t) = 2 p + a² and eᵗ - 1 = a (2 + a).
+// One polynomial serves all: at t/4, with ρ = e^(t/4), b = ρ - 1 and φ(t/4), of which none leaves the range of A,
+//
+//   σ = ρ²,   a = σ - 1 = b (2 + b),   φ(t/2) = b² + 2 φ(t/4)
 template <class A>
 struct GaussianElement {
-  A sigma, kl;
+  A rho, kl;
 };
 
 template <class A>
-LINEAVAE_HOST_DEVICE GaussianElement<A> gaussian_element(A mean, A logvar) {
-  const A half = A(0.5) * logvar;
-  const ExpParts<A> parts = exp_parts(half);
-  const A a = expm1(half, parts);
-  const A squares = multiply_add(a, a, mean * mean);
-  return {exponential(half, parts), multiply_add(A(0.5), squares, expm1_minus_x(half, parts))};
+LINEAVAE_HOST_DEVICE GaussianElement<A> gaussian_element(A mean, A logvar, A weight = A(1)) {
+  const ExpParts<A> quarter = exp_parts(A(0.25) * logvar);
+  const A b = expm1(quarter);
+  const A phi = multiply_add(b, b, A(2) * expm1_minus_x(quarter));
+  return {exponential(quarter), gaussian_kl_of_half(mean, b * (A(2) + b), phi, weight)};
+}
+
+// m + σ ε
+template <class A>
+LINEAVAE_HOST_DEVICE A gaussian_sample(A mean, A rho, A noise) {
+  return multiply_add(rho * noise, rho, mean);
 }
 
 template <class A>
-struct GaussianElementBackward {
-  A sigma, expm1;
+struct GaussianGradients {
+  A mean, logvar;
 };
 
+// From Σ g, Σ g ε and u = h w. With e^t - 1 = σ a + a nothing infinite is subtracted:
+//
+//   ∂/∂t = σ ½ (Σ g ε + u a) + ½ u a
 template <class A>
-LINEAVAE_HOST_DEVICE GaussianElementBackward<A> gaussian_element_backward(A logvar) {
-  const A half = A(0.5) * logvar;
-  const ExpParts<A> parts = exp_parts(half);
-  const A a = expm1(half, parts);
-  return {exponential(half, parts), a * (A(2) + a)};
+LINEAVAE_HOST_DEVICE GaussianGradients<A> gaussian_gradients(A mean, A logvar, A sum, A product, A of_kl) {
+  const ExpParts<A> quarter = exp_parts(A(0.25) * logvar);
+  const A rho = exponential(quarter), b = expm1(quarter);
+  const A half = weighted(A(0.5) * of_kl, b * (A(2) + b));
+  return {sum + weighted(of_kl, mean), multiply_add(rho * multiply_add(A(0.5), product, half), rho, half)};
 }
 
 }  // namespace lineavae

@@ -20,7 +20,7 @@ LINEAVAE_INLINE void values(const GaussianKL<T>& a, int64_t begin, int64_t end) 
         for (int64_t k = 0; k < a.latents; ++k) sum += gaussian_kl_element(load(mean[k]), load(logvar[k]));
       } else {
 #pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < a.latents; ++k) sum += weight[k] * gaussian_kl_element(load(mean[k]), load(logvar[k]));
+        for (int64_t k = 0; k < a.latents; ++k) sum += gaussian_kl_element(load(mean[k]), load(logvar[k]), weight[k]);
       }
       a.kl[row] = sum;
     } else {
@@ -44,8 +44,8 @@ LINEAVAE_INLINE void gradients_of_row(const GaussianKLBackward<T>& a, int64_t ro
   for (int64_t k = 0; k < a.latents; ++k) {
     accumulate_t<T> upstream = R == Reduction::kRow ? grad[0] : grad[k];
     if constexpr (kWeighted) upstream *= weight[k];
-    store(upstream * load(mean[k]), grad_mean[k]);
-    store(upstream * gaussian_kl_grad_logvar(load(logvar[k])), grad_logvar[k]);
+    store(weighted(upstream, load(mean[k])), grad_mean[k]);
+    store(gaussian_kl_grad_logvar(upstream, load(logvar[k])), grad_logvar[k]);
   }
 }
 

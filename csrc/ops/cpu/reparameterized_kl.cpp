@@ -1,6 +1,7 @@
-// Rows are taken in blocks, so that σ, the KL of each latent and the noise of a block stay in the cache while every
-// loop over them is vectorised, however few latents there are. Rows longer than a block are cut at fixed columns. Rows
-// are split over threads; each is summed in its own order, in the accumulation type, so their number changes no bit.
+// Rows are taken in blocks, so that e^(t/4), the KL of each latent and the noise of a block stay in the cache while
+// every loop over them is vectorised, however few latents there are. Rows longer than a block are cut at fixed columns.
+// Rows are split over threads; each is summed in its own order, in the accumulation type, so their number changes no
+// bit.
 #include "ops/reparameterized_kl.h"
 
 #include <algorithm>
@@ -75,36 +76,43 @@ template <class T>
 struct Values {
   using A = accumulate_t<T>;
   const ReparameterizedKL<T>& a;
-  alignas(64) A sigma[kBlock], kl[kBlock], noise[kNoise];
+  alignas(64) A rho[kBlock], kl[kBlock], noise[kNoise];
+
+  // Where weighted, the weights stand where the KL is put.
+  template <bool kWeighted>
+  LINEAVAE_INLINE void add_elements(const T* mean, const T* logvar, int size) {
+#pragma omp simd
+    for (int i = 0; i < size; ++i) {
+      const GaussianElement<A> element = gaussian_element(load(mean[i]), load(logvar[i]), kWeighted ? kl[i] : A(1));
+      rho[i] = element.rho;
+      kl[i] = element.kl;
+    }
+  }
 
   LINEAVAE_INLINE void add(const Block& block) {
     const int size = block.size();
     const int64_t index = block.row * a.latents + block.column, of_model = a.rows * a.latents;
     const T* mean = a.mean + block.model * of_model + index;
     const T* logvar = a.logvar + block.model * of_model + index;
-#pragma omp simd
-    for (int i = 0; i < size; ++i) {
-      const GaussianElement<A> element = gaussian_element(load(mean[i]), load(logvar[i]));
-      sigma[i] = element.sigma;
-      kl[i] = element.kl;
+    const A* weight = a.kl_weight.of(block.model, a.latents);
+    if (weight == nullptr) {
+      add_elements<false>(mean, logvar, size);
+    } else {
+      for (int row = 0; row < block.rows; ++row)
+        std::copy_n(weight + block.column, block.columns, kl + row * block.columns);
+      add_elements<true>(mean, logvar, size);
     }
     for (int64_t sample = 0; sample < a.samples; ++sample) {
       const A* epsilon = make_noise(key_of(a.seed[block.model]), sample * of_model + index, size, noise);
       A* z = a.z + (block.model * a.samples + sample) * of_model + index;
 #pragma omp simd
-      for (int i = 0; i < size; ++i) z[i] = multiply_add(sigma[i], epsilon[i], load(mean[i]));
+      for (int i = 0; i < size; ++i) z[i] = gaussian_sample(load(mean[i]), rho[i], epsilon[i]);
     }
-    const A* weight = a.kl_weight.of(block.model, a.latents);
     for (int row = 0; row < block.rows; ++row) {
       const A* of_row = kl + row * block.columns;
       A sum = 0;
-      if (weight == nullptr) {
 #pragma omp simd reduction(+ : sum)
-        for (int k = 0; k < block.columns; ++k) sum += of_row[k];
-      } else {
-#pragma omp simd reduction(+ : sum)
-        for (int k = 0; k < block.columns; ++k) sum += weight[block.column + k] * of_row[k];
-      }
+      for (int k = 0; k < block.columns; ++k) sum += of_row[k];
       A& out = a.kl[block.model * a.rows + block.row + row];
       out = block.column == 0 ? sum : out + sum;
     }
@@ -153,9 +161,10 @@ struct Gradients {
     T* grad_logvar = a.grad_logvar + block.model * of_model + index;
 #pragma omp simd
     for (int i = 0; i < size; ++i) {
-      const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar[i]));
-      store(multiply_add(of_kl[i], load(mean[i]), sum[i]), grad_mean[i]);
-      store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar[i]);
+      const GaussianGradients<A> gradients =
+          gaussian_gradients(load(mean[i]), load(logvar[i]), sum[i], product[i], of_kl[i]);
+      store(gradients.mean, grad_mean[i]);
+      store(gradients.logvar, grad_logvar[i]);
     }
   }
 };

@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T>
       const auto logvar = load_vector<kWidth>(a.logvar + row * a.latents + k);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
-        const accumulate_t<T> kl = gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]));
-        sum += weight == nullptr ? kl : weight[k + i] * kl;
+        const accumulate_t<T> w = weight == nullptr ? accumulate_t<T>(1) : weight[k + i];
+        sum += gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]), w);
       }
     }
   }
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const Gaussian
   Vector<T, kWidth> grad_mean, grad_logvar;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    store(grad.at[i] * load(mean.at[i]), grad_mean.at[i]);
-    store(grad.at[i] * gaussian_kl_grad_logvar(load(logvar.at[i])), grad_logvar.at[i]);
+    store(weighted(grad.at[i], load(mean.at[i])), grad_mean.at[i]);
+    store(gaussian_kl_grad_logvar(grad.at[i], load(logvar.at[i])), grad_logvar.at[i]);
   }
   store_vector(a.grad_mean + index, grad_mean);
   store_vector(a.grad_logvar + index, grad_logvar);

@@ -90,19 +90,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
       const int64_t index = row * a.latents + k;
       const Vector<T, kSize> mean = load_some<kVectors, kSize>(a.mean + model * of_model + index, count);
       const Vector<T, kSize> logvar = load_some<kVectors, kSize>(a.logvar + model * of_model + index, count);
-      A sigma[kSize];
+      A rho[kSize];
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]));
-        sigma[i] = element.sigma;
-        if (i < count) sum += weight == nullptr ? element.kl : weight[k + i] * element.kl;
+        const A w = i >= count ? A(0) : weight == nullptr ? A(1) : weight[k + i];
+        const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]), w);
+        rho[i] = element.rho;
+        sum += element.kl;
       }
 #pragma unroll 1
       for (int64_t sample = 0; sample < a.samples; ++sample) {
         const Vector<A, kSize> noise = make_noise<kVectors, A>(key, sample * of_model + index);
         Vector<A, kSize> z;
 #pragma unroll
-        for (int i = 0; i < kSize; ++i) z.at[i] = multiply_add(sigma[i], noise.at[i], load(mean.at[i]));
+        for (int i = 0; i < kSize; ++i) z.at[i] = gaussian_sample(load(mean.at[i]), rho[i], noise.at[i]);
         store_some<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
       }
     }
@@ -152,9 +153,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
   Vector<T, kSize> grad_mean, grad_logvar;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    const GaussianElementBackward<A> element = gaussian_element_backward(load(logvar.at[i]));
-    store(multiply_add(of_kl[i], load(mean.at[i]), sum[i]), grad_mean.at[i]);
-    store(A(0.5) * multiply_add(of_kl[i], element.expm1, element.sigma * product[i]), grad_logvar.at[i]);
+    const GaussianGradients<A> gradients =
+        gaussian_gradients(load(mean.at[i]), load(logvar.at[i]), sum[i], product[i], of_kl[i]);
+    store(gradients.mean, grad_mean.at[i]);
+    store(gradients.logvar, grad_logvar.at[i]);
   }
   store_some<kVectors>(a.grad_mean + place, count, grad_mean);
   store_some<kVectors>(a.grad_logvar + place, count, grad_logvar);
