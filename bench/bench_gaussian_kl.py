@@ -16,19 +16,22 @@ def as_written(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - logvar - 1)
 
 
+def accurate(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mean.square() + reference.expm1_minus_x(logvar))
+
+
+def accurate_sum(mean: Tensor, logvar: Tensor) -> Tensor:
+    return accurate(mean, logvar).sum(-1)
+
+
 def as_written_sum(mean: Tensor, logvar: Tensor) -> Tensor:
     return as_written(mean, logvar).sum(-1)
 
 
 # ours, accurate, literal, and the results of one row
 FORMS = {
-    "gaussian_kl": (gaussian_kl, reference.gaussian_kl, as_written_sum, 1),
-    "gaussian_kl_per_dimension": (
-        gaussian_kl_per_dimension,
-        reference.gaussian_kl_per_dimension,
-        as_written,
-        LATENT_DIM,
-    ),
+    "gaussian_kl": (gaussian_kl, accurate_sum, as_written_sum, 1),
+    "gaussian_kl_per_dimension": (gaussian_kl_per_dimension, accurate, as_written, LATENT_DIM),
 }
 
 
@@ -38,7 +41,7 @@ def test_gaussian_kl(compare, setting, op, num_samples):
     torch.manual_seed(0)
     shape = (setting.size(num_samples), LATENT_DIM)
     mean, logvar = (torch.randn(shape).to(setting.device).requires_grad_() for _ in range(2))
-    ours, accurate, literal, results_per_row = FORMS[op]
+    ours, best, literal, results_per_row = FORMS[op]
     # forward: mean and logvar in, KL out; backward: mean, logvar and upstream in, two gradients out
     num_bytes = mean.element_size() * shape[0] * (6 * LATENT_DIM + 2 * results_per_row)
 
@@ -49,8 +52,8 @@ def test_gaussian_kl(compare, setting, op, num_samples):
         {
             "ours": step(ours),
             "eager as written": step(literal),
-            "eager accurate": step(accurate),
+            "eager accurate": step(best),
             "compiled as written": step(setting.compiled(literal)),
-            "compiled accurate": step(setting.compiled(accurate)),
+            "compiled accurate": step(setting.compiled(best)),
         }
     )

@@ -22,7 +22,7 @@ struct KLWeight {
 // w x, and 0 for w = 0 whatever x is: a latent that does not count, a gradient that nobody asked for.
 template <class A>
 LINEAVAE_HOST_DEVICE A weighted(A w, A x) {
-  return w == A(0) ? A(0) : w * x;
+  return w * (w == A(0) ? A(0) : x);
 }
 
 }  // namespace lineavae

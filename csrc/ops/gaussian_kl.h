@@ -71,9 +71,9 @@ LINEAVAE_HOST_DEVICE A gaussian_kl_element(A mean, A logvar, A weight = A(1)) {
 
 template <class A>
 LINEAVAE_HOST_DEVICE A gaussian_kl_grad_logvar(A grad, A logvar) {
-  const A a = expm1(exp_parts(A(0.5) * logvar));
-  const A product = grad * a * multiply_add(A(0.5), a, A(1));
-  return grad == A(0) ? A(0) : product;
+  const A all = expm1(exp_parts(A(0.5) * logvar));
+  const A a = grad == A(0) ? A(0) : all;
+  return grad * a * multiply_add(A(0.5), a, A(1));
 }
 
 }  // namespace lineavae

@@ -20,6 +20,7 @@ from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches
 from lineavae.linear.module import LinearModule
 from lineavae.linear.moments import check_unmasked
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
+from lineavae.reference.gaussian_kl import weighted
 
 # Rows of data that are held in float64 at a time.
 _EXACT_ROWS = 1024
@@ -207,7 +208,7 @@ class BernoulliLinearVAE(LinearModule):
         """
         mean, logvar = self.encode(x)
         reconstruction = expected_bernoulli_log_likelihood(x, mean, logvar, self.weight, self.mu)
-        return reconstruction - beta * gaussian_kl(mean, logvar)
+        return reconstruction - weighted(beta, gaussian_kl(mean, logvar))
 
     def stochastic_elbo(
         self,
@@ -240,7 +241,7 @@ class BernoulliLinearVAE(LinearModule):
         mean, logvar = self.encode(x)
         eps = torch.randn(num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         logits = self._logits(mean + (0.5 * logvar).exp() * eps)
-        return bernoulli_log_likelihood(x, logits).mean(0) - beta * gaussian_kl(mean, logvar)
+        return bernoulli_log_likelihood(x, logits).mean(0) - weighted(beta, gaussian_kl(mean, logvar))
 
     @torch.no_grad()
     def importance_weighted_bound(

@@ -18,6 +18,7 @@ from lineavae.linear.moments import Moments, with_fixed_signs
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.training import exact_elbo
 from lineavae.ops import gaussian_kl, linear_vae_elbo
+from lineavae.reference.gaussian_kl import weighted
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
 
@@ -182,9 +183,8 @@ class LinearVAE(LinearModule):
         )
         residual = x - self.decode(mean + (0.5 * logvar).exp() * noise)
         distortion = residual.square().sum(-1).mean(0)
-        return gaussian_term(distortion, self.log_sigma2, self.num_features) - beta * gaussian_kl(
-            mean, logvar
-        )
+        reconstruction = gaussian_term(distortion, self.log_sigma2, self.num_features)
+        return reconstruction - weighted(beta, gaussian_kl(mean, logvar))
 
     def log_marginal_likelihood(self, data: Tensor | Moments) -> Tensor:
         """Exact log p(x) of the decoder, which is that of probabilistic PCA, in nats.

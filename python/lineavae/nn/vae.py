@@ -23,6 +23,7 @@ from lineavae.ops import (
     reparameterized_kl,
 )
 from lineavae.ops._arguments import widen
+from lineavae.reference.gaussian_kl import weighted
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -218,7 +219,7 @@ class GaussianVAE(nn.Module):
             penalty, _ = free_bits_kl(mean, logvar, free_bits)
         elif capacity is not None:
             penalty = (kl.mean() - capacity).abs()
-        return ELBOTerms(reconstruction - beta * penalty, reconstruction, kl, log_sigma2)
+        return ELBOTerms(reconstruction - weighted(beta, penalty), reconstruction, kl, log_sigma2)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give the posteriors of x: means and log-variances, (N, K) each or spatial.

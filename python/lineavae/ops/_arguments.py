@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext
+from lineavae.reference.gaussian_kl import weighted
 
 _T = TypeVar("_T")
 
@@ -138,7 +139,7 @@ def _check_weight(
         return weight.to(device, dtype)
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(weight).__name__}")
-    if not (math.isfinite(weight) and weight >= 0):
+    if not 0 <= weight < math.inf:
         raise ValueError(f"{op}: {name} must be finite and >= 0, got {weight}")
     return float(weight)
 
@@ -163,8 +164,8 @@ def per_latent(kl_weight: Tensor | float) -> Tensor | None:
 def scale(kl: Tensor, kl_weight: Tensor | float) -> Tensor:
     """Apply a weight that no kernel has applied: one for all latents."""
     if isinstance(kl_weight, Tensor):
-        return kl if kl_weight.ndim == 1 else kl * kl_weight
-    return kl if kl_weight == 1 else kl * kl_weight
+        return kl if kl_weight.ndim == 1 else weighted(kl_weight, kl)
+    return kl if kl_weight == 1 else weighted(kl_weight, kl)
 
 
 def broadcast_models(op: str, shapes: Mapping[str, Sequence[int]]) -> torch.Size:

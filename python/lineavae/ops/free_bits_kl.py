@@ -65,5 +65,5 @@ def free_bits_kl(
             f"{_OP}: mean must have shape (*models, N, K) with N at least 1, got {tuple(mean.shape)}"
         )
     minimum = check_latent_weight(_OP, "free_bits", free_bits, mean)
-    kl = gaussian_kl_per_dimension(mean, logvar).mean(-2)
+    kl = (gaussian_kl_per_dimension(mean, logvar) / mean.shape[-2]).sum(-2)  # a mean fits where a sum may not
     return torch.where(kl < minimum, minimum, kl).sum(-1), kl.sum(-1)

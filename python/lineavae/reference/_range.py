@@ -8,16 +8,16 @@ from torch.autograd import Function
 
 
 def double(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in float64, where all squares and variances of float32 fit; as they are on a device without.
+    """Give the tensors in float64, where all squares and variances of float32 fit.
 
-    Only CPU and CUDA are sure to have it.
+    On a device that may not have it, any but CPU and CUDA, as they are.
     """
     has_float64 = tensors[0].device.type in ("cpu", "cuda", "meta")
     return tuple(tensor.double() for tensor in tensors) if has_float64 else tensors
 
 
 def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:
-    """residual / σ, elementwise, finite whenever it fits.
+    """Give residual / σ, elementwise, finite whenever it fits.
 
     Its derivatives are those of the quotient without a factor 1 / σ, which may be infinite where the residual
     is 0: by log σ² it is -½ residual / σ.

@@ -1,10 +1,15 @@
 """KL divergence of diagonal Gaussians to the standard normal.
 
 KL(N(m, v) || N(0, 1)) = ½ (m² + v - log v - 1) = ½ (m² + φ(log v)),    φ(t) = eᵗ - 1 - t >= 0
+
+φ(t) = a² + 2 φ(t/2) with a = e^(t/2) - 1, of which no part leaves the range before the KL does. Each factor of
+a² is made by itself, so that no gradient on the way is larger than the whole.
 """
 
 import torch
 from torch import Tensor
+
+from lineavae.reference._range import double
 
 # φ(t) / (½ t²) = 1 + t/3 (1 + t/4 (1 + ... )): sixteen terms are exact in float64 for |t| < 1/2.
 _SERIES_LIMIT = 0.5
@@ -21,11 +26,28 @@ def expm1_minus_x(x: Tensor) -> Tensor:
     return torch.where(near_zero, 0.5 * t * t * series, torch.expm1(x) - x)
 
 
+def weighted(weight: Tensor | float, value: Tensor) -> Tensor:
+    """Multiply by a weight; 0 gives 0, and no gradient, whatever the value is."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, 0, weight * value)
+    if weight == 0:
+        return value.masked_fill(torch.ones((), dtype=torch.bool, device=value.device), 0)
+    return weight * value
+
+
 def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL of each latent: (..., K), (..., K) -> (..., K), in nats."""
-    return 0.5 * (mean * mean + expm1_minus_x(logvar))
+    return _kl(*double(mean, logvar)).to(mean.dtype)
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor, kl_weight: Tensor | float = 1.0) -> Tensor:
     """KL summed over the latents with weights () or (K,): (..., K), (..., K) -> (...), in nats."""
-    return (kl_weight * gaussian_kl_per_dimension(mean, logvar)).sum(-1)
+    weight = kl_weight if isinstance(kl_weight, Tensor) else mean.new_full((), kl_weight)
+    # a latent that does not count is as at the prior
+    counted = (torch.where(weight == 0, 0, tensor) for tensor in double(mean, logvar))
+    return (weight * _kl(*counted)).sum(-1).to(mean.dtype)
+
+
+def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    first, second = (torch.expm1(0.5 * logvar) for _ in range(2))
+    return 0.5 * mean * mean + 0.5 * first * second + expm1_minus_x(0.5 * logvar)

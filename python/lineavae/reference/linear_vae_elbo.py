@@ -9,7 +9,7 @@ import math
 
 from torch import Tensor
 
-from lineavae.reference.gaussian_kl import expm1_minus_x
+from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
 
 
 def linear_vae_elbo(
@@ -27,7 +27,7 @@ def linear_vae_elbo(
     residual = centred - code @ weight.mT
     distortion = residual.square().sum(-1) + (log_d.exp() * weight.square().sum(-2)).sum(-1, keepdim=True)
     kl = 0.5 * (expm1_minus_x(log_d).sum(-1, keepdim=True) + code.square().sum(-1))
-    return gaussian_term(distortion, log_sigma2.unsqueeze(-1), x.shape[-1]) - _column(beta) * kl
+    return gaussian_term(distortion, log_sigma2.unsqueeze(-1), x.shape[-1]) - weighted(_column(beta), kl)
 
 
 def gaussian_term(distortion: Tensor, log_sigma2: Tensor, num_features: int) -> Tensor:

@@ -8,7 +8,7 @@ With S = S_x̄ + (x̄-μ)(x̄-μ)ᵀ, B = V S, M = WᵀW and P = B Vᵀ:
 
 from torch import Tensor
 
-from lineavae.reference.gaussian_kl import expm1_minus_x
+from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
 
@@ -36,7 +36,7 @@ def linear_vae_elbo_from_moments(
         + _diagonal(second_moment).sum(-1)
     )
     kl = 0.5 * (expm1_minus_x(log_d).sum(-1) + _diagonal(aggregate).sum(-1))
-    return gaussian_term(distortion, log_sigma2, num_features or sample_mean.shape[-1]) - beta * kl
+    return gaussian_term(distortion, log_sigma2, num_features or sample_mean.shape[-1]) - weighted(beta, kl)
 
 
 def _diagonal(matrix: Tensor) -> Tensor:

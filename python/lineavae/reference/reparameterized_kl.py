@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from lineavae.reference._range import double
 from lineavae.reference.gaussian_kl import gaussian_kl
 
 _MASK = 0xFFFFFFFF
@@ -60,4 +61,6 @@ def reparameterized_kl(
 ) -> tuple[Tensor, Tensor]:
     """Sample, and take the KL: (..., K), (..., K) -> (num_samples, ..., K), (...)."""
     noise = standard_normal(seed, (num_samples, *mean.shape), mean.dtype)
-    return mean + (0.5 * logvar).exp() * noise, gaussian_kl(mean, logvar, kl_weight)
+    wide_mean, wide_logvar = double(mean, logvar)
+    z = wide_mean + (0.5 * wide_logvar).exp() * noise
+    return z.to(mean.dtype), gaussian_kl(wide_mean, wide_logvar, kl_weight).to(mean.dtype)
