@@ -2,8 +2,8 @@
 
 KL(N(m, v) || N(0, 1)) = ½ (m² + v - log v - 1) = ½ (m² + φ(log v)),    φ(t) = eᵗ - 1 - t >= 0
 
-φ(t) = a² + 2 φ(t/2) with a = e^(t/2) - 1, of which no part leaves the range before the KL does. Each factor of
-a² is made by itself, so that no gradient on the way is larger than the whole.
+φ(t) = a² + 2 φ(t/2) with a = e^(t/2) - 1, of which no part leaves the range before the KL does. Each factor
+of a² is made by itself, so that no gradient on the way is larger than the whole.
 """
 
 import torch
