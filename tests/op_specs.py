@@ -73,6 +73,25 @@ class OpSpec:
         return replace(sample.map(lambda tensor: tensor.to(device)), options=options).to(dtype)
 
 
+def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a reference, which knows rows alone, take events of ``event_dim`` dimensions."""
+
+    @wraps(function)
+    def call(*, event_dim: int = 1, **arguments: Any) -> Any:
+        if event_dim > 1:
+            sample = next(iter(arguments.values()))  # x or mean
+            for name, shape in {"log_sigma2": sample.shape, "kl_weight": sample.shape[-event_dim:]}.items():
+                if name in arguments:
+                    arguments[name] = arguments[name].expand(shape)
+            arguments = {
+                name: value.flatten(-event_dim) if isinstance(value, Tensor) and value.ndim else value
+                for name, value in arguments.items()
+            }
+        return function(**arguments)
+
+    return call
+
+
 POSTERIOR_SHAPES = {
     "plain": (5, 3),
     "one_row": (3,),
@@ -81,32 +100,38 @@ POSTERIOR_SHAPES = {
     "one_latent": (5, 1),
     "no_latents": (5, 0),
     "models": (3, 5, 2),
+    "event": (3, 2, 2, 3),
     "large": (300, 133),
 }
+EVENT_DIMS = {"models": {"event_dim": 1}, "event": {"event_dim": 3}}
 
 
 def posterior_cases(
-    weighted: bool = False, **options: Tensor | float | int
+    weighted: bool = False, per_dimension: bool = False, **options: Tensor | float | int
 ) -> dict[str, Callable[[], Sample]]:
-    """Make Gaussian posteriors, and where ``weighted`` one weight of the KL per latent."""
+    """Make Gaussian posteriors, and where ``weighted`` one weight of the KL per latent or channel."""
 
-    def make(shape: tuple[int, ...]) -> Sample:
+    def make(label: str, shape: tuple[int, ...]) -> Sample:
         generator = torch.Generator().manual_seed(sum(shape))
         mean = torch.randn(shape, generator=generator, dtype=torch.float64)
         logvar = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
-        weight = torch.rand(shape[-1], generator=generator, dtype=torch.float64)
-        return Sample({"mean": mean, "logvar": logvar}, options | ({"kl_weight": weight} if weighted else {}))
+        of_weight = (shape[1], 1, 1) if label == "event" else (shape[-1],)
+        weight = torch.rand(of_weight, generator=generator, dtype=torch.float64)
+        event_dim = {} if per_dimension else EVENT_DIMS.get(label, {})
+        weights = {"kl_weight": weight} if weighted else {}
+        return Sample({"mean": mean, "logvar": logvar}, options | event_dim | weights)
 
-    return {label: lambda shape=shape: make(shape) for label, shape in POSTERIOR_SHAPES.items()}
+    shapes = POSTERIOR_SHAPES.items()
+    return {label: lambda label=label, shape=shape: make(label, shape) for label, shape in shapes}
 
 
 def joined(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-    """Make one tensor of the samples, (S, ..., K), and the KL, (...): (..., S * K + 1)."""
+    """Make one tensor of the samples, (S, *batch, *event), and the KL, (*batch,): (*batch, S * K + 1)."""
 
     @wraps(function)
     def join(*args: Any, **options: Any) -> Tensor:
         z, kl = function(*args, **options)
-        return torch.cat([z.movedim(0, -2).flatten(-2), kl.unsqueeze(-1)], -1)
+        return torch.cat([z.flatten(kl.ndim + 1).movedim(0, -2).flatten(-2), kl.unsqueeze(-1)], -1)
 
     return join
 
@@ -143,18 +168,21 @@ BERNOULLI_SHAPES = {
     "models_share_statistics": ((5, 2), (3, 5, 2)),
     "models_share_logits": ((3, 5, 2), (1, 5, 2)),
     "two_model_dimensions": ((2, 1, 5, 2), (2, 5, 2)),
+    "event": ((3, 2, 2, 3), (2, 3, 2, 2, 3)),
     "large": ((300, 133), (300, 133)),
 }
 
 
 def bernoulli_cases() -> dict[str, Callable[[], Sample]]:
-    def make(x_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> Sample:
+    def make(label: str, x_shape: tuple[int, ...], logits_shape: tuple[int, ...]) -> Sample:
         generator = torch.Generator().manual_seed(sum(x_shape))
         x = torch.rand(x_shape, generator=generator, dtype=torch.float64)
         logits = 3 * torch.randn(logits_shape, generator=generator, dtype=torch.float64)
-        return Sample({"x": x, "logits": logits}, {})
+        event_dim = {"event_dim": 3 if label == "event" else 1} if x.ndim > 2 else {}
+        return Sample({"x": x, "logits": logits}, event_dim)
 
-    return {label: lambda shapes=shapes: make(*shapes) for label, shapes in BERNOULLI_SHAPES.items()}
+    shapes = BERNOULLI_SHAPES.items()
+    return {label: lambda label=label, shapes=shapes: make(label, *shapes) for label, shapes in shapes}
 
 
 @dataclass(frozen=True)
@@ -211,6 +239,7 @@ class LikelihoodCase:
     noise: tuple[str | int, ...] = ()  # the shape of log_sigma2 after the models
     num_samples: int = 5
     num_features: int = 4
+    event: tuple[int, ...] = ()  # (C, H, W) in place of the features
     latent_dim: int = 3
     models: tuple[int, ...] = ()
     shared: tuple[str, ...] = ()
@@ -224,6 +253,9 @@ def likelihood_cases(noise: tuple[str | int, ...]) -> dict[str, LikelihoodCase]:
         "large": LikelihoodCase(noise, num_samples=150, num_features=133, latent_dim=35),
         "models": LikelihoodCase((1,) * (2 - len(noise)) + noise, models=(3,), noise_of_models=True),
         "models_share_statistics": LikelihoodCase(noise, models=(3,), shared=("x",)),
+        "event": LikelihoodCase(
+            EVENT_NOISE[noise], num_samples=3, event=(2, 2, 3), models=(2,), shared=("x",)
+        ),
     }
     if noise == ONE:
         cases |= {
@@ -235,6 +267,12 @@ def likelihood_cases(noise: tuple[str | int, ...]) -> dict[str, LikelihoodCase]:
 
 
 ONE, PER_FEATURE, PER_SAMPLE, FULL = (), ("D",), ("N", 1), ("N", "D")
+EVENT_NOISE = {
+    ONE: (),
+    PER_FEATURE: ("C", 1, 1),
+    PER_SAMPLE: ("N", 1, 1, 1),
+    FULL: ("N", "C", 2, 3),
+}
 
 
 def gaussian_cases(
@@ -250,7 +288,8 @@ def gaussian_cases(
             models = () if name in case.shared else case.models
             return scale * torch.randn((*models, *shape), generator=generator, dtype=torch.float64)
 
-        tensors = {"x": random("x", N, D)}
+        event = case.event or (D,)
+        tensors = {"x": random("x", N, *event)}
         if expected:
             tensors |= {
                 "mean": random("mean", N, K),
@@ -259,13 +298,16 @@ def gaussian_cases(
                 "bias": random("bias", D),
             }
         else:
-            tensors["x_hat"] = random("x_hat", N, D)
-        shape = tuple({"N": N, "D": D}.get(size, size) for size in case.noise)
+            tensors["x_hat"] = random("x_hat", N, *event)
+        shape = tuple({"N": N, "D": D, "C": event[0]}.get(size, size) for size in case.noise)
         models = case.models if case.noise_of_models else ()
         tensors["log_sigma2"] = torch.randn((*models, *shape), generator=generator, dtype=torch.float64) - 0.3
-        return Sample(tensors, {})
+        said = tensors["x"].ndim > 2 and not expected
+        return Sample(tensors, {"event_dim": len(event)} if said else {})
 
-    return {label: lambda case=case: make(case) for label, case in cases.items()}
+    return {
+        label: lambda case=case: make(case) for label, case in cases.items() if not (expected and case.event)
+    }
 
 
 @dataclass(frozen=True)
@@ -344,7 +386,7 @@ SPECS = [
     OpSpec(
         name="bernoulli_log_likelihood",
         op=ops.bernoulli_log_likelihood,
-        reference=reference.bernoulli_log_likelihood,
+        reference=of_rows(reference.bernoulli_log_likelihood),
         differentiable=("x", "logits"),
         tolerance=1e-6,
         any_threads=True,
@@ -362,7 +404,7 @@ SPECS = [
     OpSpec(
         name="gaussian_kl",
         op=ops.gaussian_kl,
-        reference=reference.gaussian_kl,
+        reference=of_rows(reference.gaussian_kl),
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
@@ -371,7 +413,7 @@ SPECS = [
     OpSpec(
         name="gaussian_kl_weighted",
         op=ops.gaussian_kl,
-        reference=reference.gaussian_kl,
+        reference=of_rows(reference.gaussian_kl),
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
@@ -384,12 +426,12 @@ SPECS = [
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
-        cases=posterior_cases(),
+        cases=posterior_cases(per_dimension=True),
     ),
     OpSpec(
         name="free_bits_kl",
         op=stacked(ops.free_bits_kl),
-        reference=stacked(free_bits_kl),
+        reference=stacked(of_rows(free_bits_kl)),
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=False,
@@ -435,7 +477,7 @@ SPECS = [
     OpSpec(
         name="reparameterized_kl",
         op=joined(ops.reparameterized_kl),
-        reference=joined(reference.reparameterized_kl),
+        reference=joined(of_rows(reference.reparameterized_kl)),
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
@@ -444,7 +486,7 @@ SPECS = [
     OpSpec(
         name="reparameterized_kl_weighted",
         op=joined(ops.reparameterized_kl),
-        reference=joined(reference.reparameterized_kl),
+        reference=joined(of_rows(reference.reparameterized_kl)),
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
@@ -454,7 +496,7 @@ SPECS = [
         OpSpec(
             name=f"gaussian_log_likelihood{suffix}",
             op=ops.gaussian_log_likelihood,
-            reference=reference.gaussian_log_likelihood,
+            reference=of_rows(reference.gaussian_log_likelihood),
             differentiable=("x", "x_hat", "log_sigma2"),
             tolerance=1e-6,
             any_threads=True,
@@ -471,7 +513,7 @@ SPECS = [
         OpSpec(
             name=f"gaussian_log_likelihood_mean{suffix}",
             op=ops.gaussian_log_likelihood_mean,
-            reference=reference.gaussian_log_likelihood_mean,
+            reference=of_rows(reference.gaussian_log_likelihood_mean),
             differentiable=("x", "x_hat", "log_sigma2"),
             tolerance=1e-6,
             any_threads=True,

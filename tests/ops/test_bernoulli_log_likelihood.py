@@ -70,7 +70,8 @@ def test_equals_torch_distributions(shape, seed, binary):
         each = Bernoulli(logits=logits).log_prob(x)
     else:
         each = -binary_cross_entropy_with_logits(logits, x, reduction="none")
-    torch.testing.assert_close(bernoulli_log_likelihood(x, logits), each.sum(-1), rtol=1e-12, atol=1e-14)
+    value = bernoulli_log_likelihood(x, logits, event_dim=1)
+    torch.testing.assert_close(value, each.sum(-1), rtol=1e-12, atol=1e-14)
 
 
 def test_sum_of_a_long_row_in_float32():
@@ -147,4 +148,4 @@ def test_one_x_serves_many_posterior_samples():
 
 def test_names_models_that_do_not_broadcast():
     with pytest.raises(ValueError, match=r"must broadcast, got x \(3,\), logits \(2,\)"):
-        bernoulli_log_likelihood(torch.zeros(3, 5, 4), torch.zeros(2, 5, 4))
+        bernoulli_log_likelihood(torch.zeros(3, 5, 4), torch.zeros(2, 5, 4), event_dim=1)

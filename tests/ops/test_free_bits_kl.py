@@ -57,7 +57,7 @@ def test_one_number_of_free_bits_per_latent(posterior):
 
 def test_models_are_apart(posterior):
     mean, logvar = (tensor.detach().reshape(5, 10, 8) for tensor in posterior)
-    objective, kl = free_bits_kl(mean, logvar, 0.5)
+    objective, kl = free_bits_kl(mean, logvar, 0.5, event_dim=1)
     mapped = torch.func.vmap(lambda m, t: free_bits_kl(m, t, 0.5))(mean, logvar)
     for i in range(5):
         alone = free_bits_kl(mean[i], logvar[i], 0.5)

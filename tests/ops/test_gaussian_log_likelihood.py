@@ -58,9 +58,9 @@ def problems(draw):
 @given(problems())
 def test_equals_torch_distributions(problem):
     expected = log_prob(*(tensor.requires_grad_() for tensor in problem))
-    value = gaussian_log_likelihood(*problem)
+    value = gaussian_log_likelihood(*problem, event_dim=1)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-10)
-    mean = gaussian_log_likelihood_mean(*problem)
+    mean = gaussian_log_likelihood_mean(*problem, event_dim=1)
     torch.testing.assert_close(mean, expected.mean(-1), rtol=1e-12, atol=1e-10)
     upstream = 1 + torch.arange(value.numel(), dtype=value.dtype).sin().reshape(value.shape)
     for actual, loss in [
@@ -216,7 +216,7 @@ def test_a_gradient_of_the_mean_that_was_overwritten_is_not_used_again():
 def test_names_models_that_do_not_broadcast(op):
     x, x_hat = torch.zeros(2, 4, 3), torch.zeros(3, 4, 3)
     with pytest.raises(ValueError, match=r"must broadcast, got x \(2,\), x_hat \(3,\), log_sigma2 \(\)"):
-        op(x, x_hat, torch.tensor(0.0))
+        op(x, x_hat, torch.tensor(0.0), event_dim=1)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3, 1), (2, 1), (3, 4), (1, 2)])

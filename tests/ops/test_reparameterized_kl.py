@@ -22,7 +22,7 @@ each_width = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], id
 def noise(shape, seed, num_samples=1, dtype=torch.float32, device="cpu"):
     """The noise itself: samples of the prior."""
     zeros = torch.zeros(shape, dtype=dtype, device=device)
-    return reparameterized_kl(zeros, zeros, num_samples=num_samples, seed=seed)[0]
+    return reparameterized_kl(zeros, zeros, num_samples=num_samples, seed=seed, event_dim=1)[0]
 
 
 # --- the noise is the function of seed and index that it is said to be ---
@@ -337,7 +337,7 @@ def test_results_may_be_written_to(device):
 def test_equals_torch_distributions(shape, num_samples, seed):
     generator = torch.Generator().manual_seed(seed % 1000)
     mean, logvar = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed)
+    z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed, event_dim=1)
     posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(posterior, prior).sum(-1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext
+from lineavae._arguments import check_integer
 from lineavae.reference.gaussian_kl import weighted
 
 _T = TypeVar("_T")
@@ -77,6 +78,58 @@ def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> Non
         )
 
 
+def check_event_dim(op: str, name: str, tensor: Tensor, event_dim: int | None) -> int:
+    """Check how many trailing dimensions of ``tensor`` one sample has; unsaid it is one, of at most two."""
+    if event_dim is None:
+        if tensor.ndim > 2:
+            raise ValueError(
+                f"{op}: event_dim must be given where {name} has more than two dimensions, got {name} "
+                f"{tuple(tensor.shape)}: event_dim={tensor.ndim - 1} sums over all of "
+                f"{tuple(tensor.shape[1:])}, one value per sample; event_dim=1 sums over the last dimension "
+                "alone, those before it being models or samples; for a sum over channels, one value per "
+                "position, movedim(1, -1) comes first"
+            )
+        return 1
+    event_dim = check_integer(op, "event_dim", event_dim, 1)
+    if event_dim > tensor.ndim:
+        raise ValueError(
+            f"{op}: event_dim must be at most the number of dimensions of {name}, got event_dim={event_dim} "
+            f"and {name} {tuple(tensor.shape)}"
+        )
+    return event_dim
+
+
+def flatten_weight(op: str, name: str, weight: Tensor | float, event: Sequence[int]) -> Tensor | float:
+    """Make one weight per latent, (K,), of those that broadcast to an event of several dimensions."""
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
+        return weight
+    if not _broadcasts(weight.shape, event):
+        raise ValueError(
+            f"{op}: {name} must be a number or broadcast to the event {tuple(event)}, "
+            f"got {tuple(weight.shape)}"
+        )
+    return weight.expand(*event).flatten()
+
+
+def flatten_data(
+    op: str, x: Tensor, name: str, parameter: Tensor, event_dim: int | None
+) -> tuple[Tensor, Tensor]:
+    """Check data and the parameter of their likelihood that has their shape; make both (*models, N, D)."""
+    event_dim = check_event_dim(op, "x", x, event_dim)
+    symbols = ("N", "D") if event_dim == 1 else ("N", *(f"D{i}" for i in range(1, event_dim + 1)))
+    if x.ndim <= event_dim:
+        raise ValueError(f"{op}: x must have shape (*models, {', '.join(symbols)}), got {tuple(x.shape)}")
+    check_shape(op, name, parameter, dict(zip(symbols, x.shape[-len(symbols) :], strict=True)))
+    return (x, parameter) if event_dim == 1 else (x.flatten(-event_dim), parameter.flatten(-event_dim))
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether ``shape`` broadcasts to the trailing dimensions of ``to``."""
+    return len(shape) <= len(to) and all(
+        size == 1 or size == full for size, full in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
 def check_parameters(
     op: str, num_features: int, weight: Tensor, encoder: Tensor, mu: Tensor, log_d: Tensor
 ) -> None:
@@ -110,12 +163,24 @@ def check_linear_decoder(
 def check_noise(op: str, log_sigma2: Tensor, x: Tensor) -> None:
     """Check that ``log_sigma2`` broadcasts to the samples and features of ``x`` (*models, N, D)."""
     sizes = x.shape[-2:]
-    given = log_sigma2.shape[-2:]
-    if any(size not in (1, full) for size, full in zip(reversed(given), reversed(sizes), strict=False)):
+    if not _broadcasts(log_sigma2.shape[-2:], sizes):
         raise ValueError(
             f"{op}: log_sigma2 must have shape (), (D,), (N, 1) or (N, D) with N={sizes[0]}, D={sizes[1]}, "
             f"or models before these, got {tuple(log_sigma2.shape)}"
         )
+
+
+def flatten_noise_event(op: str, log_sigma2: Tensor, event: Sequence[int]) -> Tensor:
+    """Make one dimension, 1 or D, of those that broadcast to an event of several."""
+    given = log_sigma2.shape[-len(event) :]
+    if not _broadcasts(given, event):
+        raise ValueError(
+            f"{op}: log_sigma2 must broadcast to the event {tuple(event)}, with samples and models before "
+            f"it, got {tuple(log_sigma2.shape)}"
+        )
+    before = log_sigma2.shape[: -len(event)]
+    one = all(size == 1 for size in given)
+    return log_sigma2.reshape(*before, 1) if one else log_sigma2.expand(*before, *event).flatten(-len(event))
 
 
 def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:

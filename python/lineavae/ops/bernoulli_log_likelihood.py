@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     broadcast_models,
     check_probabilities,
-    check_shape,
     check_tensors,
+    flatten_data,
     flatten_models,
     flatten_shared,
     has_native,
@@ -26,22 +27,26 @@ _ext.load()
 _raw = torch.ops.lineavae
 
 
-def bernoulli_log_likelihood(x: Tensor, logits: Tensor, *, check_finite: bool = False) -> Tensor:
+def bernoulli_log_likelihood(
+    x: Tensor, logits: Tensor, *, event_dim: int | None = None, check_finite: bool = False
+) -> Tensor:
     """Log-likelihood of Bernoulli variables given their logits, per sample, in nats.
 
     Σ_i x_i log sigmoid(a_i) + (1 - x_i) log sigmoid(-a_i), accurate to rounding for every logit a: 0 where an
-    infinite one is right, -inf where it is wrong. The sum is over the last dimension: images become rows by
-    ``flatten(1)``.
+    infinite one is right, -inf where it is wrong.
 
     Parameters
     ----------
     x
-        Data, (*models, N, D): zeros and ones, or anything between. Of integers, as of images, make
-        probabilities first: ``images / 255``.
+        Data, (N, D) or (*models, N, *event): zeros and ones, or anything between. Of integers, as of images,
+        make probabilities first: ``images / 255``.
     logits
-        Logits a of the probabilities, (*models, N, D). The leading dimensions broadcast: one x serves many
-        models, or many posterior samples of one. Both arguments share one dtype, float64, float32, bfloat16
-        or float16, and one device.
+        Logits a of the probabilities, of the shape of x. Leading dimensions broadcast: one x (N, D) serves
+        many models, or many posterior samples of one, (S, N, D). Both arguments share one dtype, float64,
+        float32, bfloat16 or float16, and one device.
+    event_dim
+        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
+        images (N, C, H, W). It must be given where x has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument, and at an x outside [0, 1], instead of computing
         with it. Without it no value is looked at: that would wait for the device.
@@ -56,7 +61,7 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor, *, check_finite: bool = 
     TypeError
         An argument is no tensor, or of another dtype; integers among them.
     ValueError
-        A shape or device does not fit; with ``check_finite``: x is outside [0, 1].
+        A shape or device does not fit; event_dim is missing; with ``check_finite``: x is outside [0, 1].
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -75,22 +80,19 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor, *, check_finite: bool = 
     """
     op = "bernoulli_log_likelihood"
     x, logits = check_tensors(op, check_finite, x=x, logits=logits)
-    if x.ndim < 2:
-        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    num_samples, num_features = x.shape[-2:]
-    check_shape(op, "logits", logits, {"N": num_samples, "D": num_features})
+    x, logits = flatten_data(op, x, "logits", logits, event_dim)
     if check_finite:
         check_probabilities(op, x)
     models = broadcast_models(op, {"x": x.shape[:-2], "logits": logits.shape[:-2]})
     if not has_native(op, x.device):
         return _formula(x, logits)
-    if logits.shape[:-2] != models or x.shape[:-2].numel() not in (1, models.numel()):
+    if logits.shape[:-2] != models or math.prod(x.shape[:-2]) not in (1, math.prod(models)):
         # one that is repeated has a gradient that is summed: not in half precision
         x, logits = widen(x), widen(logits)
     value: Tensor = _BernoulliLogLikelihood.apply(
         flatten_shared(x, models, 2), flatten_models(logits, models, 2)
     )
-    return value.reshape((*models, num_samples))
+    return value.reshape((*models, x.shape[-2]))
 
 
 @torch.compiler.allow_in_graph

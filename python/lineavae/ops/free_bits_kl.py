@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lineavae.ops._arguments import check_latent_weight
+from lineavae.ops._arguments import check_event_dim, check_latent_weight, flatten_weight
 from lineavae.ops.gaussian_kl import check_posterior, gaussian_kl_per_dimension
 
 _OP = "free_bits_kl"
 
 
 def free_bits_kl(
-    mean: Tensor, logvar: Tensor, free_bits: Tensor | float, *, check_finite: bool = False
+    mean: Tensor,
+    logvar: Tensor,
+    free_bits: Tensor | float,
+    *,
+    event_dim: int | None = None,
+    check_finite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """KL of a batch of posteriors for training with free bits, and the KL itself, in nats.
 
@@ -22,10 +27,14 @@ def free_bits_kl(
     Parameters
     ----------
     mean, logvar
-        Posterior means and log-variances, (*models, N, K), of one dtype: float64, float32, bfloat16 or
-        float16; N is the batch.
+        Posterior means and log-variances, (N, K) or (*models, N, *event), of one dtype: float64, float32,
+        bfloat16 or float16; N is the batch.
     free_bits
-        What a latent has for free, λ, in nats: a number, or a tensor () or (K,); not differentiable.
+        What a latent has for free, λ, in nats: a number, or a tensor () or (K,); with ``event_dim`` one that
+        broadcasts to the event, each entry of which is a latent. Not differentiable.
+    event_dim
+        How many trailing dimensions one sample has, as in `torch.distributions.Independent`: 3 for
+        (N, C, H, W). It must be given where mean has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -41,8 +50,8 @@ def free_bits_kl(
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        The shapes or devices differ; the batch is empty; free_bits is a number that is negative or not
-        finite, or a tensor of another shape or one that requires grad.
+        The shapes or devices differ; event_dim is missing or does not fit; the batch is empty; free_bits is a
+        number that is negative or not finite, or a tensor of another shape or one that requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -60,10 +69,15 @@ def free_bits_kl(
     (tensor(1.1000), tensor(1.0100))
     """
     mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
-    if mean.ndim < 2 or mean.shape[-2] == 0:
+    event_dim = check_event_dim(_OP, "mean", mean, event_dim)
+    if mean.ndim <= event_dim or mean.shape[-event_dim - 1] == 0:
+        event = "K" if event_dim == 1 else "*event"
         raise ValueError(
-            f"{_OP}: mean must have shape (*models, N, K) with N at least 1, got {tuple(mean.shape)}"
+            f"{_OP}: mean must have shape (*models, N, {event}) with N at least 1, got {tuple(mean.shape)}"
         )
+    if event_dim > 1:
+        free_bits = flatten_weight(_OP, "free_bits", free_bits, mean.shape[-event_dim:])
+        mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     minimum = check_latent_weight(_OP, "free_bits", free_bits, mean)
     kl = (gaussian_kl_per_dimension(mean, logvar) / mean.shape[-2]).sum(-2)  # a mean fits where a sum may not
     return torch.where(kl < minimum, minimum, kl).sum(-1), kl.sum(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import check_latent_weight, check_tensors, has_native, per_latent, scale, widen
+from lineavae.ops._arguments import (
+    check_event_dim,
+    check_latent_weight,
+    check_tensors,
+    flatten_weight,
+    has_native,
+    per_latent,
+    scale,
+    widen,
+)
 from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
 
 _ext.load()
@@ -18,7 +28,12 @@ _raw = torch.ops.lineavae
 
 
 def gaussian_kl(
-    mean: Tensor, logvar: Tensor, *, kl_weight: Tensor | float = 1.0, check_finite: bool = False
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    kl_weight: Tensor | float = 1.0,
+    event_dim: int | None = None,
+    check_finite: bool = False,
 ) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, I)) of each posterior, in nats.
 
@@ -28,25 +43,30 @@ def gaussian_kl(
     Parameters
     ----------
     mean, logvar
-        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+        Posterior means and log-variances, (N, K) or (*batch, *event), of one dtype: float64, float32,
+        bfloat16 or float16.
     kl_weight
-        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
-        Under `torch.compile` a weight that changes at every step should be a tensor.
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; with ``event_dim`` one
+        that broadcasts to the event. Not differentiable. Under `torch.compile` a weight that changes at every
+        step should be a tensor.
+    event_dim
+        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
+        (N, C, H, W). It must be given where mean has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
     Returns
     -------
     Tensor
-        (...), float64 for float64 inputs and float32 for all others.
+        (N,) or (*batch,), float64 for float64 inputs and float32 for all others.
 
     Raises
     ------
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        The shapes or devices differ; kl_weight is a number that is negative or not finite, or a tensor of
-        another shape or one that requires grad.
+        The shapes or devices differ; event_dim is missing, or larger than the number of dimensions; kl_weight
+        is a number that is negative or not finite, or a tensor of another shape or one that requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -62,6 +82,10 @@ def gaussian_kl(
     tensor([0.5000, 0.0000])
     """
     mean, logvar = check_posterior("gaussian_kl", mean, logvar, check_finite)
+    event_dim = check_event_dim("gaussian_kl", "mean", mean, event_dim)
+    if event_dim > 1:
+        kl_weight = flatten_weight("gaussian_kl", "kl_weight", kl_weight, mean.shape[-event_dim:])
+        mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean)
     if not has_native("gaussian_kl", mean.device):
         return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
@@ -78,7 +102,8 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     Parameters
     ----------
     mean, logvar
-        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+        Posterior means and log-variances, of any shape, (..., K), and one dtype: float64, float32, bfloat16
+        or float16.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -128,7 +153,7 @@ def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def _widened(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:

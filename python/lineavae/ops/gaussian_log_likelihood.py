@@ -12,10 +12,11 @@ from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     broadcast_models,
     check_noise,
-    check_shape,
     check_tensors,
+    flatten_data,
     flatten_models,
     flatten_noise,
+    flatten_noise_event,
     flatten_shared,
     has_native,
     sum_over_shared,
@@ -28,24 +29,32 @@ _raw = torch.ops.lineavae
 
 
 def gaussian_log_likelihood(
-    x: Tensor, x_hat: Tensor, log_sigma2: Tensor, *, check_finite: bool = False
+    x: Tensor,
+    x_hat: Tensor,
+    log_sigma2: Tensor,
+    *,
+    event_dim: int | None = None,
+    check_finite: bool = False,
 ) -> Tensor:
     """Log-likelihood log N(x | x̂, σ²) of each sample, in nats, with every constant.
 
         log p(x|z) = -½ Σ_i ((x_i - x̂_i)² / σ_i² + log σ_i² + log 2π)
 
-    The sum is over the last dimension: images become rows by ``flatten(1)``.
-
     Parameters
     ----------
     x
-        Data, (*models, N, D). All tensors share one dtype and device: float64, float32, bfloat16 or float16.
+        Data, (N, D) or (*models, N, *event). All tensors share one dtype and device: float64, float32,
+        bfloat16 or float16.
     x_hat
-        Reconstructions x̂, the means of the Gaussians, (*models, N, D). The leading dimensions broadcast: one
-        x serves many models, or many posterior samples of one.
+        Reconstructions x̂, the means of the Gaussians, of the shape of x. Leading dimensions broadcast: one
+        x (N, D) serves many models, or many posterior samples of one, (S, N, D).
     log_sigma2
         Log of the observation noise σ², broadcast against x by NumPy's rules: () for one variance, (D,) for
         one per feature, (N, 1) per sample, (N, D) for each element, (*models, 1, 1) for one per model.
+        With event_dim=3: (C, 1, 1) for one per channel, (N, 1, 1, 1) per sample.
+    event_dim
+        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
+        images (N, C, H, W). It must be given where x has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -59,7 +68,7 @@ def gaussian_log_likelihood(
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        A shape or device does not fit.
+        A shape or device does not fit; event_dim is missing.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -77,18 +86,24 @@ def gaussian_log_likelihood(
     tensor([-2.3379, -3.8379])
     """
     op = "gaussian_log_likelihood"
-    x, x_hat, log_sigma2 = check_tensors(op, check_finite, x=x, x_hat=x_hat, log_sigma2=log_sigma2)
-    models = _check_shapes(op, x, x_hat, log_sigma2)
+    x, x_hat, given_noise = check_tensors(op, check_finite, x=x, x_hat=x_hat, log_sigma2=log_sigma2)
+    x, x_hat, log_sigma2, models = _flatten_event(op, x, x_hat, given_noise, event_dim)
     if not has_native(op, x.device):
         return reference.gaussian_log_likelihood(widen(x), widen(x_hat), widen(log_sigma2))
-    if models:  # gradients of what models share are sums, which half precision would round term by term
+    if models or log_sigma2.numel() != given_noise.numel():
+        # gradients of what models or pixels share are sums, which half precision would round term by term
         x, x_hat, log_sigma2 = widen(x), widen(x_hat), widen(log_sigma2)
     value: Tensor = _GaussianLogLikelihood.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
     return value.reshape((*models, x.shape[-2]))
 
 
 def gaussian_log_likelihood_mean(
-    x: Tensor, x_hat: Tensor, log_sigma2: Tensor, *, check_finite: bool = False
+    x: Tensor,
+    x_hat: Tensor,
+    log_sigma2: Tensor,
+    *,
+    event_dim: int | None = None,
+    check_finite: bool = False,
 ) -> Tensor:
     """Mean over the samples of their log-likelihood log N(x | x̂, σ²), in nats, with every constant.
 
@@ -101,12 +116,17 @@ def gaussian_log_likelihood_mean(
     Parameters
     ----------
     x
-        Data, (*models, N, D). All tensors share one dtype and device: float64, float32, bfloat16 or float16.
+        Data, (N, D) or (*models, N, *event). All tensors share one dtype and device: float64, float32,
+        bfloat16 or float16.
     x_hat
-        Reconstructions x̂, the means of the Gaussians, (*models, N, D). The leading dimensions broadcast.
+        Reconstructions x̂, the means of the Gaussians, of the shape of x. Leading dimensions broadcast.
     log_sigma2
         Log of the observation noise σ², broadcast against x by NumPy's rules: () for one variance, (D,) for
         one per feature, (N, 1) per sample, (N, D) for each element, (*models, 1, 1) for one per model.
+        With event_dim=3: (C, 1, 1) for one per channel, (N, 1, 1, 1) per sample.
+    event_dim
+        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
+        images (N, C, H, W). It must be given where x has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -120,7 +140,7 @@ def gaussian_log_likelihood_mean(
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        A shape or device does not fit.
+        A shape or device does not fit; event_dim is missing.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
     RuntimeError
@@ -142,22 +162,25 @@ def gaussian_log_likelihood_mean(
     x, x_hat, log_sigma2 = map(
         widen, check_tensors(op, check_finite, x=x, x_hat=x_hat, log_sigma2=log_sigma2)
     )
-    models = _check_shapes(op, x, x_hat, log_sigma2)
+    x, x_hat, log_sigma2, models = _flatten_event(op, x, x_hat, log_sigma2, event_dim)
     if not has_native(op, x.device):
         return reference.gaussian_log_likelihood_mean(x, x_hat, log_sigma2)
     mean: Tensor = _GaussianLogLikelihoodMean.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
     return mean.reshape(models)
 
 
-def _check_shapes(op: str, x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> torch.Size:
-    """Check the shapes of the arguments; returns that of the models."""
-    if x.ndim < 2:
-        raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    check_shape(op, "x_hat", x_hat, {"N": x.shape[-2], "D": x.shape[-1]})
-    check_noise(op, log_sigma2, x)
-    return broadcast_models(
-        op, {"x": x.shape[:-2], "x_hat": x_hat.shape[:-2], "log_sigma2": log_sigma2.shape[:-2]}
+def _flatten_event(
+    op: str, x: Tensor, x_hat: Tensor, log_sigma2: Tensor, event_dim: int | None
+) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+    """Check the shapes of the arguments, and make them (*models, N, D); returns those and the models."""
+    flat_x, x_hat = flatten_data(op, x, "x_hat", x_hat, event_dim)
+    if event_dim is not None and event_dim > 1:
+        log_sigma2 = flatten_noise_event(op, log_sigma2, x.shape[-event_dim:])
+    check_noise(op, log_sigma2, flat_x)
+    models = broadcast_models(
+        op, {"x": flat_x.shape[:-2], "x_hat": x_hat.shape[:-2], "log_sigma2": log_sigma2.shape[:-2]}
     )
+    return flat_x, x_hat, log_sigma2, models
 
 
 def _flatten(

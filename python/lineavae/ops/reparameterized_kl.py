@@ -10,7 +10,15 @@ from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
-from lineavae.ops._arguments import check_latent_weight, has_native, per_latent, scale, widen
+from lineavae.ops._arguments import (
+    check_event_dim,
+    check_latent_weight,
+    flatten_weight,
+    has_native,
+    per_latent,
+    scale,
+    widen,
+)
 from lineavae.ops._registration import apply_backward, keep_signature, register_autocast, second_order
 from lineavae.ops.gaussian_kl import check_posterior
 
@@ -28,6 +36,7 @@ def reparameterized_kl(
     num_samples: int = 1,
     seed: Tensor | int | None = None,
     kl_weight: Tensor | float = 1.0,
+    event_dim: int | None = None,
     check_finite: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sample each posterior N(mean, exp(logvar)), with its KL to N(0, I), in one pass.
@@ -39,7 +48,8 @@ def reparameterized_kl(
     Parameters
     ----------
     mean, logvar
-        Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
+        Posterior means and log-variances, (N, K) or (*batch, *event), of one dtype: float64, float32,
+        bfloat16 or float16.
     num_samples
         Samples S of each posterior.
     seed
@@ -48,26 +58,31 @@ def reparameterized_kl(
         says whether models share it. Under `torch.compile` a seed that changes at every step should be a
         tensor.
     kl_weight
-        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; not differentiable.
-        Under `torch.compile` a weight that changes at every step should be a tensor.
+        Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; with ``event_dim`` one
+        that broadcasts to the event. Not differentiable. Under `torch.compile` a weight that changes at every
+        step should be a tensor.
+    event_dim
+        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
+        (N, C, H, W). It must be given where mean has more than two dimensions.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
     Returns
     -------
     z
-        (S, ..., K).
+        (S, *batch, *event), which is (S, N, K).
     kl
-        (...), in nats, weighted by ``kl_weight``. Both float64 for float64 inputs and float32 for all others.
+        (N,) or (*batch,), in nats, weighted by ``kl_weight``. Both float64 for float64 inputs and float32 for
+        all others.
 
     Raises
     ------
     TypeError
-        An argument is no tensor or of another dtype; num_samples or seed is no int.
+        An argument is no tensor or of another dtype; num_samples, seed or event_dim is no int.
     ValueError
-        The shapes or devices differ; num_samples is below 1; seed is a tensor of another shape or a number
-        beyond 64 bits; kl_weight is a number that is negative or not finite, or a tensor of another shape or
-        one that requires grad.
+        The shapes or devices differ; event_dim is missing, or larger than the number of dimensions;
+        num_samples is below 1; seed is a tensor of another shape or a number beyond 64 bits; kl_weight is a
+        number that is negative or not finite, or a tensor of another shape or one that requires grad.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -91,12 +106,19 @@ def reparameterized_kl(
     """
     mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
     num_samples = check_integer(_OP, "num_samples", num_samples, 1)
+    event_dim = check_event_dim(_OP, "mean", mean, event_dim)
+    event = mean.shape[mean.ndim - event_dim :]
+    if event_dim > 1:
+        kl_weight = flatten_weight(_OP, "kl_weight", kl_weight, event)
+        mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     seed = _check_seed(seed, mean.device)
     kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean)
     if not has_native(_OP, mean.device):
-        return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
-    z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
-    return z, scale(kl, kl_weight)
+        z, kl = reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
+    else:
+        z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
+        kl = scale(kl, kl_weight)
+    return z if event_dim == 1 else z.unflatten(-1, event), kl
 
 
 def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
