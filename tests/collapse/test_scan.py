@@ -90,6 +90,12 @@ def test_any_split_into_shards(tmp_path, arrays, shards, pieces):
     torch.testing.assert_close(found.moments, expected.moments, rtol=1e-12, atol=1e-15)
 
 
+def test_latents_are_counted_some_at_a_time(shards, monkeypatch):
+    expected = scan(shards, THRESHOLDS)
+    monkeypatch.setattr("lineavae.collapse.scan._LATENTS_AT_ONCE", 7)
+    assert_same(scan(shards, THRESHOLDS), expected)
+
+
 def test_the_kind_of_file_does_not_matter(tmp_path, arrays):
     posterior = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_file(posterior, tmp_path / "x.safetensors")

@@ -439,6 +439,17 @@ def test_models_with_more_columns_than_a_tile(threads, histogram, set_num_thread
         assert_same_bits(type(statistics)(*(tensor[i] for tensor in statistics)), alone)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 30_000), (40, 3, 700)], ids=str)
+def test_more_latents_than_the_work_space_holds(shape, device):
+    mean, logvar = make_posterior(shape, device=device)
+    statistics = collapse_statistics(mean, logvar, THRESHOLDS)
+    for first in range(0, shape[-1], 6000):
+        some = slice(first, first + 10)
+        for i in (0, shape[0] // 2, shape[0] - 1):
+            alone = assert_equals_numpy(mean[i, :, some], logvar[i, :, some], THRESHOLDS)
+            assert_same_bits(type(statistics)(*(tensor[i, some] for tensor in statistics)), alone)
+
+
 def strided(tensor):
     """The same values, transposed, with NaNs in between that no kernel may read."""
     tensor = tensor.mT.contiguous().mT

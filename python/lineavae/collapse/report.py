@@ -553,8 +553,8 @@ def _allowed(delta: float, num_samples: int | _Ints) -> _Ints:
     """How many of so many samples may have a larger KL; minus one where there is no sample."""
     # δ and the product are rounded: where δN is an integer, not to fall below it however large N is
     allowed: _Floats = np.floor(delta * np.asarray(num_samples) * (1 + 2.0**-51) + 1e-9)
-    most: _Ints = np.minimum(allowed.astype(np.int64), np.asarray(num_samples) - 1)
-    return most
+    at_most: _Ints = np.minimum(allowed.astype(np.int64), np.asarray(num_samples) - 1)
+    return at_most
 
 
 def _beta_quantile(inverse: Callable[..., _Floats], a: _Ints, b: _Ints, tail: float) -> _Floats:

@@ -23,6 +23,8 @@ from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 # Called with the bytes read so far and the bytes to be read by this process.
 Progress = Callable[[int, int], None]
 
+_LATENTS_AT_ONCE = 1 << 14  # of a block: the histogram of each takes 5 kB
+
 # How the statistics of several processes combine, where not by adding. Moments are one row per shard, which
 # is zero but in one process.
 _REDUCTIONS = {"minimum": dist.ReduceOp.MIN, "maximum": dist.ReduceOp.MAX}
@@ -204,7 +206,10 @@ def _scan_shard(
     total = _nothing(shard.latent_dim, thresholds, device)
     tensor = torch.tensor(thresholds, dtype=torch.float64, device=device)
     for mean, logvar in shard.blocks():
-        _add(total, collapse_statistics(mean.to(device), logvar.to(device), tensor))
+        for columns in range(0, shard.latent_dim, _LATENTS_AT_ONCE):
+            some = slice(columns, columns + _LATENTS_AT_ONCE)
+            part = collapse_statistics(mean[:, some].to(device), logvar[:, some].to(device), tensor)
+            _add(LatentStatistics(*(statistic[some] for statistic in total)), part)
         count(len(mean) * shard.row_bytes)
     return total
 
