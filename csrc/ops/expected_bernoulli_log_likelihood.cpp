@@ -26,17 +26,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_, con
   const Tensor x = contiguous(x_), mean = contiguous(mean_), logvar = contiguous(logvar_);
   const Tensor weight = contiguous(weight_), bias = contiguous(bias_);
   const Backend<Device> backend(weight);
-  Tensor variance = empty({M, N, K}, x), squared_weight = empty({M, D, K}, x), value = empty({M, N}, x);
+  Tensor variance = empty({M, N, K}, x), squared_weight = empty({M, D, K}, x), value = empty({M, N}, x),
+         scale = empty({M, N}, x);
   dispatch_floating(kOp, x, [&]<class T>() {
-    second_moments(backend.device(), SecondMoments<T>{M * N * K, M * D * K, input<T>(logvar), input<T>(weight),
-                                                      output<T>(variance), output<T>(squared_weight)});
+    variances(backend.device(), Variances<T>{M * N, K, input<T>(logvar), output<T>(variance), output<T>(scale)});
+    squared_weights(backend.device(), SquaredWeights<T>{M * D * K, input<T>(weight), output<T>(squared_weight)});
   });
   Tensor slope = product(mean, transposed(weight));
   Tensor curvature = product(variance, transposed(squared_weight));
   dispatch_floating(kOp, x, [&]<class T>() {
     expected_bernoulli(backend.device(),
                        ExpectedBernoulli<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(bias),
-                                            output<T>(value), output<T>(slope), output<T>(curvature)});
+                                            input<T>(scale), output<T>(value), output<T>(slope), output<T>(curvature)});
   });
   return {value, slope, curvature, variance, squared_weight};
 }

@@ -19,9 +19,14 @@
 //   db   = Σ_n g_n r_n           dlog v_n = g_n v_n ∘ (W ∘ W)ᵀc_n
 //   dx_n = g_n m_n
 //
+// The variances of a sample in float may be too large for it, though their square roots are not: then they stand
+// divided by the square of a power of two t, its scale, so do s²_n, and c_n is multiplied by it; such a sample is
+// summed in double.
+//
 // All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/device.h"
@@ -31,23 +36,30 @@
 namespace lineavae {
 
 template <class T>
-struct SecondMoments {
-  int64_t latents, weights;  // numbers of elements
-  const T* logvar;           // (latents)
-  const T* weight;           // (weights)
-  T* variance;               // (latents): v
-  T* squared_weight;         // (weights): W ∘ W
+struct Variances {
+  int64_t samples, latents;  // of all models
+  const T* logvar;           // (samples, K)
+  T* variance;               // (samples, K): v / t²
+  T* scale;                  // (samples): t
+};
+
+template <class T>
+struct SquaredWeights {
+  int64_t weights;    // number of elements
+  const T* weight;    // (weights): W
+  T* squared_weight;  // (weights): W ∘ W
 };
 
 template <class T>
 struct ExpectedBernoulli {
   int64_t models, samples, features;
-  bool shared;    // one x for all models
-  const T* x;     // (models or 1, N, D)
-  const T* bias;  // (models, D)
-  T* value;       // (models, N): ℓ
-  T* slope;       // (models, N, D): W μ in, ∂ℓ/∂m out
-  T* curvature;   // (models, N, D): s² in, ∂ℓ/∂s² out
+  bool shared;     // one x for all models
+  const T* x;      // (models or 1, N, D)
+  const T* bias;   // (models, D)
+  const T* scale;  // (models, N): t
+  T* value;        // (models, N): ℓ
+  T* slope;        // (models, N, D): W μ in, ∂ℓ/∂m out
+  T* curvature;    // (models, N, D): s² / t² in, t² ∂ℓ/∂s² out
 };
 
 template <class T>
@@ -55,7 +67,7 @@ struct PosteriorGradients {
   int64_t models, samples, latents;
   const T* grad;       // (models, N)
   const T* mean;       // (models, N, K): μ
-  const T* variance;   // (models, N, K): v
+  const T* variance;   // (models, N, K): v / t²
   T* grad_mean;        // (models, N, K): Wᵀr in, dμ out
   T* grad_logvar;      // (models, N, K): (W ∘ W)ᵀc in, dlog v out
   T* scaled_mean;      // (models, N, K): g μ
@@ -72,7 +84,9 @@ struct BernoulliWeightGradient {
 
 #define LINEAVAE_DECLARE(Device)                                  \
   template <class T>                                              \
-  void second_moments(Device, const SecondMoments<T>&);           \
+  void variances(Device, const Variances<T>&);                    \
+  template <class T>                                              \
+  void squared_weights(Device, const SquaredWeights<T>&);         \
   template <class T>                                              \
   void expected_bernoulli(Device, const ExpectedBernoulli<T>&);   \
   template <class T>                                              \
@@ -117,6 +131,28 @@ LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T varian
     return {multiply_add(density * scale, loss, others.excess), multiply_add(density, normal.ratio, others.tail),
             multiply_add(static_cast<T>(0.5 * kInverseSqrt2Pi) * density, inverse, others.curvature)};
   }
+}
+
+// log t² of a sample, from the largest of its log variances: 0 where the variances and their sums fit.
+template <class T>
+LINEAVAE_HOST_DEVICE double log_squared_scale(T largest) {
+  constexpr double kLimit = 69.0, kLn2 = 0.69314718055994530942;  // 2^100 for the largest, as float sums a few of them
+  if (sizeof(T) == sizeof(double) || !(largest > T(kLimit))) return 0;
+  const double clamped = largest > T(700) ? 700.0 : static_cast<double>(largest);
+  return 2 * kLn2 * std::ceil((clamped - kLimit) / (2 * kLn2));
+}
+
+struct ExpectedBernoulliTerm {
+  float loss, slope, curvature;
+};
+
+// One logit of a sample whose scale is not 1.
+LINEAVAE_HOST_DEVICE ExpectedBernoulliTerm scaled_expected_bernoulli(float x, float m, float variance, float scale) {
+  const double t2 = static_cast<double>(scale) * scale;
+  const ExpectedSoftplus<double> softplus = expected_softplus<double>(m > 0 ? m : -m, variance * t2);
+  return {static_cast<float>(bernoulli_loss<double>(x, m, softplus.excess)),
+          static_cast<float>(bernoulli_slope<double>(x, m, softplus.tail)),
+          static_cast<float>(-softplus.curvature * t2)};
 }
 
 }  // namespace lineavae

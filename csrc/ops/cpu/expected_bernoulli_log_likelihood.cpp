@@ -2,27 +2,62 @@
 // T, so the result does not depend on the number of threads.
 #include "ops/expected_bernoulli_log_likelihood.h"
 
+#include <cmath>
+#include <type_traits>
+
 #include "common/cpu.h"
 
 namespace lineavae {
 
-// The weights follow the latents in one range of indices.
 template <class T>
-LINEAVAE_INLINE void second_moments_body(const SecondMoments<T>& a, int64_t begin, int64_t end) {
-#pragma omp simd
-  for (int64_t i = begin; i < std::min(end, a.latents); ++i) a.variance[i] = exponential(a.logvar[i]);
-#pragma omp simd
-  for (int64_t i = std::max<int64_t>(begin - a.latents, 0); i < end - a.latents; ++i) {
-    a.squared_weight[i] = a.weight[i] * a.weight[i];
+LINEAVAE_INLINE void variances_body(const Variances<T>& a, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T* logvar = a.logvar + row * a.latents;
+    T *variance = a.variance + row * a.latents, largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t k = 0; k < a.latents; ++k) {
+      variance[k] = exponential(logvar[k]);
+      largest = logvar[k] > largest ? logvar[k] : largest;
+    }
+    const double shift = log_squared_scale(largest);
+    a.scale[row] = static_cast<T>(std::exp(0.5 * shift));
+    if (shift == 0) continue;
+    for (int64_t k = 0; k < a.latents; ++k) variance[k] = static_cast<T>(std::exp(logvar[k] - shift));
   }
 }
-LINEAVAE_CPU_KERNEL(second_moments, SecondMoments, a.latents + a.weights, 1)
+LINEAVAE_CPU_KERNEL(variances, Variances, a.samples, a.latents)
+
+template <class T>
+LINEAVAE_INLINE void squared_weights_body(const SquaredWeights<T>& a, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) a.squared_weight[i] = a.weight[i] * a.weight[i];
+}
+LINEAVAE_CPU_KERNEL(squared_weights, SquaredWeights, a.weights, 1)
+
+// A row whose scale is not 1.
+inline void scaled_row(const ExpectedBernoulli<float>& a, int64_t row, const float* x, const float* bias) {
+  float *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
+  double loss = 0;
+  for (int64_t i = 0; i < a.features; ++i) {
+    const ExpectedBernoulliTerm term = scaled_expected_bernoulli(x[i], slope[i] + bias[i], curvature[i], a.scale[row]);
+    loss += term.loss;
+    slope[i] = term.slope;
+    curvature[i] = term.curvature;
+  }
+  a.value[row] = static_cast<float>(-loss);
+}
 
 template <class T>
 LINEAVAE_INLINE void expected_bernoulli_body(const ExpectedBernoulli<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
     const T* bias = a.bias + row / a.samples * a.features;
+    if constexpr (std::is_same_v<T, float>) {
+      if (a.scale[row] != 1) {
+        scaled_row(a, row, x, bias);
+        continue;
+      }
+    }
     T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
     T loss = 0;
 #pragma omp simd reduction(+ : loss)

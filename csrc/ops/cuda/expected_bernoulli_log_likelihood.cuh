@@ -1,5 +1,5 @@
-// A block per sample where the sample's row is summed, a thread per element elsewhere. Sums along a row are in T, in a
-// fixed order. Deterministic.
+// A block per sample where the sample's row is summed, a warp for its variances, a thread per element elsewhere. Sums
+// along a row are in T, in a fixed order. Deterministic.
 #pragma once
 
 #include "common/cuda.cuh"
@@ -8,15 +8,36 @@
 namespace lineavae {
 namespace cuda {
 
-// The weights follow the latents in one range of indices.
 template <class T>
-__global__ void __launch_bounds__(kThreads) second_moments_kernel(const SecondMoments<T> a) {
-  const int64_t index = thread_index(), weight = index - a.latents;
-  if (index < a.latents) {
-    a.variance[index] = exponential(a.logvar[index]);
-  } else if (weight < a.weights) {
-    a.squared_weight[weight] = a.weight[weight] * a.weight[weight];
+__global__ void __launch_bounds__(kThreads) variances_kernel(const Variances<T> a) {
+  const int64_t row = warp_row();
+  if (row >= a.samples) return;
+  T largest = 0;
+#pragma unroll 1
+  for (int64_t k = lane(); k < a.latents; k += kWarp) {
+    const T logvar = a.logvar[row * a.latents + k];
+    a.variance[row * a.latents + k] = exponential(logvar);
+    largest = logvar > largest ? logvar : largest;
   }
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(kFullMask, largest, offset);
+    largest = other > largest ? other : largest;
+  }
+  const double shift = log_squared_scale(largest);
+  if (lane() == 0) a.scale[row] = static_cast<T>(exp(0.5 * shift));
+  if (shift == 0) return;
+#pragma unroll 1
+  for (int64_t k = lane(); k < a.latents; k += kWarp) {
+    const int64_t index = row * a.latents + k;
+    a.variance[index] = static_cast<T>(exp(a.logvar[index] - shift));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) squared_weights_kernel(const SquaredWeights<T> a) {
+  const int64_t index = thread_index();
+  if (index < a.weights) a.squared_weight[index] = a.weight[index] * a.weight[index];
 }
 
 // One block per sample.
@@ -31,6 +52,15 @@ __global__ void __launch_bounds__(kThreads) expected_bernoulli_kernel(const Expe
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < a.features; i += kThreads) {
     const T m = slope[i] + bias[i];
+    if constexpr (std::is_same_v<T, float>) {
+      if (a.scale[row] != 1) {
+        const ExpectedBernoulliTerm term = scaled_expected_bernoulli(x[i], m, curvature[i], a.scale[row]);
+        loss += term.loss;
+        slope[i] = term.slope;
+        curvature[i] = term.curvature;
+        continue;
+      }
+    }
     const ExpectedSoftplus<T> softplus = expected_softplus(m > 0 ? m : -m, curvature[i]);
     loss += bernoulli_loss(x[i], m, softplus.excess);
     slope[i] = bernoulli_slope(x[i], m, softplus.tail);
@@ -61,9 +91,15 @@ __global__ void __launch_bounds__(kThreads) bernoulli_weight_gradient_kernel(con
 }  // namespace cuda
 
 template <class T>
-void second_moments(Cuda device, const SecondMoments<T>& a) {
+void variances(Cuda device, const Variances<T>& a) {
   using namespace cuda;
-  launch(&second_moments_kernel<T>, blocks_of_threads(a.latents + a.weights), kThreads, device, a);
+  launch(&variances_kernel<T>, blocks_of_rows(a.samples), kThreads, device, a);
+}
+
+template <class T>
+void squared_weights(Cuda device, const SquaredWeights<T>& a) {
+  using namespace cuda;
+  launch(&squared_weights_kernel<T>, blocks_of_threads(a.weights), kThreads, device, a);
 }
 
 template <class T>

@@ -20,23 +20,31 @@ const std::vector<Shape> kShapes = kTraceMemory  ? std::vector<Shape>{{1, 9, 136
                                                                       {1, 0, 3, 2}, {3, 2, 300, 7}, {1, 3, 600, 90}};
 
 template <class T>
-void test_second_moments(const Shape& s) {
-  const int64_t latents = s.models * s.samples * s.latents, weights = s.models * s.features * s.latents;
-  const auto logvar = normal<T>(latents, 2.0), weight = normal<T>(weights);
-  std::vector<double> variance(latents), squared_weight(weights);
+void test_moments(const Shape& s) {
+  const int64_t samples = s.models * s.samples, latents = samples * s.latents;
+  const int64_t weights = s.models * s.features * s.latents;
+  auto logvar = normal<T>(latents, 2.0);
+  const auto weight = normal<T>(weights);
+  if (samples > 1) logvar[s.latents] = 150;
+  std::vector<double> variance(latents), scale(samples, 1.0), squared_weight(weights);
   for (int64_t i = 0; i < latents; ++i) variance[i] = std::exp(logvar[i]);
+  if (samples > 1 && sizeof(T) == sizeof(float)) {
+    scale[1] = 0x1p59;  // the least with e^150 / scale² <= 2^100
+    for (int64_t i = s.latents; i < 2 * s.latents; ++i) variance[i] *= 0x1p-118;
+  }
   for (int64_t i = 0; i < weights; ++i) squared_weight[i] = weight[i] * weight[i];
-  Case c(std::string("second_moments ") + Scalar<T>::kName + s.text());
-  const SecondMoments<T> a{latents,
-                           weights,
-                           c.input<T>("logvar", logvar),
-                           c.input<T>("weight", weight),
-                           c.output<T>("variance", latents),
-                           c.output<T>("squared_weight", weights)};
-  c.run([&] { second_moments(Cuda{}, a); });
-  c.expect(a.variance, variance);
-  c.expect(a.squared_weight, squared_weight);
-  c.expect_coalesced();
+  Case c(std::string("second moments ") + Scalar<T>::kName + s.text());
+  const Variances<T> v{samples, s.latents, c.input<T>("logvar", logvar), c.output<T>("variance", latents),
+                       c.output<T>("scale", samples)};
+  const SquaredWeights<T> w{weights, c.input<T>("weight", weight), c.output<T>("squared_weight", weights)};
+  c.run([&] {
+    variances(Cuda{}, v);
+    squared_weights(Cuda{}, w);
+  });
+  c.expect(v.variance, variance);
+  c.expect(v.scale, scale);
+  c.expect(w.squared_weight, squared_weight);
+  c.expect_coalesced({w.weight, w.squared_weight});
 }
 
 template <class T>
@@ -45,6 +53,8 @@ void test_expected_bernoulli(const Shape& s, bool shared) {
   const auto x = normal<T>((shared ? 1 : M) * N * D), bias = normal<T>(M * D), activation = normal<T>(M * N * D, 5.0);
   auto variance = normal<T>(M * N * D, 3.0);
   for (double& v : variance) v = std::abs(v);
+  std::vector<double> scale(M * N, 1.0);
+  for (int64_t row = 1; row < M * N && sizeof(T) == sizeof(float); row += 2) scale[row] = 16;
   std::vector<double> value(M * N), slope(M * N * D), curvature(M * N * D);
   for (int64_t i = 0; i < M * N * D; ++i) {
     const int64_t row = i / D, m = row / N;
@@ -52,12 +62,13 @@ void test_expected_bernoulli(const Shape& s, bool shared) {
     value[row] += pixel * logit;
     slope[i] = pixel;
     for (int term = 0; term < kMixtureTerms; ++term) {
-      const double p = mixture_weight(term), scale = std::sqrt(mixture_variance(term) + variance[i]);
-      const double below = std::erfc(-logit / scale / std::sqrt(2.0)) / 2;
-      const double density = std::exp(-logit * logit / (2 * scale * scale)) / std::sqrt(2 * M_PI);
-      value[row] -= p * (logit * below + scale * density);
+      const double t2 = scale[row] * scale[row];
+      const double p = mixture_weight(term), spread = std::sqrt(mixture_variance(term) + variance[i] * t2);
+      const double below = std::erfc(-logit / spread / std::sqrt(2.0)) / 2;
+      const double density = std::exp(-logit * logit / (2 * spread * spread)) / std::sqrt(2 * M_PI);
+      value[row] -= p * (logit * below + spread * density);
       slope[i] -= p * below;
-      curvature[i] -= p * density / (2 * scale);
+      curvature[i] -= p * density / (2 * spread) * t2;
     }
   }
   Case c(std::string("expected_bernoulli ") + Scalar<T>::kName + s.text() + (shared ? " shared" : ""));
@@ -67,6 +78,7 @@ void test_expected_bernoulli(const Shape& s, bool shared) {
                                shared,
                                c.input<T>("x", x),
                                c.input<T>("bias", bias),
+                               c.input<T>("scale", scale),
                                c.output<T>("value", M * N),
                                c.in_out<T>("slope", activation),
                                c.in_out<T>("curvature", variance)};
@@ -126,7 +138,7 @@ void test_weight_gradient(const Shape& s) {
 template <class T>
 void all_kernels() {
   for (const Shape& s : kShapes) {
-    test_second_moments<T>(s);
+    test_moments<T>(s);
     test_expected_bernoulli<T>(s, false);
     test_expected_bernoulli<T>(s, true);
     test_posterior_gradients<T>(s);
