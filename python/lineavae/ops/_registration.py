@@ -8,9 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
-
-from lineavae.ops._arguments import without_autocast
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,12 +18,6 @@ def keep_signature(forward: _F) -> _F:
     """Keep the signature of a Function's forward, which torch otherwise works out again at every call."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
-
-
-def apply_backward(function: type[Function], *args: Any) -> Any:
-    """Apply a Function of gradients; for speed only its forward where nothing differentiates it."""
-    differentiates = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return function.apply(*args) if differentiates else function.forward(*args)
 
 
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:
@@ -69,31 +60,3 @@ def _batch_first(tensor: Tensor, dim: int | None) -> Tensor:
 
 def _unfold(tensor: Tensor, batch: int) -> Tensor:
     return tensor.reshape((batch, tensor.shape[0] // batch, *tensor.shape[1:]))
-
-
-def second_order(
-    function: Any,
-    grad_output: Tensor | tuple[Tensor, ...],
-    inputs: tuple[Tensor, ...],
-    upstream: tuple[Tensor | None, ...],
-) -> tuple[Any, ...]:
-    """Pull ``upstream`` back through the gradient of ``function``, by differentiating its reference twice.
-
-    The gradient maps (grad_output, *inputs) to one tensor per input; ``upstream`` holds one per input too.
-    Returns the gradients with respect to ``grad_output``, of one output or a tuple of them, and each input.
-    """
-
-    def gradient(grad_output: Tensor | tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
-        return gradients
-
-    cotangents = tuple(
-        torch.zeros_like(tensor) if grad is None else grad
-        for tensor, grad in zip(inputs, upstream, strict=True)
-    )
-
-    def second(*inputs: Tensor) -> tuple[Any, ...]:
-        gradients: tuple[Any, ...] = torch.func.vjp(gradient, grad_output, *inputs)[1](cotangents)
-        return gradients
-
-    return without_autocast(second, *inputs)

@@ -23,7 +23,8 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
 
@@ -77,7 +78,6 @@ def statistics_elbo(
             formula, sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features
         )
     elbo: Tensor = function.apply(
-        num_features,
         flatten_shared(sample_mean, models, 1),
         flatten_shared(covariance, models, covariance_rank),
         flatten_models(weight, models, 2),
@@ -86,6 +86,7 @@ def statistics_elbo(
         flatten_models(log_d, models, 1),
         flatten_models(log_sigma2, models, 0),
         flatten_models(beta, models, 0),
+        num_features,
     )[0]
     return elbo.reshape(models)
 
@@ -107,64 +108,21 @@ def _check_covariance(op: str, name: str, covariance: Tensor, sample_mean: Tenso
     return 2
 
 
-def differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
-    """Register the raw op and make its Function, whose backward is a Function over ``<op>_backward``."""
-    forward_op = getattr(torch.ops.lineavae, op)
-    backward_op = getattr(torch.ops.lineavae, f"{op}_backward")
+def differentiable_statistics(op: str, formula: Callable[..., Tensor]) -> type[Function]:
+    """Register the raw op and make its Function."""
+    backward_op = raw(f"{op}_backward")
 
-    class Backward(Function):
-        generate_vmap_rule = True
+    def backward(_: bool, grad: Tensor, *arguments: Any) -> Any:
+        inputs, num_features, kept = arguments[:8], arguments[8], arguments[9:]
+        return backward_op(grad, *inputs, *kept, num_features)
 
-        @staticmethod
-        @keep_signature
-        def forward(num_features: int, grad: Tensor, *saved: Tensor) -> Any:
-            return backward_op(grad, *saved, num_features)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            num_features, grad, *saved = inputs
-            ctx.num_features = num_features
-            ctx.num_saved = len(saved)
-            ctx.save_for_backward(grad, *saved[:8])
-            ctx.set_materialize_grads(False)
-
-        @staticmethod
-        def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-            grad, sample_mean, covariance, *parameters, beta = ctx.saved_tensors
-
-            def elbo(*parameters: Tensor) -> Tensor:
-                return formula(sample_mean, covariance, *parameters, beta, ctx.num_features)
-
-            grad_grad, *grad_parameters = second_order(elbo, grad, tuple(parameters), upstream)
-            return None, grad_grad, None, None, *grad_parameters, *(None,) * (ctx.num_saved - 7)
-
-    @torch.compiler.allow_in_graph
-    class Forward(Function):
-        generate_vmap_rule = True
-
-        @staticmethod
-        @keep_signature
-        def forward(num_features: int, *inputs: Tensor) -> Any:
-            return forward_op(*inputs, num_features)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.num_features = inputs[0]
-            ctx.save_for_backward(*inputs[1:], *output[1:])
-            ctx.mark_non_differentiable(*output[1:])
-            ctx.set_materialize_grads(False)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-            if any(ctx.needs_input_grad[1:3]):
-                raise ValueError(f"{op}: statistics of the data carry no gradient")
-            if grad is None:
-                return (None,) * 9
-            gradients = apply_backward(Backward, ctx.num_features, grad, *ctx.saved_tensors)
-            return None, None, None, *gradients, None
-
+    function = differentiable(
+        op, raw(op), backward, formula, inputs=slice(2, 7), num_arguments=9, num_plain=1
+    )
     _register(op)
-    return Forward
+    register_autograd(op, function)
+    refuse_autograd(f"{op}_backward")
+    return function
 
 
 def _register(op: str) -> None:

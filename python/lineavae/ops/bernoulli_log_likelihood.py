@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
@@ -21,10 +19,11 @@ from lineavae.ops._arguments import (
     sum_over_shared,
     widen,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
-_raw = torch.ops.lineavae
+_backward_op = raw("bernoulli_log_likelihood_backward")
 
 
 def bernoulli_log_likelihood(
@@ -95,54 +94,25 @@ def bernoulli_log_likelihood(
     return value.reshape((*models, x.shape[-2]))
 
 
-@torch.compiler.allow_in_graph
-class _BernoulliLogLikelihood(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(x: Tensor, logits: Tensor) -> Any:
-        return _raw.bernoulli_log_likelihood(x, logits)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return apply_backward(
-            _BernoulliLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
-        )
-
-
-class _BernoulliLogLikelihoodBackward(Function):
-    """Gradients for x (only where asked for) and logits."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(grad: Tensor, x_requires_grad: bool, x: Tensor, logits: Tensor) -> Any:
-        grad_x = None
-        if x_requires_grad:
-            grad_x = sum_over_shared(grad.unsqueeze(-1) * logits, x.shape[0] == 1).to(x.dtype)
-        return grad_x, _raw.bernoulli_log_likelihood_backward(grad, x, logits)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, _, x, logits = inputs
-        ctx.save_for_backward(grad, x, logits)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        grad, *inputs = ctx.saved_tensors
-        grad_grad, grad_x, grad_logits = second_order(_formula, grad, tuple(inputs), upstream)
-        return grad_grad, None, grad_x, grad_logits
+def _backward(needs_x: bool, grad: Tensor, x: Tensor, logits: Tensor) -> tuple[Tensor | None, Tensor]:
+    grad_x = None
+    if needs_x:
+        grad_x = sum_over_shared(grad.unsqueeze(-1) * logits, x.shape[0] == 1).to(x.dtype)
+    return grad_x, _backward_op(grad, x, logits)
 
 
 def _formula(x: Tensor, logits: Tensor) -> Tensor:
     return reference.bernoulli_log_likelihood(widen(x), widen(logits))
+
+
+_BernoulliLogLikelihood = differentiable(
+    "bernoulli_log_likelihood",
+    raw("bernoulli_log_likelihood"),
+    _backward,
+    _formula,
+    inputs=slice(0, 2),
+    num_arguments=2,
+)
 
 
 @torch.library.register_fake("lineavae::bernoulli_log_likelihood")
@@ -158,3 +128,5 @@ def _fake_backward(grad: Tensor, x: Tensor, logits: Tensor) -> Tensor:
 
 register_rules("bernoulli_log_likelihood", shared=(0,))
 register_rules("bernoulli_log_likelihood_backward", shared=(1,))
+register_autograd("bernoulli_log_likelihood", _BernoulliLogLikelihood)
+refuse_autograd("bernoulli_log_likelihood_backward")

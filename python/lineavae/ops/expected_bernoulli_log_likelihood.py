@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
@@ -21,10 +18,11 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
-_raw = torch.ops.lineavae
+_backward_op = raw("expected_bernoulli_log_likelihood_backward")
 
 
 def expected_bernoulli_log_likelihood(
@@ -110,61 +108,34 @@ def expected_bernoulli_log_likelihood(
     return value.reshape((*models, x.shape[-2]))
 
 
-@torch.compiler.allow_in_graph
-class _ExpectedBernoulli(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(*inputs: Tensor) -> Any:
-        return _raw.expected_bernoulli_log_likelihood(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-        if grad is None:
-            return (None,) * 5
-        return apply_backward(_ExpectedBernoulliBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
-
-
-class _ExpectedBernoulliBackward(Function):
-    """Gradients for x (only where asked for), mean, logvar, weight and bias."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(grad: Tensor, x_requires_grad: bool, x: Tensor, mean: Tensor, *rest: Tensor) -> Any:
-        _logvar, weight, bias, slope, curvature, variance, squared_weight = rest
-        gradients = _raw.expected_bernoulli_log_likelihood_backward(
-            grad, mean, weight, slope, curvature, variance, squared_weight
-        )
-        grad_x = None
-        if x_requires_grad:
-            grad_x = sum_over_shared(without_autocast(_grad_x, grad, mean, weight, bias), x.shape[0] == 1)
-        return grad_x, *gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, _, *saved = inputs
-        ctx.save_for_backward(grad, *saved[:5])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        grad, *inputs = ctx.saved_tensors
-        formula = reference.expected_bernoulli_log_likelihood
-        grad_grad, *grad_inputs = second_order(formula, grad, tuple(inputs), upstream)
-        return grad_grad, None, *grad_inputs, *(None,) * 4
+def _backward(
+    needs_x: bool,
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    _: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *kept: Tensor,
+) -> tuple[Tensor | None, ...]:
+    grad_x = None
+    if needs_x:
+        grad_x = sum_over_shared(without_autocast(_grad_x, grad, mean, weight, bias), x.shape[0] == 1)
+    return grad_x, *_backward_op(grad, mean, weight, *kept)
 
 
 def _grad_x(grad: Tensor, mean: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return grad.unsqueeze(-1) * torch.baddbmm(bias.unsqueeze(-2), mean, weight.mT)
+
+
+_ExpectedBernoulli = differentiable(
+    "expected_bernoulli_log_likelihood",
+    raw("expected_bernoulli_log_likelihood"),
+    _backward,
+    reference.expected_bernoulli_log_likelihood,
+    inputs=slice(0, 5),
+    num_arguments=5,
+)
 
 
 @torch.library.register_fake("lineavae::expected_bernoulli_log_likelihood")
@@ -200,3 +171,5 @@ def _fake_backward(
 
 register_rules("expected_bernoulli_log_likelihood", shared=(0,))
 register_rules("expected_bernoulli_log_likelihood_backward")
+register_autograd("expected_bernoulli_log_likelihood", _ExpectedBernoulli)
+refuse_autograd("expected_bernoulli_log_likelihood_backward")

@@ -7,11 +7,8 @@ its factors may overflow float32 where it does not.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
@@ -27,10 +24,11 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, second_order
+from lineavae.ops._differentiable import differentiable, raw
 
 _ext.load()
-_raw = torch.ops.lineavae
+_forward_op = raw("gaussian_log_likelihood")
+_backward_op = raw("gaussian_log_likelihood_backward")
 
 
 def expected_gaussian_log_likelihood(
@@ -130,68 +128,18 @@ def expected_gaussian_log_likelihood(
     return value.reshape((*models, x.shape[-2]))
 
 
-@torch.compiler.allow_in_graph
-class _ExpectedGaussianLogLikelihood(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(
-        x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor, log_sigma2: Tensor
-    ) -> Any:
-        return without_autocast(_forward, x, mean, logvar, weight, bias, log_sigma2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-        if grad is None:
-            return (None,) * 6
-        return apply_backward(
-            _ExpectedGaussianLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
-        )
-
-
-class _ExpectedGaussianLogLikelihoodBackward(Function):
-    """Gradients for x (only where asked for), mean, logvar, weight, bias and log_sigma2."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(grad: Tensor, x_requires_grad: bool, *saved: Tensor) -> Any:
-        return without_autocast(_backward, grad, x_requires_grad, *saved)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, _, *saved = inputs
-        ctx.save_for_backward(grad, *saved[:6])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        grad, *inputs = ctx.saved_tensors
-        formula = reference.expected_gaussian_log_likelihood
-        grad_grad, *grad_inputs = second_order(formula, grad, tuple(inputs), upstream)
-        return grad_grad, None, *grad_inputs, None, None
-
-
 def _forward(
     x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor, log_sigma2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     x_hat = torch.baddbmm(bias.unsqueeze(1), mean, weight.mT)
-    value, distortion = _raw.gaussian_log_likelihood(x, x_hat, log_sigma2)
+    value, distortion = _forward_op(x, x_hat, log_sigma2)
     spread = (logvar.double().exp() * _column_norms(weight, log_sigma2)).sum(-1)
     return (value - 0.5 * spread).to(value.dtype), x_hat, distortion
 
 
 def _backward(
     grad: Tensor,
-    x_requires_grad: bool,
+    needs_x: bool,
     x: Tensor,
     mean: Tensor,
     logvar: Tensor,
@@ -201,10 +149,8 @@ def _backward(
     x_hat: Tensor,
     distortion: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    grad_x_hat, grad_log_sigma2 = _raw.gaussian_log_likelihood_backward(
-        grad, x, x_hat, log_sigma2, distortion
-    )
-    grad_x = sum_over_shared(-grad_x_hat, x.shape[0] == 1) if x_requires_grad else None
+    grad_x_hat, grad_log_sigma2 = _backward_op(grad, x, x_hat, log_sigma2, distortion)
+    grad_x = sum_over_shared(-grad_x_hat, x.shape[0] == 1) if needs_x else None
     of_variance = _variance_gradients(grad, logvar, weight, log_sigma2)
     grad_logvar, grad_weight, grad_noise = (gradient.to(grad.dtype) for gradient in of_variance)
     return (
@@ -215,6 +161,16 @@ def _backward(
         grad_x_hat.sum(1),
         sum_over_shared(grad_log_sigma2 + grad_noise, log_sigma2.shape[0] == 1),
     )
+
+
+_ExpectedGaussianLogLikelihood = differentiable(
+    "expected_gaussian_log_likelihood",
+    lambda *arguments: without_autocast(_forward, *arguments),
+    lambda needs_x, grad, *arguments: without_autocast(_backward, grad, needs_x, *arguments),
+    reference.expected_gaussian_log_likelihood,
+    inputs=slice(0, 6),
+    num_arguments=6,
+)
 
 
 def _column_norms(weight: Tensor, log_sigma2: Tensor) -> Tensor:

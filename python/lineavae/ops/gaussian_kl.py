@@ -21,10 +21,10 @@ from lineavae.ops._arguments import (
     scale,
     widen,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
-_raw = torch.ops.lineavae
 
 
 def gaussian_kl(
@@ -161,61 +161,27 @@ def _widened(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _differentiable(op: str, formula: Callable[..., Tensor]) -> type[Function]:
-    """Make the Function of ``op`` whose backward is itself a Function, over the raw ``<op>_backward``.
+    """Make the Function of ``op``; one with weights takes them, or None, after mean and logvar."""
+    num_weights = 1 if op == "gaussian_kl" else 0
+    backward_op = raw(f"{op}_backward")
 
-    After mean and logvar come the weights of the latents, or None; an op without weights has none of it.
-    """
-    forward_op = getattr(_raw, op)
-    backward_op = getattr(_raw, f"{op}_backward")
+    def of_weights(mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Tensor:
+        weights = (1.0 if weight is None else weight for weight in kl_weight)
+        return _widened(formula)(mean, logvar, *weights)
 
-    class Backward(Function):
-        generate_vmap_rule = True
+    def backward(_: bool, *arguments: Tensor | None) -> Any:
+        return backward_op(*arguments)
 
-        @staticmethod
-        @keep_signature
-        def forward(grad: Tensor, mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Any:
-            return backward_op(grad, mean, logvar, *kl_weight)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.save_for_backward(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, *upstream: Tensor) -> Any:
-            grad, mean, logvar, *kl_weight = ctx.saved_tensors
-            weights = tuple(1.0 if weight is None else weight for weight in kl_weight)
-
-            def kl(mean: Tensor, logvar: Tensor) -> Tensor:
-                return _widened(formula)(mean, logvar, *weights)
-
-            return *second_order(kl, grad, (mean, logvar), upstream), *(None,) * len(weights)
-
-    @torch.compiler.allow_in_graph
-    class Forward(Function):
-        generate_vmap_rule = True
-
-        @staticmethod
-        @keep_signature
-        def forward(mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Any:
-            return forward_op(mean, logvar, *kl_weight)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.save_for_backward(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            mean, logvar, *kl_weight = ctx.saved_tensors
-            return *apply_backward(Backward, grad, mean, logvar, *kl_weight), *(None,) * len(kl_weight)
-
-    return Forward
+    return differentiable(
+        op, raw(op), backward, of_weights, inputs=slice(0, 2), num_arguments=2 + num_weights
+    )
 
 
 _GaussianKL = _differentiable("gaussian_kl", reference.gaussian_kl)
 _GaussianKLPerDimension = _differentiable("gaussian_kl_per_dimension", reference.gaussian_kl_per_dimension)
 
 
-def _register(op: str, per_dimension: bool) -> None:
+def _register(op: str, function: type[Function], per_dimension: bool) -> None:
     @torch.library.register_fake(f"lineavae::{op}")
     def forward(mean: Tensor, logvar: Tensor, *kl_weight: Tensor | None) -> Tensor:
         dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
@@ -229,7 +195,9 @@ def _register(op: str, per_dimension: bool) -> None:
 
     register_rules(op, shared=(2,))
     register_rules(f"{op}_backward", shared=(3,))
+    register_autograd(op, function)
+    refuse_autograd(f"{op}_backward")
 
 
-_register("gaussian_kl", per_dimension=False)
-_register("gaussian_kl_per_dimension", per_dimension=True)
+_register("gaussian_kl", _GaussianKL, per_dimension=False)
+_register("gaussian_kl_per_dimension", _GaussianKLPerDimension, per_dimension=True)

@@ -22,10 +22,12 @@ from lineavae.ops._arguments import (
     sum_over_shared,
     widen,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import keep_signature, register_rules
 
 _ext.load()
-_raw = torch.ops.lineavae
+_backward_op = raw("gaussian_log_likelihood_backward")
+_mean_op = raw("gaussian_log_likelihood_mean")
 
 
 def gaussian_log_likelihood(
@@ -193,61 +195,26 @@ def _flatten(
     )
 
 
-@torch.compiler.allow_in_graph
-class _GaussianLogLikelihood(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Any:
-        return _raw.gaussian_log_likelihood(x, x_hat, log_sigma2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs, output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> Any:
-        if grad is None:
-            return None, None, None
-        return apply_backward(
-            _GaussianLogLikelihoodBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors
-        )
-
-
-class _GaussianLogLikelihoodBackward(Function):
-    """Gradients for x (only where asked for), x_hat and log_sigma2."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(
-        grad: Tensor, x_requires_grad: bool, x: Tensor, x_hat: Tensor, log_sigma2: Tensor, distortion: Tensor
-    ) -> Any:
-        grad_x_hat, grad_log_sigma2 = _raw.gaussian_log_likelihood_backward(
-            grad, x, x_hat, log_sigma2, distortion
-        )
-        grad_x = sum_over_shared(-grad_x_hat, x.shape[0] == 1) if x_requires_grad else None
-        return grad_x, grad_x_hat, sum_over_shared(grad_log_sigma2, log_sigma2.shape[0] == 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, _, x, x_hat, log_sigma2, _ = inputs
-        ctx.save_for_backward(grad, x, x_hat, log_sigma2)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        grad, *inputs = ctx.saved_tensors
-        grad_grad, *grad_inputs = second_order(_widened, grad, tuple(inputs), upstream)
-        return grad_grad, None, *grad_inputs, None
+def _backward(
+    needs_x: bool, grad: Tensor, x: Tensor, x_hat: Tensor, log_sigma2: Tensor, distortion: Tensor
+) -> tuple[Tensor | None, ...]:
+    grad_x_hat, grad_log_sigma2 = _backward_op(grad, x, x_hat, log_sigma2, distortion)
+    grad_x = sum_over_shared(-grad_x_hat, x.shape[0] == 1) if needs_x else None
+    return grad_x, grad_x_hat, sum_over_shared(grad_log_sigma2, log_sigma2.shape[0] == 1)
 
 
 def _widened(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
     return reference.gaussian_log_likelihood(widen(x), widen(x_hat), widen(log_sigma2))
+
+
+_GaussianLogLikelihood = differentiable(
+    "gaussian_log_likelihood",
+    raw("gaussian_log_likelihood"),
+    _backward,
+    _widened,
+    inputs=slice(0, 3),
+    num_arguments=3,
+)
 
 
 @torch.compiler.allow_in_graph
@@ -259,7 +226,7 @@ class _GaussianLogLikelihoodMean(Function):
     @staticmethod
     @keep_signature
     def forward(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Any:
-        return _raw.gaussian_log_likelihood_mean(x, x_hat, log_sigma2)
+        return _mean_op(x, x_hat, log_sigma2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -329,3 +296,6 @@ def _fake_mean(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> tuple[Tensor, Te
 register_rules("gaussian_log_likelihood", shared=(0, 2))
 register_rules("gaussian_log_likelihood_backward", shared=(1, 3))
 register_rules("gaussian_log_likelihood_mean", shared=(0, 2))
+register_autograd("gaussian_log_likelihood", _GaussianLogLikelihood)
+register_autograd("gaussian_log_likelihood_mean", _GaussianLogLikelihoodMean)
+refuse_autograd("gaussian_log_likelihood_backward")

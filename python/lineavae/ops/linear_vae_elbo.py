@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
@@ -22,10 +18,11 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_rules, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
-_raw = torch.ops.lineavae
+_backward_op = raw("linear_vae_elbo_backward")
 
 
 def linear_vae_elbo(
@@ -139,77 +136,32 @@ def linear_vae_elbo(
     return elbo.reshape((*models, x.shape[-2]))
 
 
-@torch.compiler.allow_in_graph
-class _LinearVAEELBO(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(*inputs: Tensor) -> Any:
-        return _raw.linear_vae_elbo(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
-        if grad is None:
-            return (None,) * 7
-        gradients = apply_backward(_LinearVAEELBOBackward, grad, ctx.needs_input_grad[0], *ctx.saved_tensors)
-        return *gradients, None
-
-
-class _LinearVAEELBOBackward(Function):
-    """Gradients for x (only where asked for), weight, encoder, mu, log_d and log_sigma2."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(
-        grad: Tensor, x_requires_grad: bool, x: Tensor, weight: Tensor, encoder: Tensor, *rest: Tensor
-    ) -> Any:
-        _mu, log_d, log_sigma2, beta, distortion, centred, code, residual, column_norms = rest
-        grad_code, *gradients = _raw.linear_vae_elbo_backward(
-            grad,
-            weight,
-            encoder,
-            log_d,
-            log_sigma2,
-            beta,
-            distortion,
-            centred,
-            code,
-            residual,
-            column_norms,
-        )
-        grad_x = None
-        if x_requires_grad:
-            grad_x = without_autocast(_grad_x, grad, log_sigma2, residual, grad_code, encoder)
-            grad_x = sum_over_shared(grad_x, x.shape[0] == 1)
-        return grad_x, *gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, x_requires_grad, *saved = inputs
-        ctx.x_requires_grad = x_requires_grad
-        ctx.save_for_backward(grad, *saved[:7])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        grad, *inputs, beta = ctx.saved_tensors
-        formula = partial(reference.linear_vae_elbo, beta=beta)
-        grad_grad, *grad_inputs = second_order(formula, grad, tuple(inputs), upstream)
-        return grad_grad, None, *grad_inputs, *(None,) * 6
+def _backward(
+    needs_x: bool, grad: Tensor, x: Tensor, weight: Tensor, encoder: Tensor, mu: Tensor, *rest: Tensor
+) -> tuple[Tensor | None, ...]:
+    log_d, log_sigma2, beta, distortion, centred, code, residual, column_norms = rest
+    parameters = (weight, encoder, log_d, log_sigma2, beta)
+    grad_code, *gradients = _backward_op(grad, *parameters, distortion, centred, code, residual, column_norms)
+    grad_x = None
+    if needs_x:
+        grad_x = without_autocast(_grad_x, grad, log_sigma2, residual, grad_code, encoder)
+        grad_x = sum_over_shared(grad_x, x.shape[0] == 1)
+    return grad_x, *gradients
 
 
 def _grad_x(grad: Tensor, log_sigma2: Tensor, residual: Tensor, grad_code: Tensor, encoder: Tensor) -> Tensor:
     scale = -grad * (-log_sigma2).exp().unsqueeze(-1)
     return torch.baddbmm(residual * scale.unsqueeze(-1), grad_code, encoder)
+
+
+_LinearVAEELBO = differentiable(
+    "linear_vae_elbo",
+    raw("linear_vae_elbo"),
+    _backward,
+    reference.linear_vae_elbo,
+    inputs=slice(0, 6),
+    num_arguments=7,
+)
 
 
 @torch.library.register_fake("lineavae::linear_vae_elbo")
@@ -255,3 +207,5 @@ def _fake_backward(
 
 register_rules("linear_vae_elbo", shared=(0,))
 register_rules("linear_vae_elbo_backward")
+register_autograd("linear_vae_elbo", _LinearVAEELBO)
+refuse_autograd("linear_vae_elbo_backward")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from lineavae import reference
-from lineavae.ops._statistics import differentiable, statistics_elbo
+from lineavae.ops._statistics import differentiable_statistics, statistics_elbo
 
-_Function = differentiable("linear_vae_elbo_from_moments", reference.linear_vae_elbo_from_moments)
+_Function = differentiable_statistics("linear_vae_elbo_from_moments", reference.linear_vae_elbo_from_moments)
 
 
 def linear_vae_elbo_from_moments(

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
@@ -19,13 +18,14 @@ from lineavae.ops._arguments import (
     scale,
     widen,
 )
-from lineavae.ops._registration import apply_backward, keep_signature, register_autocast, second_order
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_autocast
 from lineavae.ops.gaussian_kl import check_posterior
 
 _ext.load()
 
 _OP = "reparameterized_kl"
-_raw = torch.ops.lineavae
+_backward_op = raw(f"{_OP}_backward")
 _MAX_SEED = 2**63 - 1
 
 
@@ -116,7 +116,7 @@ def reparameterized_kl(
     if not has_native(_OP, mean.device):
         z, kl = reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
     else:
-        z, kl = _ReparameterizedKL.apply(num_samples, mean, logvar, seed, per_latent(kl_weight))
+        z, kl = _ReparameterizedKL.apply(mean, logvar, seed, per_latent(kl_weight), num_samples)
         kl = scale(kl, kl_weight)
     return z if event_dim == 1 else z.unflatten(-1, event), kl
 
@@ -138,50 +138,23 @@ def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
     return seed
 
 
-class _Backward(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(
-        grad_z: Tensor, grad_kl: Tensor, mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None
-    ) -> Any:
-        return _raw.reparameterized_kl_backward(grad_z, grad_kl, mean, logvar, seed, kl_weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        grad_z, grad_kl, mean, logvar, seed, kl_weight = ctx.saved_tensors
-        weight = 1.0 if kl_weight is None else kl_weight.squeeze(0)
-
-        def formula(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-            return reference.reparameterized_kl(widen(mean), widen(logvar), seed, grad_z.shape[0], weight)
-
-        grads, *gradients = second_order(formula, (grad_z, grad_kl), (mean, logvar), upstream)
-        return *grads, *gradients, None, None
+def _formula(
+    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_samples: int
+) -> tuple[Tensor, Tensor]:
+    weight = 1.0 if kl_weight is None else kl_weight.squeeze(0)
+    return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, weight)
 
 
-@torch.compiler.allow_in_graph
-class _ReparameterizedKL(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @keep_signature
-    def forward(
-        num_samples: int, mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None
-    ) -> Any:
-        return _raw.reparameterized_kl(mean, logvar, seed, kl_weight, num_samples)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> Any:
-        return None, *apply_backward(_Backward, grad_z, grad_kl, *ctx.saved_tensors), None, None
+_ReparameterizedKL = differentiable(
+    _OP,
+    raw(_OP),
+    lambda _, *arguments: _backward_op(*arguments[:-1]),  # which needs no num_samples
+    _formula,
+    inputs=slice(0, 2),
+    num_arguments=5,
+    num_plain=1,
+    num_values=2,
+)
 
 
 # To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is
@@ -205,7 +178,7 @@ def _fake_backward(
 
 
 def _register(op: str, seed_position: int) -> None:
-    overload = getattr(_raw, op).default
+    overload = getattr(torch.ops.lineavae, op).default
 
     def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         batch = info.batch_size
@@ -232,3 +205,5 @@ def _register(op: str, seed_position: int) -> None:
 
 _register("reparameterized_kl", seed_position=2)
 _register("reparameterized_kl_backward", seed_position=4)
+register_autograd("reparameterized_kl", _ReparameterizedKL)
+refuse_autograd("reparameterized_kl_backward")
