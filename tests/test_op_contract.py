@@ -9,7 +9,6 @@ from itertools import chain
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineavae import _ext
@@ -419,6 +418,68 @@ def test_compiles_to_one_graph(spec, device):
 @each_spec()
 def test_compiles_with_inductor(spec, device):
     assert_compiles(spec, ("plain",), "inductor", device)
+
+
+def rows_of(spec: OpSpec, sample: Sample, count: int) -> Sample:
+    """The sample with ``count`` of its rows, which the first tensor has before its last dimension."""
+    batched = next(iter(sample.tensors.values()))
+    if "_from_" in spec.name:
+        return sample
+    num_rows = batched.shape[-2]
+    return sample.map(
+        lambda tensor: tensor[:count] if tensor.ndim == 2 and tensor.shape[0] == num_rows else tensor
+    )
+
+
+@each_case("plain")
+def test_compiles_to_one_graph_of_any_size(spec, case, device):
+    sample = spec.sample(case, torch.float32, device)
+    compiled = torch.compile(spec.op, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (5, 4, 3):
+        part = rows_of(spec, sample, count)
+        actual, gradients = value_and_gradients(compiled, part, spec.differentiable)
+        expected, expected_gradients = value_and_gradients(spec.op, part, spec.differentiable)
+        assert_near(actual, expected, spec.tolerance)
+        for name, gradient in gradients.items():
+            assert_near(gradient, expected_gradients[name], spec.tolerance)
+
+
+class Exported(torch.nn.Module):
+    """An op of some tensors and options, as a module of one path."""
+
+    def __init__(self, spec: OpSpec, sample: Sample) -> None:
+        super().__init__()
+        self.function = positional(spec.op, sample)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(*tensors)
+
+
+@each_case("plain")
+def test_an_exported_program_has_the_gradients(spec, case, device):
+    sample = spec.sample(case, torch.float32, device)
+    program = torch.export.export(Exported(spec, sample), tuple(sample.tensors.values())).module()
+
+    def call(*args: Tensor, **tensors: Tensor) -> Tensor:
+        return program(*(tensors[name] for name in sample.tensors))
+
+    actual, gradients = value_and_gradients(call, sample, spec.differentiable)
+    expected, expected_gradients = value_and_gradients(spec.op, sample, spec.differentiable)
+    assert_near(actual, expected, spec.tolerance)
+    for name, gradient in gradients.items():
+        assert_near(gradient, expected_gradients[name], spec.tolerance)
+
+
+@each_spec([spec for spec in SPECS if spec not in STATISTICS_SPECS])
+def test_jacobian_by_the_batches_of_autograd(spec, device):
+    sample = spec.sample("plain", device=device)
+    tensors = tuple(sample.tensors.values())
+    jacobian = torch.autograd.functional.jacobian
+    function = positional(spec.op, sample)
+    for actual, expected in zip(
+        jacobian(function, tensors, vectorize=True), jacobian(function, tensors), strict=True
+    ):
+        assert_near(actual, expected, FLOAT64_TOLERANCE)
 
 
 # --- layouts and upstream gradients ---

@@ -8,11 +8,15 @@
 * :mod:`lineavae.experiments`: the paper's figures, one module each.
 
 All log-densities are in nats, per sample, with every constant. An ELBO is a quantity to maximise.
+
+Imported after torch, it registers the operators, so that programs saved by :mod:`torch.export` load.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,3 +35,8 @@ def __getattr__(name: str) -> Any:
     if name in ("collapse", "data", "experiments", "linear", "nn", "ops"):
         return importlib.import_module(f"lineavae.{name}")
     raise AttributeError(f"module 'lineavae' has no attribute {name!r}")
+
+
+if "torch" in sys.modules:
+    with contextlib.suppress(ImportError):  # of the native module, which `diagnose` tells about
+        importlib.import_module("lineavae.ops")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lineavae._noise import standard_normal
+
 
 @torch.no_grad()
 def importance_weighted_bound(
@@ -25,7 +27,7 @@ def importance_weighted_bound(
     std = (0.5 * logvar).exp()
     bound = torch.full((), -math.inf, device=mean.device)
     for _ in range(num_samples):
-        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        eps = standard_normal(mean.shape, mean, generator)
         z = mean + std * eps
         # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
         log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)

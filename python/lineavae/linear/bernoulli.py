@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lineavae._arguments import check_integer
 from lineavae._importance import importance_weighted_bound
+from lineavae._noise import standard_normal
 from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae.linear.module import LinearModule
 from lineavae.linear.moments import check_unmasked
@@ -188,7 +189,7 @@ class BernoulliLinearVAE(LinearModule):
         num_samples = check_integer("BernoulliLinearVAE.sample", "num_samples", num_samples, minimum=0)
         like = self.weight
         size = (num_samples, self.latent_dim)
-        z = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+        z = standard_normal(size, like, generator)
         return self.decode(z)
 
     def elbo(self, x: Tensor, beta: Tensor | float = 1.0) -> Tensor:
@@ -239,7 +240,7 @@ class BernoulliLinearVAE(LinearModule):
         caller = "BernoulliLinearVAE.stochastic_elbo"
         num_samples = check_integer(caller, "num_samples", num_samples, minimum=1)
         mean, logvar = self.encode(x)
-        eps = torch.randn(num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        eps = standard_normal((num_samples, *mean.shape), mean, generator)
         logits = self._logits(mean + (0.5 * logvar).exp() * eps)
         return bernoulli_log_likelihood(x, logits).mean(0) - weighted(beta, gaussian_kl(mean, logvar))
 

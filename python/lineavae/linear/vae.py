@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer
+from lineavae._noise import standard_normal
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
 from lineavae.linear.closed_forms import optimal_encoder, orthonormal_basis, principal_axes
@@ -178,9 +179,7 @@ class LinearVAE(LinearModule):
         num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
         self._check_samples("stochastic_elbo", x)
         mean, logvar = self.encode(x)
-        noise = torch.randn(
-            num_samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
-        )
+        noise = standard_normal((num_samples, *mean.shape), mean, generator)
         residual = x - self.decode(mean + (0.5 * logvar).exp() * noise)
         distortion = residual.square().sum(-1).mean(0)
         reconstruction = gaussian_term(distortion, self.log_sigma2, self.num_features)

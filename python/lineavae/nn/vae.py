@@ -14,6 +14,7 @@ from torch.utils import _pytree
 
 from lineavae._arguments import check_integer, check_weight
 from lineavae._importance import importance_weighted_bound
+from lineavae._noise import standard_normal
 from lineavae.nn.noise import ObservationNoise, check_event
 from lineavae.ops import (
     expected_gaussian_log_likelihood,
@@ -274,7 +275,7 @@ class GaussianVAE(nn.Module):
         for size in sizes:
             check_integer("GaussianVAE", "latent_dim", size, 1)
         like = next(self.decoder.parameters(), self.noise.log_sigma2)
-        z = torch.randn(num_samples, *sizes, generator=generator, dtype=like.dtype, device=like.device)
+        z = standard_normal((num_samples, *sizes), like, generator)
         with self._evaluating():
             return self.decode(z)
 

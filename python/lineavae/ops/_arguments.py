@@ -28,6 +28,9 @@ def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            layout = "a nested one" if tensor.is_nested else str(tensor.layout)
+            raise TypeError(f"{op}: {name} must be a dense tensor, torch.strided, got {layout}")
         if tensor.dtype not in _FLOATING:
             raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
         if tensor.device != first.device:
@@ -35,7 +38,7 @@ def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor
                 f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}"
             )
     values = list(tensors.values())
-    if torch.amp.is_autocast_available(first.device.type) and torch.is_autocast_enabled(first.device.type):
+    if _has_autocast(first.device.type) and torch.is_autocast_enabled(first.device.type):
         values = [widen(tensor) for tensor in values]
     for name, tensor in zip(tensors, values, strict=True):
         if tensor.dtype != values[0].dtype:
@@ -45,6 +48,11 @@ def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor
         if check_finite:
             _check_finite(op, name, tensor)
     return values
+
+
+@torch.compiler.assume_constant_result  # torch before 2.12 cannot trace it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ def check_latent_weight(op: str, name: str, weight: Tensor | float, mean: Tensor
     """Check a weight of the latents: a number, or a tensor () or (K,), then of the dtype of results."""
     dtype = torch.float32 if mean.dtype in _HALF else mean.dtype
     weight = _check_weight(op, name, weight, mean.device, dtype)
-    if isinstance(weight, Tensor) and weight.shape not in ((), mean.shape[-1:]):
+    if isinstance(weight, Tensor) and weight.ndim and tuple(weight.shape) != tuple(mean.shape[-1:]):
         raise ValueError(
             f"{op}: {name} must be a number or have shape () or (K,) with K={mean.shape[-1]}, "
             f"got {tuple(weight.shape)}"
@@ -250,7 +258,7 @@ def flatten_models(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     if not models:
         return tensor.unsqueeze(0)
     core = tensor.shape[tensor.ndim - num_core :]
-    return tensor.expand((*models, *core)).reshape((models.numel(), *core))
+    return tensor.expand((*models, *core)).reshape((math.prod(models), *core))
 
 
 def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
@@ -258,7 +266,7 @@ def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
     if tensor.ndim == num_core:
         return tensor.unsqueeze(0)
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]
-    return tensor.reshape((1, *core)) if own.numel() == 1 else flatten_models(tensor, models, num_core)
+    return tensor.reshape((1, *core)) if math.prod(own) == 1 else flatten_models(tensor, models, num_core)
 
 
 def sum_over_shared(gradient: Tensor, shared: bool) -> Tensor:
@@ -286,7 +294,7 @@ def check_num_features(op: str, num_features: int | None, features: int) -> int:
 
 def without_autocast(function: Callable[..., _T], *args: Any) -> _T:
     """Call ``function`` of a tensor and more where autocast is off: the operators run in float32 there."""
-    if not torch.amp.is_autocast_available(args[0].device.type):
+    if not _has_autocast(args[0].device.type):
         return function(*args)
     with torch.autocast(args[0].device.type, enabled=False):
         return function(*args)

@@ -112,7 +112,7 @@ def differentiable(
             return None, *by_grads, *(None,) * num_before, *by_inputs, *(None,) * (num_after + ctx.num_kept)
 
         @staticmethod
-        def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Any:
             check_one_forward_mode()
             grads, arguments = ctx.saved_tensors[:num_values], (*ctx.saved_tensors[num_values:], *ctx.plain)
             of_grads, of_arguments = tangents[:num_values], tangents[num_values : num_values + num_arguments]

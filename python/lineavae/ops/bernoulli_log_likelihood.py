@@ -85,7 +85,8 @@ def bernoulli_log_likelihood(
     models = broadcast_models(op, {"x": x.shape[:-2], "logits": logits.shape[:-2]})
     if not has_native(op, x.device):
         return _formula(x, logits)
-    if logits.shape[:-2] != models or math.prod(x.shape[:-2]) not in (1, math.prod(models)):
+    x_is_shared = math.prod(x.shape[:-2]) == 1
+    if logits.shape[:-2] != models or not (x_is_shared or math.prod(x.shape[:-2]) == math.prod(models)):
         # one that is repeated has a gradient that is summed: not in half precision
         x, logits = widen(x), widen(logits)
     value: Tensor = _BernoulliLogLikelihood.apply(

@@ -104,7 +104,7 @@ def collapse_statistics(
     if not has_native(_OP, mean.device):
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]
-    core = (models.numel(), *mean.shape[-2:])
+    core = (math.prod(models), *mean.shape[-2:])
     outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
     return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
 
