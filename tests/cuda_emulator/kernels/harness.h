@@ -85,6 +85,25 @@ constexpr double kTolerance = std::is_same_v<T, double>     ? 1e-13
 template <class T>
 std::vector<double> normal(size_t size, double scale = 1.0, double shift = 0.0);
 
+// As T has them: infinite where they do not fit.
+template <class T>
+std::vector<double> rounded(const std::vector<long double>& values) {
+  std::vector<double> out(values.size());
+  for (size_t i = 0; i < values.size(); ++i) out[i] = to_double(from_double<T>(static_cast<double>(values[i])));
+  return out;
+}
+
+inline std::vector<double> magnitudes(std::vector<double> values) {
+  for (double& value : values) value = value < 0 ? -value : value;
+  return values;
+}
+
+// Every other one 0, where `zeros`.
+inline std::vector<double> some_zeros(std::vector<double> values, bool zeros) {
+  for (size_t i = 0; zeros && i < values.size(); i += 2) values[i] = 0;
+  return values;
+}
+
 // One call of a kernel. Arrays live as long as the case.
 class Case {
  public:
