@@ -28,6 +28,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "common/device.h"
 #include "common/normal_tail.h"
@@ -117,20 +118,49 @@ struct ExpectedSoftplus {
   T curvature;  // ∂E softplus(a) / ∂s²
 };
 
+// √(τ² + s²), from s² or, where that may be too large, from s.
+template <class T>
+struct FromVariance {
+  T variance;
+  LINEAVAE_HOST_DEVICE T scale(T tau2) const { return square_root(variance + tau2); }
+};
+template <class T>
+struct FromDeviation {
+  T deviation;
+  LINEAVAE_HOST_DEVICE T scale(T tau2) const {
+    return deviation > T(1e5) ? deviation : square_root(deviation * deviation + tau2);
+  }
+};
+
 // The sum over the terms of the mixture, written as a recursion because no loop around a term is vectorised.
-template <class T, int kTerms = kMixtureTerms>
-LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
+template <class T, class Spread, int kTerms = kMixtureTerms>
+LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, Spread spread) {
   if constexpr (kTerms == 0) {
     return {0, 0, 0};
   } else {
-    const T scale = square_root(variance + static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
+    const T scale = spread.scale(static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
     const NormalTail<T> normal = normal_tail(magnitude * inverse);
     const T density = static_cast<T>(mixture_weight(kTerms - 1)) * normal.density;
     const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
-    const ExpectedSoftplus<T> others = expected_softplus<T, kTerms - 1>(magnitude, variance);
+    const ExpectedSoftplus<T> others = expected_softplus<T, Spread, kTerms - 1>(magnitude, spread);
     return {multiply_add(density * scale, loss, others.excess), multiply_add(density, normal.ratio, others.tail),
             multiply_add(static_cast<T>(0.5 * kInverseSqrt2Pi) * density, inverse, others.curvature)};
   }
+}
+template <class T>
+LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
+  return expected_softplus(magnitude, FromVariance<T>{variance});
+}
+
+// Of a sample whose scale t is not 1: from s² / t², and the derivative by that; where it is too large, the largest
+// number, since where s² is so small that it matters its product with the weights is 0.
+template <class T>
+LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T scaled_variance, T scale) {
+  constexpr T kLargest = std::numeric_limits<T>::max();
+  ExpectedSoftplus<T> result = expected_softplus(magnitude, FromDeviation<T>{square_root(scaled_variance) * scale});
+  result.curvature = result.curvature * scale * scale;
+  result.curvature = result.curvature > kLargest ? kLargest : result.curvature;
+  return result;
 }
 
 // log t² of a sample, from the largest of its log variances: 0 where the variances and their sums fit.
@@ -140,19 +170,6 @@ LINEAVAE_HOST_DEVICE double log_squared_scale(T largest) {
   if (sizeof(T) == sizeof(double) || !(largest > T(kLimit))) return 0;
   const double clamped = largest > T(700) ? 700.0 : static_cast<double>(largest);
   return 2 * kLn2 * std::ceil((clamped - kLimit) / (2 * kLn2));
-}
-
-struct ExpectedBernoulliTerm {
-  float loss, slope, curvature;
-};
-
-// One logit of a sample whose scale is not 1.
-LINEAVAE_HOST_DEVICE ExpectedBernoulliTerm scaled_expected_bernoulli(float x, float m, float variance, float scale) {
-  const double t2 = static_cast<double>(scale) * scale;
-  const ExpectedSoftplus<double> softplus = expected_softplus<double>(m > 0 ? m : -m, variance * t2);
-  return {static_cast<float>(bernoulli_loss<double>(x, m, softplus.excess)),
-          static_cast<float>(bernoulli_slope<double>(x, m, softplus.tail)),
-          static_cast<float>(-softplus.curvature * t2)};
 }
 
 }  // namespace lineavae

@@ -3,7 +3,6 @@
 #include "ops/expected_bernoulli_log_likelihood.h"
 
 #include <cmath>
-#include <type_traits>
 
 #include "common/cpu.h"
 
@@ -34,41 +33,32 @@ LINEAVAE_INLINE void squared_weights_body(const SquaredWeights<T>& a, int64_t be
 }
 LINEAVAE_CPU_KERNEL(squared_weights, SquaredWeights, a.weights, 1)
 
-// A row whose scale is not 1.
-inline void scaled_row(const ExpectedBernoulli<float>& a, int64_t row, const float* x, const float* bias) {
-  float *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
-  double loss = 0;
+template <bool kScaled, class T>
+LINEAVAE_INLINE void expected_bernoulli_row(const ExpectedBernoulli<T>& a, int64_t row) {
+  const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
+  const T *bias = a.bias + row / a.samples * a.features, scale = a.scale[row];
+  T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
+  T loss = 0;
+#pragma omp simd reduction(+ : loss)
   for (int64_t i = 0; i < a.features; ++i) {
-    const ExpectedBernoulliTerm term = scaled_expected_bernoulli(x[i], slope[i] + bias[i], curvature[i], a.scale[row]);
-    loss += term.loss;
-    slope[i] = term.slope;
-    curvature[i] = term.curvature;
+    const T m = slope[i] + bias[i], magnitude = m > 0 ? m : -m;
+    const ExpectedSoftplus<T> softplus =
+        kScaled ? expected_softplus(magnitude, curvature[i], scale) : expected_softplus(magnitude, curvature[i]);
+    loss += bernoulli_loss(x[i], m, softplus.excess);
+    slope[i] = bernoulli_slope(x[i], m, softplus.tail);
+    curvature[i] = -softplus.curvature;
   }
-  a.value[row] = static_cast<float>(-loss);
+  a.value[row] = -loss;
 }
 
 template <class T>
 LINEAVAE_INLINE void expected_bernoulli_body(const ExpectedBernoulli<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
-    const T* bias = a.bias + row / a.samples * a.features;
-    if constexpr (std::is_same_v<T, float>) {
-      if (a.scale[row] != 1) {
-        scaled_row(a, row, x, bias);
-        continue;
-      }
+    if (a.scale[row] == 1) {
+      expected_bernoulli_row<false>(a, row);
+    } else {
+      expected_bernoulli_row<true>(a, row);
     }
-    T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
-    T loss = 0;
-#pragma omp simd reduction(+ : loss)
-    for (int64_t i = 0; i < a.features; ++i) {
-      const T m = slope[i] + bias[i];
-      const ExpectedSoftplus<T> softplus = expected_softplus(m > 0 ? m : -m, curvature[i]);
-      loss += bernoulli_loss(x[i], m, softplus.excess);
-      slope[i] = bernoulli_slope(x[i], m, softplus.tail);
-      curvature[i] = -softplus.curvature;
-    }
-    a.value[row] = -loss;
   }
 }
 LINEAVAE_CPU_KERNEL(expected_bernoulli, ExpectedBernoulli, a.models* a.samples, a.features* kMixtureTerms)

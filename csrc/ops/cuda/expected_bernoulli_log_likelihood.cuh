@@ -42,26 +42,21 @@ __global__ void __launch_bounds__(kThreads) squared_weights_kernel(const Squared
 
 // One block per sample.
 template <class T>
-__global__ void __launch_bounds__(kThreads) expected_bernoulli_kernel(const ExpectedBernoulli<T> a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
+    expected_bernoulli_kernel(const ExpectedBernoulli<T> a) {
   LINEAVAE_SHARED(partial, T[kWarps]);
   const int64_t row = blockIdx.x;
   const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
   const T* bias = a.bias + row / a.samples * a.features;
   T *slope = a.slope + row * a.features, *curvature = a.curvature + row * a.features;
+  const T scale = a.scale[row];
   T loss = 0;
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < a.features; i += kThreads) {
     const T m = slope[i] + bias[i];
-    if constexpr (std::is_same_v<T, float>) {
-      if (a.scale[row] != 1) {
-        const ExpectedBernoulliTerm term = scaled_expected_bernoulli(x[i], m, curvature[i], a.scale[row]);
-        loss += term.loss;
-        slope[i] = term.slope;
-        curvature[i] = term.curvature;
-        continue;
-      }
-    }
-    const ExpectedSoftplus<T> softplus = expected_softplus(m > 0 ? m : -m, curvature[i]);
+    const T magnitude = m > 0 ? m : -m;
+    const ExpectedSoftplus<T> softplus =
+        scale == 1 ? expected_softplus(magnitude, curvature[i]) : expected_softplus(magnitude, curvature[i], scale);
     loss += bernoulli_loss(x[i], m, softplus.excess);
     slope[i] = bernoulli_slope(x[i], m, softplus.tail);
     curvature[i] = -softplus.curvature;
