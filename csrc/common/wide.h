@@ -22,6 +22,9 @@ LINEAVAE_HOST_DEVICE bool is_finite(A x) {
   return x - x == 0;
 }
 
+// weight * value, and 0 where the weight is 0: that switches even an infinity off.
+LINEAVAE_HOST_DEVICE double weighted(double weight, double value) { return weight == 0 ? 0.0 : weight * value; }
+
 // mantissa 2^exponent, with the precision of a double and a range that nothing here leaves.
 class Wide {
  public:

@@ -43,12 +43,12 @@ Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& encoder_,
   });
   Tensor code = product(centred, transposed(encoder));
   Tensor errors = product(code, transposed(weight));
-  Tensor elbo = empty({M, N}, x), distortion = empty({M, N}, x);
+  Tensor elbo = empty({M, N}, x), distortion = empty({M, N}, x, ScalarType::Double);
   dispatch_floating(kOp, x, [&]<class T>() {
     residual(backend.device(),
              ResidualArguments<T>{M, N, D, K, input<T>(centred), input<T>(code), input<double>(spread),
                                   input<double>(divergence), input<T>(log_sigma2), input<T>(beta), output<T>(errors),
-                                  output<T>(distortion), output<T>(elbo)});
+                                  output<double>(distortion), output<T>(elbo)});
   });
   return {elbo, distortion, centred, code, errors, norms};
 }
@@ -71,8 +71,8 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   check_shape(kOp, "code", code_, {M, N, K});
   check_shape(kOp, "residual", residual_, {M, N, D});
   check_shape(kOp, "column_norms", column_norms_, {M, K});
-  for (const Tensor* tensor : {&grad_, &encoder_, &log_d_, &log_sigma2_, &beta_, &distortion_, &centred_, &code_,
-                               &residual_, &column_norms_}) {
+  for (const Tensor* tensor :
+       {&grad_, &encoder_, &log_d_, &log_sigma2_, &beta_, &centred_, &code_, &residual_, &column_norms_}) {
     check_like(kOp, "an argument", *tensor, weight_);
   }
   const Tensor grad = contiguous(grad_), weight = contiguous(weight_), encoder = contiguous(encoder_);
@@ -94,10 +94,10 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   Tensor grad_log_d = empty({M, K}, weight), grad_log_sigma2 = empty({M}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
     sample_sums(backend.device(),
-                SampleSums<T>{M, N, K, static_cast<double>(D), input<T>(grad), input<T>(distortion), input<T>(log_d),
-                              input<T>(log_sigma2), input<T>(beta), input<T>(norms), input<T>(residual_pull),
-                              input<T>(code_sum), output<double>(weight_scale), output<T>(encoder_pull),
-                              output<T>(grad_log_d), output<T>(grad_log_sigma2)});
+                SampleSums<T>{M, N, K, static_cast<double>(D), input<T>(grad), input<double>(distortion),
+                              input<T>(log_d), input<T>(log_sigma2), input<T>(beta), input<T>(norms),
+                              input<T>(residual_pull), input<T>(code_sum), output<double>(weight_scale),
+                              output<T>(encoder_pull), output<T>(grad_log_d), output<T>(grad_log_sigma2)});
   });
   const Tensor pulled = product_with_vector(transposed(encoder), encoder_pull);
   Tensor grad_mu = empty({M, D}, weight);

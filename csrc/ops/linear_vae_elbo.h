@@ -13,13 +13,16 @@
 //   dx_n   = Vᵀdh_n - g_n e_n / σ²
 //   dlog d = -½ G (β (d - 1) + d ‖w‖² / σ²)    dlog σ² = ½ (Σ_n g_n T_n / σ² - G D)
 //
-// All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
+// T is kept in double, and so are the factors with 1/σ² until they meet what they multiply: they may overflow a float
+// where the product does not. A weight β of 0 switches the KL off, infinite or not. All arrays are contiguous, the
+// first dimension is over models, and every reduction has a fixed order.
 #pragma once
 
 #include <cstdint>
 
 #include "common/device.h"
 #include "common/expm1.h"
+#include "common/wide.h"
 
 namespace lineavae {
 
@@ -58,7 +61,7 @@ struct ResidualArguments {
   const T* log_sigma2;       // (models)
   const T* beta;             // (models)
   T* residual;               // (models, N, D): W h in, e out
-  T* distortion;             // (models, N): T
+  double* distortion;        // (models, N): T
   T* elbo;                   // (models, N)
 };
 
@@ -70,21 +73,21 @@ struct CodeGradients {
   const T* beta;        // (models)
   const T* code;        // (models, N, K): h
   T* grad_code;         // (models, N, K): Wᵀe in, dh out
-  T* scaled_code;       // (models, N, K): g h / σ²
+  T* scaled_code;       // (models, N, K): g h
 };
 
 template <class T>
 struct SampleSums {
   int64_t models, samples, latents;
   double num_features;
-  const T* grad;           // (models, N)
-  const T* distortion;     // (models, N): T
-  const T* log_d;          // (models, K)
-  const T* log_sigma2;     // (models)
-  const T* beta;           // (models)
-  const T* column_norms;   // (models, K)
-  const T* residual_pull;  // (models, K): Wᵀ Σ g e
-  const T* code_sum;       // (models, K): Σ g h
+  const T* grad;             // (models, N)
+  const double* distortion;  // (models, N): T
+  const T* log_d;            // (models, K)
+  const T* log_sigma2;       // (models)
+  const T* beta;             // (models)
+  const T* column_norms;     // (models, K)
+  const T* residual_pull;    // (models, K): Wᵀ Σ g e
+  const T* code_sum;         // (models, K): Σ g h
   double* weight_scale;  // (models, K): G d / σ², in double: it may overflow a float where its product with w does not
   T* encoder_pull;       // (models, K): u
   T* grad_log_d;         // (models, K)
@@ -99,7 +102,7 @@ struct DecoderGradients {
   const double* weight_scale;  // (models, K): G d / σ²
   const T* residual_sum;       // (models, D): Σ g e
   const T* pulled;             // (models, D): Vᵀu
-  T* grad_weight;              // (models, D, K): Σ e (g h)ᵀ / σ² in, dW out
+  T* grad_weight;              // (models, D, K): Σ e (g h)ᵀ in, dW out
   T* grad_mu;                  // (models, D)
 };
 

@@ -7,20 +7,22 @@
 //
 // Gradients, g the one that comes in and c = g / σ²:
 //
-//   Q      = c (P + a aᵀ)                      R = M + βσ² I
-//   dW     = c (C + δ aᵀ - W diag d) - W Q     G = c (W - Vᵀ R),  u = Gᵀδ
+//   Q      = P + a aᵀ                          R = f (M + βσ² I),  f = min(1, 1/σ²)
+//   dW     = c (C + δ aᵀ - W diag d - W Q)     G = (c/f) (f W - Vᵀ R),  u = Gᵀδ
 //   dV     = Gᵀ S + u δᵀ                       dμ = c (δ - W a) - Vᵀ u
 //   dlog d = ½ g (β - β d - d diag(M) / σ²)    dlog σ² = g (T / (2σ²) - D/2)
 //
-// c d is kept in double: it may overflow a float where c d w does not. Subtracting before multiplying by S, as G does,
-// keeps dV accurate near the optimum, where W - VᵀR vanishes. All arrays are contiguous, the first dimension is over
-// models, and every reduction has a fixed order.
+// T, c and c d are kept in double: they may overflow a float where their product with what they multiply does not; f
+// keeps σ² from doing so. A weight β of 0 switches the KL off, infinite or not. Subtracting before multiplying by S, as
+// G does, keeps dV accurate near the optimum, where W - VᵀR vanishes. All arrays are contiguous, the first dimension is
+// over models, and every reduction has a fixed order.
 #pragma once
 
 #include <cstdint>
 
 #include "common/device.h"
 #include "common/expm1.h"
+#include "common/wide.h"
 
 namespace lineavae {
 
@@ -71,7 +73,7 @@ struct ElboArguments {
   const T* encoded_offset;  // (models, K): a
   const T* aggregate;       // (models, K, K): P
   T* elbo;                  // (models)
-  T* distortion;            // (models): T
+  double* distortion;       // (models): T
 };
 
 template <class T>
@@ -109,15 +111,15 @@ template <class T>
 struct RemainingGradients {
   int64_t models, features, latents;
   double num_features;
-  const T* grad;         // (models)
-  const T* log_sigma2;   // (models)
-  const T* distortion;   // (models): T
-  const T* offset;       // (models, D): δ
-  const T* offset_pull;  // (models, K): u
-  const T* pulled;       // (models, D): Vᵀu
-  T* grad_encoder;       // (models, K, D): GᵀS in, dV out
-  T* grad_mu;            // (models, D): c (δ - W a) in, dμ out
-  T* grad_log_sigma2;    // (models)
+  const T* grad;             // (models)
+  const T* log_sigma2;       // (models)
+  const double* distortion;  // (models): T
+  const T* offset;           // (models, D): δ
+  const T* offset_pull;      // (models, K): u
+  const T* pulled;           // (models, D): Vᵀu
+  T* grad_encoder;           // (models, K, D): GᵀS in, dV out
+  T* grad_mu;                // (models, D): c (δ - W a) in, dμ out
+  T* grad_log_sigma2;        // (models)
 };
 
 // out_ji = factor_i² in_ij, or with features_first = false out_ij = factor_i² in_ji: a product with a diagonal

@@ -124,7 +124,7 @@ StatisticsOutputs statistics_forward(const Statistics& s, const Parameters& p, i
   Tensor gram = product(transposed(p.weight), p.weight);
   Tensor aggregate = product(p.encoder, c);
   Tensor parts = empty({M, num_parts(D)}, p.weight, ScalarType::Double);
-  Tensor elbo_value = empty({M}, p.weight), distortion = empty({M}, p.weight);
+  Tensor elbo_value = empty({M}, p.weight), distortion = empty({M}, p.weight, ScalarType::Double);
   dispatch_floating(s.op, p.weight, [&]<class T>() {
     distortion_parts(backend.device(),
                      DistortionArguments<T>{M, D, K, s.form, s.form == Covariance::kFactor ? s.covariance.size(2) : 0,
@@ -134,7 +134,7 @@ StatisticsOutputs statistics_forward(const Statistics& s, const Parameters& p, i
     elbo(backend.device(),
          ElboArguments<T>{M, D, K, static_cast<double>(num_features), input<double>(parts), input<T>(p.log_d),
                           input<T>(p.log_sigma2), input<T>(p.beta), input<T>(encoded_offset), input<T>(aggregate),
-                          output<T>(elbo_value), output<T>(distortion)});
+                          output<T>(elbo_value), output<double>(distortion)});
   });
   return {elbo_value, distortion, offset, encoded_offset, c, gram, aggregate};
 }
@@ -156,7 +156,7 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
   check_shape(s.op, "gram", gram, {M, K, K});
   check_shape(s.op, "aggregate", aggregate, {M, K, K});
   for (const Tensor* tensor : {&grad_, &distortion, &offset, &encoded_offset, &c, &gram, &aggregate}) {
-    check_like(s.op, "a saved tensor", *tensor, p.weight);
+    if (tensor != &distortion) check_like(s.op, "a saved tensor", *tensor, p.weight);
     STD_TORCH_CHECK(tensor == &grad_ || tensor->is_contiguous(), s.op, ": saved tensors must be contiguous");
   }
   const Backend<Device> backend(p.weight);
@@ -187,7 +187,7 @@ ParameterGradients statistics_backward(const Tensor& grad_, const Statistics& s,
     remaining_gradients(
         backend.device(),
         RemainingGradients<T>{M, D, K, static_cast<double>(num_features), input<T>(grad), input<T>(p.log_sigma2),
-                              input<T>(distortion), input<T>(offset), input<T>(offset_pull), input<T>(pulled),
+                              input<double>(distortion), input<T>(offset), input<T>(offset_pull), input<T>(pulled),
                               output<T>(grad_encoder), output<T>(grad_mu), output<T>(grad_log_sigma2)});
   });
   return {grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};

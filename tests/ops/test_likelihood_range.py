@@ -9,7 +9,12 @@ import torch
 from ranges import EXP, LOG_2_PI, Wild, assert_right, exact, sum_to
 
 from lineavae import reference
-from lineavae.ops import gaussian_log_likelihood, gaussian_log_likelihood_mean
+from lineavae.ops import (
+    expected_bernoulli_log_likelihood,
+    expected_gaussian_log_likelihood,
+    gaussian_log_likelihood,
+    gaussian_log_likelihood_mean,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 ROUNDING = {torch.float64: 4e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
@@ -80,3 +85,63 @@ def test_edges():
         value.sum().backward()
         assert not x_hat.grad.any()
         torch.testing.assert_close(log_sigma2.grad, torch.full(noise, -0.5 * 16 / max(1, math.prod(noise))))
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+def test_expected_bernoulli_of_a_large_variance(native):
+    """Of a dead column of the decoder nothing is felt; of a live one E softplus(a) = s / √2π."""
+    op = expected_bernoulli_log_likelihood if native else reference.expected_bernoulli_log_likelihood
+    x, bias, mean = torch.tensor([[0.2, 0.4, 0.6, 0.8]]), torch.zeros(4), torch.zeros(1, 2)
+    for log_variance in (90.0, 150.0):
+        logvar = torch.tensor([[log_variance, 0.0]], requires_grad=True)
+        weight = torch.tensor([[0.0, 1.0]]).expand(4, 2).clone().requires_grad_()
+        one = op(x, mean[:, :1], logvar[:, :1], weight[:, :1], bias)
+        torch.testing.assert_close(one, torch.tensor([-4 * math.log(2)]))
+        alone = op(x, mean[:, 1:], logvar[:, 1:], weight[:, 1:], bias)
+        both = op(x, mean, logvar, weight, bias)
+        torch.testing.assert_close(both, alone)
+        assert torch.autograd.grad(both.sum(), logvar)[0][0, 0] == 0
+        weight = torch.full((4, 2), 0.5, requires_grad=True)
+        value = op(x, mean, logvar, weight, bias)
+        deviation = 0.5 * math.exp(log_variance / 2)
+        torch.testing.assert_close(value.item(), -4 * deviation / math.sqrt(2 * math.pi), rtol=1e-5, atol=0)
+        of_logvar, of_weight = torch.autograd.grad(value.sum(), (logvar, weight))
+        torch.testing.assert_close(of_logvar[0, 0].item(), value.item() / 2, rtol=1e-5, atol=0)
+        torch.testing.assert_close(of_weight[:, 0], (value / 2).expand(4), rtol=1e-5, atol=0)
+
+
+@each_dtype
+@each_noise
+@pytest.mark.parametrize("seed", range(4))
+def test_expected_gaussian(noise, dtype, seed):
+    M, N, D, K = (2, 3, 4, 2) if "M" in noise else (1, 4, 5, 2)  # noqa: N806
+    wild = Wild(seed, dtype)
+    half = 0.5 if dtype == torch.float64 else 1  # of the range, for the product of two variances
+    log_sigma2 = (half * wild.logs(*({"M": M, "N": N, "D": D}.get(size, size) for size in noise))).to(dtype)
+    logvar = (half * wild.logs(M, N, K)).to(dtype)
+    # residuals without rounding: a decoder whose means vanish
+    size = wild.uniform(-3, 3, M, N, D) + 0.5 * log_sigma2.double()
+    x = wild.signed(size.clamp(max=80))
+    weight, bias, mean = (
+        (0.1 + wild.uniform(0, 1, D, K)).to(dtype),
+        torch.zeros(D).to(dtype),
+        x.new_zeros(M, N, K),
+    )
+    if "M" not in noise:
+        x, logvar, mean = x[0], logvar[0], mean[0]
+    tensors = [tensor.requires_grad_() for tensor in (x, logvar, log_sigma2)]
+    value = expected_gaussian_log_likelihood(x, mean, logvar, weight, bias, log_sigma2)
+    r, s, w = exact(x), np.broadcast_to(exact(log_sigma2), x.shape), exact(weight)
+    v = EXP(exact(logvar))[..., None, :] * (w * w)  # (..., N, D, K)
+    precision = EXP(-s)
+    q, spread = r * r * precision, v * precision[..., None]
+    rounding = ROUNDING[dtype]
+    total = q + spread.sum(-1)
+    assert_right(
+        value, -(total + s + LOG_2_PI).sum(-1) / 2, (total + abs(s) + LOG_2_PI).sum(-1) / 2, rounding
+    )
+    of_x, of_logvar, of_noise = torch.autograd.grad(value.sum(), tensors)
+    assert_right(of_x, -r * precision, abs(r * precision), rounding)
+    assert_right(of_logvar, -spread.sum(-2) / 2, spread.sum(-2) / 2, rounding)
+    shape = log_sigma2.shape
+    assert_right(of_noise, sum_to((total - 1) / 2, shape), sum_to((total + 1) / 2, shape), rounding)

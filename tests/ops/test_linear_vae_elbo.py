@@ -296,8 +296,8 @@ def test_num_features_restores_dropped_constant_features(form):
 
 # --- range ---
 
-LOG_SIGMA2 = [-20.0, -10.0, 0.0, 10.0, 20.0]
-LOG_D = [-80.0, -40.0, -1.0, 40.0, 80.0]
+LOG_SIGMA2 = [-80.0, -20.0, 0.0, 20.0, 89.0, 200.0]
+LOG_D = [-200.0, -89.0, -1.0, 89.0, 200.0]
 
 
 def extreme_problem(log_sigma2, log_d):
@@ -349,6 +349,17 @@ def test_statistics_forms_are_finite_in_float32_at_extremes(form, log_sigma2, lo
     assert_infinite_where(value, expected)
     for name in PARAMETERS:
         assert_infinite_where(gradients[name], expected_gradients[name])
+
+
+@pytest.mark.parametrize("elbo", [linear_vae_elbo, reference.linear_vae_elbo])
+def test_a_beta_of_zero_switches_off_an_infinite_kl(elbo):
+    problem = make_problem()
+    problem.parameters["encoder"].fill_(1e200)
+    problem.parameters["weight"].zero_()
+    parameters = {name: tensor.expand(2, *tensor.shape) for name, tensor in problem.parameters.items()}
+    value = elbo(problem.x, **parameters, beta=torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert value[0].isfinite().all()
+    assert (value[1] == -math.inf).all()
 
 
 def test_not_a_number_stays_in_its_sample():

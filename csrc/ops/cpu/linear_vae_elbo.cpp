@@ -50,6 +50,15 @@ LINEAVAE_INLINE void latent_constants_body(const LatentConstants<T>& a, int64_t 
 }
 LINEAVAE_CPU_KERNEL(latent_constants, LatentConstants, a.models, a.latents)
 
+// `sum` or, where that is not finite, once more in double.
+template <class T>
+double sum_of_squares(T sum, const T* values, int64_t size) {
+  if (is_finite(sum)) return sum;
+  double wide_sum = 0;
+  for (int64_t i = 0; i < size; ++i) wide_sum += static_cast<double>(values[i]) * values[i];
+  return wide_sum;
+}
+
 template <class T>
 LINEAVAE_INLINE void residual_body(const ResidualArguments<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
@@ -65,11 +74,13 @@ LINEAVAE_INLINE void residual_body(const ResidualArguments<T>& a, int64_t begin,
     const T* code = a.code + row * a.latents;
 #pragma omp simd reduction(+ : squared_code)
     for (int64_t k = 0; k < a.latents; ++k) squared_code += code[k] * code[k];
-    const double log_sigma2 = a.log_sigma2[model], distortion = squared_residual + a.spread[model];
-    a.distortion[row] = static_cast<T>(distortion);
+    const double log_sigma2 = a.log_sigma2[model];
+    const double distortion = sum_of_squares(squared_residual, residual, a.features) + a.spread[model];
+    const double divergence = a.divergence[model] + sum_of_squares(squared_code, code, a.latents);
+    a.distortion[row] = distortion;
     a.elbo[row] = static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) +
                                          static_cast<double>(a.features) * (kLog2Pi + log_sigma2) +
-                                         a.beta[model] * (a.divergence[model] + squared_code)));
+                                         weighted(a.beta[model], divergence)));
   }
 }
 LINEAVAE_CPU_KERNEL(residual, ResidualArguments, a.models* a.samples, a.features + a.latents)
@@ -78,14 +89,14 @@ template <class T>
 LINEAVAE_INLINE void code_gradients_body(const CodeGradients<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t model = row / a.samples;
-    const T c = static_cast<T>(a.grad[row] * std::exp(-static_cast<double>(a.log_sigma2[model])));
-    const T shrink = a.grad[row] * a.beta[model];
+    const double c = a.grad[row] * std::exp(-static_cast<double>(a.log_sigma2[model]));
+    const T grad = a.grad[row], shrink = grad * a.beta[model];
     const T* code = a.code + row * a.latents;
     T *grad_code = a.grad_code + row * a.latents, *scaled_code = a.scaled_code + row * a.latents;
 #pragma omp simd
     for (int64_t k = 0; k < a.latents; ++k) {
-      grad_code[k] = c * grad_code[k] - shrink * code[k];
-      scaled_code[k] = c * code[k];
+      grad_code[k] = static_cast<T>(c * grad_code[k]) - shrink * code[k];
+      scaled_code[k] = grad * code[k];
     }
   }
 }
@@ -105,9 +116,9 @@ LINEAVAE_INLINE void sample_sums_body(const SampleSums<T>& a, int64_t begin, int
       const int64_t index = model * a.latents + k;
       const double log_d = a.log_d[index], d = std::exp(log_d);
       a.weight_scale[index] = grad_sum * d * precision;
-      a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - beta * a.code_sum[index]);
+      a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - weighted(beta, a.code_sum[index]));
       a.grad_log_d[index] =
-          static_cast<T>(-0.5 * grad_sum * (beta * expm1(log_d) + d * a.column_norms[index] * precision));
+          static_cast<T>(-0.5 * grad_sum * (weighted(beta, expm1(log_d)) + d * a.column_norms[index] * precision));
     }
     a.grad_log_sigma2[model] = static_cast<T>(0.5 * (distortion_sum * precision - grad_sum * a.num_features));
   }
@@ -121,9 +132,11 @@ LINEAVAE_INLINE void decoder_gradients_body(const DecoderGradients<T>& a, int64_
     const T* weight = a.weight + row * a.latents;
     const double* scale = a.weight_scale + model * a.latents;
     T* grad_weight = a.grad_weight + row * a.latents;
-#pragma omp simd
-    for (int64_t k = 0; k < a.latents; ++k) grad_weight[k] -= static_cast<T>(scale[k] * weight[k]);
     const double precision = std::exp(-static_cast<double>(a.log_sigma2[model]));
+#pragma omp simd
+    for (int64_t k = 0; k < a.latents; ++k) {
+      grad_weight[k] = static_cast<T>(precision * grad_weight[k] - scale[k] * weight[k]);
+    }
     a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
   }
 }

@@ -79,9 +79,10 @@ LINEAVAE_INLINE void elbo_body(const ElboArguments<T>& a, int64_t begin, int64_t
                     encoded * encoded;
     }
     const double log_sigma2 = a.log_sigma2[model];
-    a.distortion[model] = static_cast<T>(distortion);
-    a.elbo[model] = static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) +
-                                           a.num_features * (kLog2Pi + log_sigma2) + a.beta[model] * divergence));
+    a.distortion[model] = distortion;
+    a.elbo[model] =
+        static_cast<T>(-0.5 * (distortion * std::exp(-log_sigma2) + a.num_features * (kLog2Pi + log_sigma2) +
+                               weighted(a.beta[model], divergence)));
   }
 }
 LINEAVAE_CPU_KERNEL(elbo, ElboArguments, a.models, a.latents)
@@ -91,21 +92,21 @@ LINEAVAE_INLINE void latent_gradients_body(const LatentGradients<T>& a, int64_t 
   const int64_t K = a.latents;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t model = row / K, k = row % K;
-    const double sigma2 = std::exp(static_cast<double>(a.log_sigma2[model]));
-    const double c = a.grad[model] / sigma2, d = std::exp(static_cast<double>(a.log_d[row]));
+    const double precision = std::exp(-static_cast<double>(a.log_sigma2[model])), f = std::min(1.0, precision);
+    const double log_d = a.log_d[row], d = std::exp(log_d);
     const T* encoded = a.encoded_offset + model * K;
     const T *gram = a.gram + row * K, *aggregate = a.aggregate + row * K;
     T *decoder_pull = a.decoder_pull + row * K, *encoder_pull = a.encoder_pull + row * K;
-    const T scale = static_cast<T>(c), encoded_k = encoded[k];
+    const T scale = static_cast<T>(f), encoded_k = encoded[k];
 #pragma omp simd
     for (int64_t l = 0; l < K; ++l) {
-      decoder_pull[l] = scale * (aggregate[l] + encoded_k * encoded[l]);
-      encoder_pull[l] = gram[l];
+      decoder_pull[l] = aggregate[l] + encoded_k * encoded[l];
+      encoder_pull[l] = scale * gram[l];
     }
-    a.weight_scale[row] = c * d;
-    encoder_pull[k] = static_cast<T>(gram[k] + a.beta[model] * sigma2);
-    a.grad_log_d[row] = static_cast<T>(
-        -0.5 * a.grad[model] * (a.beta[model] * expm1(static_cast<double>(a.log_d[row])) + d * gram[k] / sigma2));
+    a.weight_scale[row] = a.grad[model] * precision * d;
+    encoder_pull[k] = static_cast<T>(f * gram[k] + a.beta[model] * (f / precision));
+    a.grad_log_d[row] =
+        static_cast<T>(-0.5 * a.grad[model] * (weighted(a.beta[model], expm1(log_d)) + d * gram[k] * precision));
   }
 }
 LINEAVAE_CPU_KERNEL(latent_gradients, LatentGradients, a.models* a.latents, a.latents)
@@ -115,8 +116,9 @@ LINEAVAE_INLINE void weight_gradients_body(const WeightGradients<T>& a, int64_t 
   const int64_t K = a.latents;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t model = row / a.features;
-    const T c = static_cast<T>(a.grad[model] * std::exp(-static_cast<double>(a.log_sigma2[model])));
-    const T offset = a.offset[row];
+    const double precision = std::exp(-static_cast<double>(a.log_sigma2[model])), f = std::min(1.0, precision);
+    const double c = a.grad[model] * precision, c_over_f = a.grad[model] * (precision / f);
+    const T scale = static_cast<T>(f), offset = a.offset[row];
     const T* encoded = a.encoded_offset + model * K;
     const T *weight = a.weight + row * K, *covariance_encoder = a.covariance_encoder + row * K;
     const double* weight_scale = a.weight_scale + model * K;
@@ -125,11 +127,11 @@ LINEAVAE_INLINE void weight_gradients_body(const WeightGradients<T>& a, int64_t 
 #pragma omp simd reduction(+ : decoded)
     for (int64_t k = 0; k < K; ++k) {
       decoded += weight[k] * encoded[k];
-      grad_weight[k] = c * (covariance_encoder[k] + offset * encoded[k]) - grad_weight[k] -
-                       static_cast<T>(weight_scale[k] * weight[k]);
-      shortfall[k] = c * (weight[k] - shortfall[k]);
+      const T pull = covariance_encoder[k] + offset * encoded[k] - grad_weight[k];
+      grad_weight[k] = static_cast<T>(c * pull - weight_scale[k] * weight[k]);
+      shortfall[k] = static_cast<T>(c_over_f * (scale * weight[k] - shortfall[k]));
     }
-    a.grad_mu[row] = c * (offset - decoded);
+    a.grad_mu[row] = static_cast<T>(c * (offset - decoded));
   }
 }
 LINEAVAE_CPU_KERNEL(weight_gradients, WeightGradients, a.models* a.features, a.latents)

@@ -60,10 +60,21 @@ __global__ void __launch_bounds__(kThreads) latent_constants_kernel(const Latent
   }
 }
 
+// A block's `sum` or, where that is not finite, once more in double, by the threads that have taken part in it.
+template <class T>
+__device__ __forceinline__ double sum_of_squares(T sum, const T* values, int64_t size, double (&partial)[kWarps]) {
+  if (is_finite(sum)) return sum;
+  double wide_sum = 0;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < size; i += kThreads) wide_sum += static_cast<double>(values[i]) * values[i];
+  return block_sum(wide_sum, partial);
+}
+
 // One block per sample.
 template <class T>
-__global__ void __launch_bounds__(kThreads) residual_kernel(const ResidualArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, 8) residual_kernel(const ResidualArguments<T> a) {
   LINEAVAE_SHARED(partial, T[kWarps]);
+  LINEAVAE_SHARED(wide_partial, double[kWarps]);
   const int64_t row = blockIdx.x, model = row / a.samples;
   T squared_residual = 0, squared_code = 0;
   for (int64_t i = threadIdx.x; i < a.features; i += kThreads) {
@@ -76,14 +87,17 @@ __global__ void __launch_bounds__(kThreads) residual_kernel(const ResidualArgume
     const T code = a.code[row * a.latents + k];
     squared_code += code * code;
   }
-  squared_residual = block_sum(squared_residual, partial);
-  squared_code = block_sum(squared_code, partial);
+  const double residual_sum =
+      sum_of_squares(block_sum(squared_residual, partial), a.residual + row * a.features, a.features, wide_partial);
+  const double code_sum =
+      sum_of_squares(block_sum(squared_code, partial), a.code + row * a.latents, a.latents, wide_partial);
   if (threadIdx.x == 0) {
-    const double log_sigma2 = a.log_sigma2[model], distortion = squared_residual + a.spread[model];
-    a.distortion[row] = static_cast<T>(distortion);
+    const double log_sigma2 = a.log_sigma2[model];
+    const double distortion = residual_sum + a.spread[model], divergence = a.divergence[model] + code_sum;
+    a.distortion[row] = distortion;
     a.elbo[row] = static_cast<T>(-0.5 * (distortion * exp(-log_sigma2) +
                                          static_cast<double>(a.features) * (kLog2Pi + log_sigma2) +
-                                         a.beta[model] * (a.divergence[model] + squared_code)));
+                                         weighted(a.beta[model], divergence)));
   }
 }
 
@@ -92,13 +106,13 @@ __global__ void __launch_bounds__(kThreads) code_gradients_kernel(const CodeGrad
   const int64_t row = warp_row();
   if (row >= a.models * a.samples) return;
   const int64_t model = row / a.samples;
-  const T c = static_cast<T>(a.grad[row] * exp(-static_cast<double>(a.log_sigma2[model])));
-  const T shrink = a.grad[row] * a.beta[model];
+  const double c = a.grad[row] * exp(-static_cast<double>(a.log_sigma2[model]));
+  const T grad = a.grad[row], shrink = grad * a.beta[model];
   for (int64_t k = lane(); k < a.latents; k += kWarp) {
     const int64_t index = row * a.latents + k;
     const T code = a.code[index];
-    a.grad_code[index] = c * a.grad_code[index] - shrink * code;
-    a.scaled_code[index] = c * code;
+    a.grad_code[index] = static_cast<T>(c * a.grad_code[index]) - shrink * code;
+    a.scaled_code[index] = grad * code;
   }
 }
 
@@ -120,9 +134,9 @@ __global__ void __launch_bounds__(kThreads) sample_sums_kernel(const SampleSums<
     const int64_t index = model * a.latents + k;
     const double log_d = a.log_d[index], d = exp(log_d);
     a.weight_scale[index] = grad_sum * d * precision;
-    a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - beta * a.code_sum[index]);
+    a.encoder_pull[index] = static_cast<T>(a.residual_pull[index] * precision - weighted(beta, a.code_sum[index]));
     a.grad_log_d[index] =
-        static_cast<T>(-0.5 * grad_sum * (beta * expm1(log_d) + d * a.column_norms[index] * precision));
+        static_cast<T>(-0.5 * grad_sum * (weighted(beta, expm1(log_d)) + d * a.column_norms[index] * precision));
   }
   if (threadIdx.x == 0) {
     a.grad_log_sigma2[model] = static_cast<T>(0.5 * (distortion_sum * precision - grad_sum * a.num_features));
@@ -134,12 +148,13 @@ __global__ void __launch_bounds__(kThreads) decoder_gradients_kernel(const Decod
   const int64_t row = warp_row();
   if (row >= a.models * a.features) return;
   const int64_t model = row / a.features;
+  const double precision = exp(-static_cast<double>(a.log_sigma2[model]));
   for (int64_t k = lane(); k < a.latents; k += kWarp) {
     const int64_t index = row * a.latents + k;
-    a.grad_weight[index] -= static_cast<T>(a.weight_scale[model * a.latents + k] * a.weight[index]);
+    const double pull = a.weight_scale[model * a.latents + k] * a.weight[index];
+    a.grad_weight[index] = static_cast<T>(precision * a.grad_weight[index] - pull);
   }
   if (lane() == 0) {
-    const double precision = exp(-static_cast<double>(a.log_sigma2[model]));
     a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
   }
 }

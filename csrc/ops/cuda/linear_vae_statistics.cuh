@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kThreads) elbo_kernel(const ElboArguments<T> a
   divergence = block_sum(divergence, partial);
   if (threadIdx.x == 0) {
     const double log_sigma2 = a.log_sigma2[model];
-    a.distortion[model] = static_cast<T>(distortion);
-    a.elbo[model] = static_cast<T>(
-        -0.5 * (distortion * exp(-log_sigma2) + a.num_features * (kLog2Pi + log_sigma2) + a.beta[model] * divergence));
+    a.distortion[model] = distortion;
+    a.elbo[model] = static_cast<T>(-0.5 * (distortion * exp(-log_sigma2) + a.num_features * (kLog2Pi + log_sigma2) +
+                                           weighted(a.beta[model], divergence)));
   }
 }
 
@@ -91,19 +91,19 @@ __global__ void __launch_bounds__(kThreads) latent_gradients_kernel(const Latent
   const int64_t row = warp_row(), K = a.latents;
   if (row >= a.models * K) return;
   const int64_t model = row / K, k = row % K;
-  const double sigma2 = exp(static_cast<double>(a.log_sigma2[model])), beta = a.beta[model];
-  const double c = a.grad[model] / sigma2, log_d = a.log_d[row], d = exp(log_d);
+  const double precision = exp(-static_cast<double>(a.log_sigma2[model])), f = precision < 1 ? precision : 1.0;
+  const double beta = a.beta[model], log_d = a.log_d[row], d = exp(log_d);
   const T* encoded = a.encoded_offset + model * K;
   for (int64_t l = lane(); l < K; l += kWarp) {
     const T gram = a.gram[row * K + l];
     const T aggregate = a.aggregate[row * K + l] + encoded[k] * encoded[l];
-    a.decoder_pull[row * K + l] = static_cast<T>(c) * aggregate;
+    a.decoder_pull[row * K + l] = aggregate;
     if (l == k) {
-      a.weight_scale[row] = c * d;
-      a.encoder_pull[row * K + l] = static_cast<T>(gram + beta * sigma2);
-      a.grad_log_d[row] = static_cast<T>(-0.5 * a.grad[model] * (beta * expm1(log_d) + d * gram / sigma2));
+      a.weight_scale[row] = a.grad[model] * precision * d;
+      a.encoder_pull[row * K + l] = static_cast<T>(f * gram + beta * (f / precision));
+      a.grad_log_d[row] = static_cast<T>(-0.5 * a.grad[model] * (weighted(beta, expm1(log_d)) + d * gram * precision));
     } else {
-      a.encoder_pull[row * K + l] = gram;
+      a.encoder_pull[row * K + l] = static_cast<T>(f) * gram;
     }
   }
 }
@@ -113,19 +113,20 @@ __global__ void __launch_bounds__(kThreads) weight_gradients_kernel(const Weight
   const int64_t row = warp_row(), K = a.latents;
   if (row >= a.models * a.features) return;
   const int64_t model = row / a.features;
-  const T c = static_cast<T>(a.grad[model] * exp(-static_cast<double>(a.log_sigma2[model])));
-  const T offset = a.offset[row];
+  const double precision = exp(-static_cast<double>(a.log_sigma2[model])), f = precision < 1 ? precision : 1.0;
+  const double c = a.grad[model] * precision, c_over_f = a.grad[model] * (precision / f);
+  const T scale = static_cast<T>(f), offset = a.offset[row];
   T decoded = 0;
   for (int64_t k = lane(); k < K; k += kWarp) {
     const int64_t index = row * K + k;
     const T weight = a.weight[index], encoded = a.encoded_offset[model * K + k];
     decoded += weight * encoded;
-    a.grad_weight[index] = c * (a.covariance_encoder[index] + offset * encoded) - a.grad_weight[index] -
-                           static_cast<T>(a.weight_scale[model * K + k] * weight);
-    a.shortfall[index] = c * (weight - a.shortfall[index]);
+    const T pull = a.covariance_encoder[index] + offset * encoded - a.grad_weight[index];
+    a.grad_weight[index] = static_cast<T>(c * pull - a.weight_scale[model * K + k] * weight);
+    a.shortfall[index] = static_cast<T>(c_over_f * (scale * weight - a.shortfall[index]));
   }
   decoded = warp_sum(decoded);
-  if (lane() == 0) a.grad_mu[row] = c * (offset - decoded);
+  if (lane() == 0) a.grad_mu[row] = static_cast<T>(c * (offset - decoded));
 }
 
 // Row K of a model stands for mu and log_sigma2, the others for a row of the encoder.

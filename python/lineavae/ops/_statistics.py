@@ -141,7 +141,7 @@ def _register(op: str) -> None:
         models, features, latent_dim = weight.shape
         return (
             weight.new_empty(models),
-            weight.new_empty(models),
+            weight.new_empty(models, dtype=torch.float64),
             weight.new_empty(models, features),
             weight.new_empty(models, latent_dim),
             weight.new_empty(models, features, latent_dim),

@@ -150,8 +150,9 @@ def _backward(
 
 
 def _grad_x(grad: Tensor, log_sigma2: Tensor, residual: Tensor, grad_code: Tensor, encoder: Tensor) -> Tensor:
-    scale = -grad * (-log_sigma2).exp().unsqueeze(-1)
-    return torch.baddbmm(residual * scale.unsqueeze(-1), grad_code, encoder)
+    inverse_scale = (-0.5 * log_sigma2).exp()[:, None, None]  # 1 / σ, which has more room than its square
+    scaled = residual * (-grad.unsqueeze(-1) * inverse_scale) * inverse_scale
+    return torch.baddbmm(scaled, grad_code, encoder)
 
 
 _LinearVAEELBO = differentiable(
@@ -172,7 +173,7 @@ def _fake(
     num_samples = x.shape[1]
     return (
         x.new_empty(models, num_samples),
-        x.new_empty(models, num_samples),
+        x.new_empty(models, num_samples, dtype=torch.float64),
         x.new_empty(models, num_samples, num_features),
         x.new_empty(models, num_samples, latent_dim),
         x.new_empty(models, num_samples, num_features),

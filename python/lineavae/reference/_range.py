@@ -1,10 +1,14 @@
 """How the formulas with variances keep to the range of their result, not to that of 1 / σ²."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+_P = ParamSpec("_P")
 
 
 def double(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -14,6 +18,25 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
     """
     has_float64 = tensors[0].device.type in ("cpu", "cuda", "meta")
     return tuple(tensor.double() for tensor in tensors) if has_float64 else tensors
+
+
+def in_double(
+    formula: Callable[Concatenate[Tensor, _P], Tensor],
+) -> Callable[Concatenate[Tensor, _P], Tensor]:
+    """Compute ``formula`` in float64, where all squares and variances of float32 fit, and round its value.
+
+    On other devices than CPU and CUDA, which may lack it, in the dtype of the tensors.
+    """
+
+    @wraps(formula)
+    def rounded(first: Tensor, *args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        if first.device.type not in ("cpu", "cuda", "meta"):
+            return formula(first, *args, **kwargs)
+        wide: Any = [arg.double() if isinstance(arg, Tensor) else arg for arg in args]
+        named: Any = {key: arg.double() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
+        return formula(first.double(), *wide, **named).to(first.dtype)
+
+    return rounded
 
 
 def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from lineavae.reference._range import in_double
+
 # derived by tests/ops/fit_softplus_mixture.py
 MIXTURE_WEIGHTS = (
     0.027836408056434753,
@@ -45,6 +47,7 @@ def expected_softplus(mean: Tensor, variance: Tensor) -> Tensor:
     return total
 
 
+@in_double
 def expected_bernoulli_log_likelihood(
     x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:

@@ -11,7 +11,10 @@ import math
 
 from torch import Tensor
 
+from lineavae.reference._range import in_double
 
+
+@in_double
 def expected_gaussian_log_likelihood(
     x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Tensor, log_sigma2: Tensor
 ) -> Tensor:

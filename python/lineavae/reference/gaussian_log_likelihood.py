@@ -9,20 +9,17 @@ import math
 
 from torch import Tensor
 
-from lineavae.reference._range import double, standardize
+from lineavae.reference._range import in_double, standardize
 
 
+@in_double
 def gaussian_log_likelihood(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
     """x, x_hat (..., N, D), log_sigma2 broadcast to them -> (..., N), in nats."""
-    return _in_double(x, x_hat, log_sigma2).to(x.dtype)
-
-
-def gaussian_log_likelihood_mean(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
-    """Average over the samples: x, x_hat (..., N, D), log_sigma2 broadcast to them -> (...), in nats."""
-    return _in_double(x, x_hat, log_sigma2).mean(-1).to(x.dtype)
-
-
-def _in_double(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
-    x, x_hat, log_sigma2 = double(x, x_hat, log_sigma2)
     squares = standardize(x - x_hat, log_sigma2).square()
     return -0.5 * (squares + log_sigma2 + math.log(2 * math.pi)).sum(-1)
+
+
+@in_double
+def gaussian_log_likelihood_mean(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Tensor:
+    """Average over the samples: x, x_hat (..., N, D), log_sigma2 broadcast to them -> (...), in nats."""
+    return gaussian_log_likelihood(x, x_hat, log_sigma2).mean(-1)

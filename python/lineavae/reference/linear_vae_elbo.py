@@ -9,9 +9,11 @@ import math
 
 from torch import Tensor
 
+from lineavae.reference._range import in_double
 from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
 
 
+@in_double
 def linear_vae_elbo(
     x: Tensor,
     weight: Tensor,

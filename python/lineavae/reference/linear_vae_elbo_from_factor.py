@@ -6,9 +6,11 @@ an eigenbasis, may be given by its diagonal.
 
 from torch import Tensor
 
+from lineavae.reference._range import in_double
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
 
 
+@in_double
 def linear_vae_elbo_from_factor(
     sample_mean: Tensor,
     factor: Tensor,

@@ -8,10 +8,12 @@ With S = S_x̄ + (x̄-μ)(x̄-μ)ᵀ, B = V S, M = WᵀW and P = B Vᵀ:
 
 from torch import Tensor
 
+from lineavae.reference._range import in_double
 from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
 from lineavae.reference.linear_vae_elbo import gaussian_term
 
 
+@in_double
 def linear_vae_elbo_from_moments(
     sample_mean: Tensor,
     covariance: Tensor,
