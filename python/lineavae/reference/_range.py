@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -20,21 +20,20 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.double() for tensor in tensors) if has_float64 else tensors
 
 
-def in_double(
-    formula: Callable[Concatenate[Tensor, _P], Tensor],
-) -> Callable[Concatenate[Tensor, _P], Tensor]:
+def in_double(formula: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
     """Compute ``formula`` in float64, where all squares and variances of float32 fit, and round its value.
 
     On other devices than CPU and CUDA, which may lack it, in the dtype of the tensors.
     """
 
     @wraps(formula)
-    def rounded(first: Tensor, *args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+    def rounded(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        first = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
         if first.device.type not in ("cpu", "cuda", "meta"):
-            return formula(first, *args, **kwargs)
+            return formula(*args, **kwargs)
         wide: Any = [arg.double() if isinstance(arg, Tensor) else arg for arg in args]
         named: Any = {key: arg.double() if isinstance(arg, Tensor) else arg for key, arg in kwargs.items()}
-        return formula(first.double(), *wide, **named).to(first.dtype)
+        return formula(*wide, **named).to(first.dtype)
 
     return rounded
 
@@ -45,7 +44,8 @@ def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:
     Its derivatives are those of the quotient without a factor 1 / σ, which may be infinite where the residual
     is 0: by log σ² it is -½ residual / σ.
     """
-    scaled: Tensor = _Standardize.apply(*torch.broadcast_tensors(residual, log_sigma2))
+    shape = torch.broadcast_shapes(residual.shape, log_sigma2.shape)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _Standardize.apply(residual.expand(shape), log_sigma2.expand(shape))  # type: ignore[no-untyped-call]
     return scaled
 
 
