@@ -56,6 +56,12 @@ LINEAVAE_HOST_DEVICE LatentMoments no_moments() {
 
 LINEAVAE_HOST_DEVICE bool is_finite(double x) { return x - x == 0; }
 
+// What sums are relative to: the first value, but zero where its square overflows.
+template <class A>
+LINEAVAE_HOST_DEVICE A shift_of(A first) {
+  return first * first < ExpTraits<A>::kInfinity ? first : 0;
+}
+
 // The moments of one variable, from the sums of x - shift and of its square.
 LINEAVAE_HOST_DEVICE void set_moments(LatentMoments& moments, int variable, double shift, double sum, double squares) {
   const double mean = sum / moments.count;

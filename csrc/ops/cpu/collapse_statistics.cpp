@@ -147,11 +147,7 @@ LINEAVAE_INLINE bool find_shifts(int rows, int columns, Block<A>& block) {
   for (int j = 0; j < columns; ++j) {
     for (int index = j; index < rows * columns && !block.has_shift[j]; index += columns) {
       if (is_nan(block.value[0][index])) continue;
-      for (int i = 0; i < LatentMoments::kVariables; ++i) {
-        const double value = block.value[i][index];
-        // where the square overflows the squared deviations do, whatever the shift
-        block.shift[i][j] = is_finite(value * value) ? value : 0;
-      }
+      for (int i = 0; i < LatentMoments::kVariables; ++i) block.shift[i][j] = shift_of(block.value[i][index]);
       block.has_shift[j] = true;
     }
     complete &= block.has_shift[j];

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int bin = thread; bin < kHistogramBins; bin += kThreads) fill_bin(*table, placed, count, bin);
 }
 
-// What a thread knows of its column: sums relative to the first value, or to zero where its KL is infinite.
+// What a thread knows of its column.
 template <class A>
 struct ThreadMoments {
   int count = 0, infinite = 0;
@@ -40,7 +40,7 @@ struct ThreadMoments {
     const A value[LatentMoments::kVariables] = {kl, mean, variance};
 #pragma unroll
     for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      if (count == 0 && kl < ExpTraits<A>::kInfinity) shift[i] = value[i];
+      if (count == 0) shift[i] = shift_of(value[i]);
       const double x = static_cast<double>(value[i]) - shift[i];
       sum[i] += x;
       squares[i] += x * x;
