@@ -44,8 +44,8 @@ def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:
     Its derivatives are those of the quotient without a factor 1 / σ, which may be infinite where the residual
     is 0: by log σ² it is -½ residual / σ.
     """
-    shape = torch.broadcast_shapes(residual.shape, log_sigma2.shape)  # type: ignore[no-untyped-call]
-    scaled: Tensor = _Standardize.apply(residual.expand(shape), log_sigma2.expand(shape))  # type: ignore[no-untyped-call]
+    shape = torch.broadcast_shapes(residual.shape, log_sigma2.shape)
+    scaled: Tensor = _Standardize.apply(residual.expand(shape), log_sigma2.expand(shape))
     return scaled
 
 
