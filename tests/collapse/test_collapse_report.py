@@ -5,10 +5,12 @@ import io
 import json
 import math
 import pickle
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -413,6 +415,39 @@ class TestVerdict:
                 call()
 
 
+class TestCriticalGap:
+    def test_is_the_largest_ratio_of_neighbours(self) -> None:
+        """By hand; what is below a thousandth of a nat is all the same, though it may be a millionth."""
+        kl = np.array([[1e-7, 2.0, 8e-3, 5.0, 9e-4, 0.02]]).repeat(10, 0)
+        gap = report_of_kl(kl, []).critical_gap()
+        assert gap == (4, 2, 0.02, 2.0)
+        assert gap.is_clear
+        assert gap.ratio == pytest.approx(100)
+
+    def test_any_epsilon_in_it_gives_the_same_verdict(self, report: CollapseReport) -> None:
+        for delta in (0.0, 0.01, 0.5):
+            gap = report.critical_gap(delta)
+            for epsilon in (np.nextafter(gap.lower, 1e9), math.sqrt(gap.lower * gap.upper), gap.upper):
+                verdict = report.verdict(float(epsilon), delta)
+                assert verdict.decided.all()
+                assert verdict.collapsed.sum() == gap.num_below
+            assert gap.num_below + gap.num_above == 10  # one latent has no finite element
+
+    def test_unclear_and_none(self) -> None:
+        report = report_of_kl(np.array([[0.1, 0.3, 0.9]]), [])
+        assert not report.critical_gap().is_clear
+        assert "none is clear: " in str(report)
+        for kl in ([0.5], [0.5, 0.5], [1e-6, 1e-9], [math.nan, 1.0]):
+            report = report_of_kl(np.array([kl]), [])
+            assert report.critical_gap() is None
+            assert re.search("largest gap of critical ε +none", str(report))
+
+    def test_text(self) -> None:
+        kl = np.array([[*[0.1] * 47, *[3.0] * 3]]).repeat(400, 0)
+        text = str(report_of_kl(kl, [0.01]))
+        assert "47 below 0.1, 3 above 3: no ε between changes the answer" in text
+
+
 class TestConfidence:
     @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
     def test_equal_to_scipy(self, kl: NDArray[np.float64], report: CollapseReport, level: float) -> None:
@@ -615,6 +650,16 @@ class TestExport:
         assert latents["critical_epsilon"][0] == report.critical_epsilon(0.1).estimate[0]
         assert latents["count_below_0.01"] == report.counts[:, 0].tolist()
 
+    def test_histogram_is_whole(self, report: CollapseReport) -> None:
+        exported = report.to_dict()["histogram"]
+        edges = histogram_edges().tolist()
+        first, counts = edges.index(exported["edges"][0]), np.array(exported["counts"])
+        assert exported["edges"] == [*edges[first : first + counts.shape[1]], None]
+        whole = np.zeros_like(report.histogram)
+        whole[:, first : first + counts.shape[1]] = counts
+        np.testing.assert_array_equal(whole, report.histogram)
+        assert report_of(torch.zeros(0, 2), torch.zeros(0, 2)).to_dict()["histogram"]["counts"] == [[], []]
+
     def test_overflow_is_null(self) -> None:
         # the posterior variance is finite, its square is not
         report = report_of(torch.zeros(2, 1).double(), torch.tensor([[600.0], [0.0]]).double())
@@ -686,10 +731,34 @@ class TestText:
         text = str(report_of_kl(near, [0.5]))
         assert "latents 0: 0.01 is no threshold" in " ".join(text.split())
 
-    def test_at_most_twenty_latents(self) -> None:
-        report = report_of_kl(np.ones((3, 200)), [0.01])
-        assert "and 180 with a smaller mean KL" in str(report)
+    def test_rows_of_many_latents_are_the_most_live_and_the_most_collapsed(self) -> None:
+        mean = torch.arange(200.0).expand(3, 200)
+        report = report_of(mean, 0 * mean)
+        found = re.findall(r"(?m)^ *(\d+|\.\.\.)  ", str(report))
+        assert found == [*(str(i) for i in range(199, 189, -1)), "...", *(str(i) for i in range(9, -1, -1))]
+        assert "180 more" in str(report)
         assert len(str(report).splitlines()) < 35
+        console = Console(file=io.StringIO(), width=110)
+        console.print(report.summary(max_latents=None))
+        assert len(re.findall(r"(?m)^ *\d+  ", console.file.getvalue())) == 200
+        with pytest.raises(ValueError, match="max_latents must be at least 0, got -1"):
+            report.summary(max_latents=-1)
+
+    def test_text_in_a_notebook(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = str(report)
+        monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+        assert str(report) == expected
+        shown: list[str] = []
+        report._repr_pretty_(SimpleNamespace(text=shown.append), cycle=False)
+        assert shown == [expected]
+
+    @pytest.mark.parametrize("width", [50, 80])
+    def test_numbers_are_whole_in_a_narrow_terminal(self, width: int) -> None:
+        mean = torch.tensor([1.0, 0.0123]).expand(400, 2)
+        console = Console(file=io.StringIO(), width=width)
+        console.print(report_of(mean, 0 * mean))
+        lines = [line.split() for line in console.file.getvalue().splitlines()]
+        assert [*lines[-1][:4], lines[-1][4][:3]] == ["1", "7.56e-05", "7.56e-05", "7.56e-05", "yes"]
 
     def test_rich_prints_the_same(self, report: CollapseReport) -> None:
         console = Console(file=io.StringIO(), width=110)

@@ -48,6 +48,18 @@ def dense(z: NDArray[np.float64], mean: Tensor, logvar: Tensor, rows: Tensor) ->
     return own - (logsumexp(log_density, axis=1) - math.log(len(means)))
 
 
+def test_other_forms_of_the_same_posterior():
+    mean, logvar = posteriors(300, 4)
+    expected = mutual_information(mean, logvar, generator=seeded()).value
+    std = (0.5 * logvar).exp()
+    for arguments in (
+        {"mean": mean.numpy(), "variance": logvar.exp().numpy()},
+        {"mean": mean.reshape(300, 2, 2), "std": std.reshape(300, 2, 2), "event_dim": 2},
+        {"mean": torch.distributions.Normal(mean, std)},
+    ):
+        assert mutual_information(**arguments, generator=seeded()).value == pytest.approx(expected, abs=1e-9)
+
+
 class TestAgainstDense:
     def test_2000_rows(self):
         mean, logvar = posteriors(2000, 6)
@@ -317,10 +329,11 @@ ZEROS = torch.zeros(5, 3)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mean": [[0.0]]}, TypeError, "mean must be a torch.Tensor, got list"),
+        ({"mean": [[0.0]]}, TypeError, "mean must be a tensor or an array, got list"),
         ({"mean": ZEROS.int()}, TypeError, "mean must be float64, .* got torch.int32"),
+        ({"std": ZEROS}, ValueError, "exactly one of .* got logvar and std"),
         ({"logvar": ZEROS.double()}, TypeError, "logvar must have the dtype of mean, torch.float32"),
-        ({"mean": ZEROS[0]}, ValueError, r"mean must have shape \(N, K\) .* got \(3,\)"),
+        ({"mean": ZEROS[0], "logvar": ZEROS[0]}, ValueError, r"shape \(N, K\) .* got \(1, 3\)"),
         ({"mean": ZEROS[:1], "logvar": ZEROS[:1]}, ValueError, r"N >= 2 .* got \(1, 3\)"),
         ({"mean": ZEROS[:, :0], "logvar": ZEROS[:, :0]}, ValueError, r"K >= 1, got \(5, 0\)"),
         ({"logvar": ZEROS[:4]}, ValueError, r"logvar must have the shape of mean, \(5, 3\), got \(4, 3\)"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.distributions import Independent, Laplace, Normal
 from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 
-from lineavae.collapse import CollapseReport, CollapseStatistics
-from lineavae.ops import collapse_statistics
+from lineavae.collapse import CollapseReport, CollapseStatistics, WidePosteriorWarning, mutual_information
+from lineavae.ops import collapse_statistics, gaussian_kl_per_dimension
 
 THRESHOLDS = (0.0, 0.01, 0.5)
 
@@ -78,7 +80,7 @@ class TestUpdate:
         self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor]
     ) -> None:
         mean, logvar = posterior
-        metric.update(mean[:299].reshape(13, 23, 5), logvar[:299].reshape(13, 23, 5))
+        metric.update(mean[:299].reshape(13, 23, 5), logvar[:299].reshape(13, 23, 5), event_dim=1)
         metric.update(mean[299], logvar[299])
         assert_same(whole_report(mean, logvar), metric.compute())
 
@@ -121,14 +123,24 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("mean", "logvar", "error", "message"),
         [
-            (torch.zeros(3, 4), torch.zeros(3, 4), ValueError, r"mean must have .*K=5\), got \(3, 4\)"),
-            (torch.zeros(3, 5), torch.zeros(3, 1), ValueError, r"logvar must have .*K=5\), got \(3, 1\)"),
+            (torch.zeros(3, 4), torch.zeros(3, 4), ValueError, r"K=5 latents, got \(N, K\) = \(3, 4\)"),
+            (torch.zeros(3, 5), torch.zeros(3, 1), ValueError, r"logvar must have .*\(3, 5\), got \(3, 1\)"),
             (torch.zeros(6, 5), torch.zeros(2, 3, 5), ValueError, r"of mean, \(6, 5\), got \(2, 3, 5\)"),
-            (torch.zeros(()), torch.zeros(()), ValueError, r"got \(\)"),
+            (torch.zeros(()), torch.zeros(()), ValueError, r"at least .* got shape \(\)"),
+            (torch.zeros(3, 5), None, ValueError, "exactly one of logvar, variance and std .* got none"),
             (torch.zeros(3, 5), torch.zeros(3, 5).double(), TypeError, "logvar must have the dtype"),
             (torch.zeros(3, 5).int(), torch.zeros(3, 5).int(), TypeError, "got torch.int32"),
-            (np.zeros((3, 5)), np.zeros((3, 5)), TypeError, "mean must be a torch.Tensor, got ndarray"),
-            (torch.zeros(3, 5), torch.zeros(3, 5, device="meta"), ValueError, "device, cpu, got meta"),
+            (np.zeros((3, 5), int), np.zeros((3, 5)), TypeError, "mean must be of floating .* int64"),
+            ("embedding", "log_covariance", TypeError, "array, got str: a dict that is unpacked"),
+            (
+                {"embedding": 0, "log_covariance": 0},
+                torch.zeros(3, 5),
+                TypeError,
+                r"pass output\['embedding'\], logvar=output\['log_covariance'\]",
+            ),
+            (Laplace(torch.zeros(3, 5), 1.0), None, TypeError, "Normal or an Independent .* got Laplace"),
+            (Normal(torch.zeros(3, 5), 1.0), torch.zeros(3, 5), ValueError, "no other spread"),
+            (torch.zeros(3, 5), torch.zeros(3, 5, device="meta"), ValueError, "of mean, cpu, got meta"),
         ],
     )  # fmt: skip
     def test_errors_change_nothing(
@@ -157,6 +169,147 @@ class TestUpdate:
             CollapseStatistics(2, torch.tensor([0.1]))
         with pytest.raises(ValueError, match="at most 64 thresholds"):
             CollapseStatistics(2, [0.1] * 65)
+
+
+class Foreign:
+    """An array of a library that is neither torch nor NumPy."""
+
+    def __init__(self, array: Tensor) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def read_only(tensor: Tensor) -> Any:
+    array = tensor.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+FORMS = {
+    "variance": lambda mean, std: ((mean,), {"variance": std.square()}),
+    "std": lambda mean, std: ((mean,), {"std": std}),
+    "Normal": lambda mean, std: ((Normal(mean, std),), {}),
+    "Independent": lambda mean, std: ((Independent(Normal(mean, std), 1),), {}),
+    "pixels": lambda mean, std: (
+        (mean.reshape(-1, 5, 1, 1),),
+        {"std": std.reshape(-1, 5, 1, 1), "event_dim": 3},
+    ),
+    "NumPy": lambda mean, std: ((mean.numpy(), 2 * np.log(std.numpy())), {}),
+    "strides": lambda mean, std: ((np.flip(mean.numpy(), 0),), {"std": np.flip(std.numpy(), 0)}),
+    "columns": lambda mean, std: ((np.asfortranarray(mean),), {"std": np.asfortranarray(std)}),
+    "big-endian": lambda mean, std: ((mean.numpy().astype(">f8"),), {"std": std.numpy().astype(">f8")}),
+    "read-only": lambda mean, std: ((read_only(mean),), {"std": read_only(std)}),
+    "DLPack": lambda mean, std: ((Foreign(mean),), {"std": Foreign(std)}),
+    "two dtypes": lambda mean, std: ((mean.float(),), {"std": std}),
+}  # fmt: skip
+
+
+class TestForms:
+    """A posterior is the same in every form that people have it in."""
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_one_posterior(self, form: str) -> None:
+        """Mean KL from the formula in float64; five latents, one of which is at the prior."""
+        random = np.random.default_rng(0)
+        std = np.exp(random.standard_normal((200, 5)) * [1, 0.5, 0.1, 0, 0.3] - [0.5, 0.5, 0.5, 0, 0.5])
+        mean = random.standard_normal((200, 5)) * [1, 0.5, 0.1, 0, 1]
+        positional, named = FORMS[form](torch.from_numpy(mean), torch.from_numpy(std))
+        metric = CollapseStatistics(5)
+        metric.update(*positional, **named)
+        expected = (0.5 * (mean**2 + std**2 - 2 * np.log(std) - 1)).mean(0)
+        np.testing.assert_allclose(metric.compute().mean_kl, expected, rtol=1e-7, atol=1e-12)
+
+    @pytest.mark.parametrize("kind", ["variance", "std"])
+    def test_half_precision_keeps_what_it_has(self, kind: str) -> None:
+        """The logarithm of float16 in float16 would lose half of the digits of a KL near zero."""
+        spread = torch.full((10, 1), 0.9, dtype=torch.float16)
+        metric = CollapseStatistics(1)
+        metric.update(torch.zeros_like(spread), **{kind: spread})
+        variance = spread.double() ** (2 if kind == "std" else 1)
+        expected = 0.5 * (variance - variance.log() - 1).mean().item()
+        assert metric.compute().mean_kl.item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("kind", ["variance", "std"])
+    def test_no_spread_is_an_infinite_kl_and_a_negative_one_an_error(
+        self, metric: CollapseStatistics, kind: str
+    ) -> None:
+        spread = torch.ones(3, 5)
+        spread[2, 1] = 0
+        mean = torch.zeros(3, 5)
+        metric.update(mean, **{kind: spread})
+        kl = gaussian_kl_per_dimension(mean, spread.log())
+        assert kl[2, 1] == torch.inf
+        assert torch.equal(metric.counts[:, 1], (kl < 0.01).sum(0))
+        before = states(metric)
+        spread[2, 1] = -0.5
+        with pytest.raises(ValueError, match=rf"{kind} must not be negative, got -0.5 at index \(2, 1\)"):
+            metric.update(mean, **{kind: spread})
+        assert_equal_states(states(metric), before)
+
+    def test_feature_maps_ask_which_dimensions_are_latents(self) -> None:
+        mean = torch.arange(16 * 4 * 8 * 8.0).reshape(16, 4, 8, 8) % 7
+        with pytest.raises(ValueError, match=re.escape(
+            "event_dim=3 makes it (N, K) = (16, 256), event_dim=1 (512, 8); "
+            "movedim(1, -1), one latent per channel, and event_dim=1 (1024, 4)"
+        )):  # fmt: skip
+            CollapseStatistics(8).update(mean, 0 * mean)
+        metric = CollapseStatistics(4)
+        channels = mean.movedim(1, -1)
+        metric.update(channels, 0 * channels, event_dim=1)
+        expected = mean.double().square().mean((0, 2, 3)) / 2
+        np.testing.assert_allclose(metric.compute().mean_kl, expected, rtol=1e-12)
+        with pytest.raises(ValueError, match="event_dim must be that of the distribution, 2, got 3"):
+            metric.update(Independent(Normal(mean, 1.0), 2), event_dim=3)
+
+
+class TestWidth:
+    """Variances in the place of log-variances are noticed, posteriors that may be right are not."""
+
+    @staticmethod
+    def trained(latent_dim: int, num_live: int) -> tuple[Tensor, Tensor]:
+        """The posterior at a VAE's optimum: mean and variance add up to the prior's variance."""
+        generator = torch.Generator().manual_seed(0)
+        variance = torch.ones(latent_dim).index_fill(0, torch.arange(num_live), 0.2)
+        mean = torch.randn(500, latent_dim, generator=generator) * (1 - variance).sqrt()
+        return mean, variance.expand_as(mean)
+
+    @pytest.mark.parametrize("sizes", [(1, 1), (1, 0), (12, 7), (12, 12), (12, 0)])
+    @pytest.mark.parametrize("spoil", [lambda variance: variance, torch.sqrt])
+    def test_other_spreads_warn(self, sizes: tuple[int, int], spoil: Any) -> None:
+        mean, variance = self.trained(*sizes)
+        metric = CollapseStatistics(sizes[0])
+        metric.update(mean, spoil(variance))
+        with pytest.warns(WidePosteriorWarning, match="variance= or std="):
+            report = metric.compute()
+        assert report.is_wider_than_prior
+        assert "are the log-variances variances" in " ".join(str(report).split())
+        with pytest.warns(WidePosteriorWarning):
+            mutual_information(mean.double(), spoil(variance).double())
+
+    @pytest.mark.parametrize("sizes", [(1, 1), (1, 0), (12, 7), (12, 12), (12, 0)])
+    @pytest.mark.parametrize("wobble", [1e-3, 0.2])
+    def test_trained_and_untrained_ones_do_not(self, sizes: tuple[int, int], wobble: float) -> None:
+        """Log-variances may all be above zero: that of the one latent of a collapsed model often is."""
+        mean, variance = self.trained(*sizes)
+        for logvar in (variance.log() + wobble, torch.full_like(mean, wobble)):
+            metric = CollapseStatistics(sizes[0])
+            metric.update(mean if logvar[0, 0] < 0 else 0 * mean, logvar)
+            assert not metric.compute().is_wider_than_prior
+
+    def test_one_narrow_latent_or_none_known_is_no_sign(self) -> None:
+        mean, logvar = torch.ones(9, 3), torch.full((9, 3), 3.0)
+        logvar[:, 1] = -0.1
+        metric = CollapseStatistics(3)
+        metric.update(mean, logvar)
+        assert not metric.compute().is_wider_than_prior
+        metric.reset()
+        metric.update(mean * torch.nan, logvar)
+        assert not metric.compute().is_wider_than_prior
 
 
 class TestMetric:
@@ -331,7 +484,7 @@ class TestStateDict:
         metric.update(*posterior)
         torch.save(nn.Sequential(nn.Linear(2, 2), metric).state_dict(), tmp_path / "model.pt")
         restored = CollapseStatistics(5, THRESHOLDS)
-        restored.update(torch.ones(3, 5), torch.ones(3, 5))
+        restored.update(torch.ones(3, 5), torch.zeros(3, 5))
         restored.compute()
         model = nn.Sequential(nn.Linear(2, 2), restored)
         model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))

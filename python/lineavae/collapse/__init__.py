@@ -1,20 +1,25 @@
 """Is the posterior collapsed, in which latents, and how certain is that: one pass over it, of any size."""
 
+from lineavae.collapse._posterior import WidePosteriorWarning
 from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor
 from lineavae.collapse.mutual_information import (
     InformationBoundWarning,
     MutualInformation,
     mutual_information,
 )
-from lineavae.collapse.report import CollapseReport
+from lineavae.collapse.report import CollapseReport, CriticalGap
 from lineavae.collapse.statistics import CollapseStatistics
+from lineavae.collapse.writer import PosteriorWriter
 
 __all__ = [
     "CollapseCheck",
     "CollapseMonitor",
     "CollapseReport",
     "CollapseStatistics",
+    "CriticalGap",
     "InformationBoundWarning",
     "MutualInformation",
+    "PosteriorWriter",
+    "WidePosteriorWarning",
     "mutual_information",
 ]

@@ -9,25 +9,29 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from lineavae.collapse._posterior import WIDE
+
 if TYPE_CHECKING:
     from lineavae.collapse.report import CollapseReport
 
-_MOST_LATENTS = 20
 _SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
 
-def summarize(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
-    """Tell what is broken, what is collapsed, and give the latents with the largest mean KL."""
+def summarize(
+    report: CollapseReport, epsilon: float, delta: float, max_latents: int | None
+) -> RenderableType:
+    """Tell what is broken, what is collapsed, and give the latents of the largest and smallest mean KL."""
     warnings = (
         (report.nan > 0, "have samples whose KL is NaN, which may be anything"),
         (report.infinite > 0, "have samples of infinite KL, above every ε"),
     )
     return Group(
         *(f"{share(broken)} {what}: latents {ranges(broken)}" for broken, what in warnings if broken.any()),
+        *([f"Warning: {WIDE}"] if report.is_wider_than_prior else []),
         f"{report.num_samples} samples, {report.latent_dim} latents",
         _facts(report, epsilon, delta),
         "",
-        _latents(report, epsilon, delta),
+        _latents(report, epsilon, delta, max_latents),
     )
 
 
@@ -59,6 +63,7 @@ def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
             facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
     names = ("collapsed", "not collapsed", "undetermined")
     facts.add_row("  with 95 % confidence", ", ".join(f"{(test == name).sum()} {name}" for name in names))
+    facts.add_row("largest gap of critical ε", _gap(report, delta))
     facts.add_row("active units", f"{report.num_active()}, variance of the posterior mean >= 0.01")
     names = ("passive", "mixed", "active")
     facts.add_row("variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names))
@@ -68,25 +73,41 @@ def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
     return facts
 
 
-def _latents(report: CollapseReport, epsilon: float, delta: float) -> RenderableType:
+def _gap(report: CollapseReport, delta: float) -> str:
+    gap = report.critical_gap(delta)
+    if gap is None:
+        return "none"
+    sides = f"{gap.num_below} below {gap.lower:.3g}, {gap.num_above} above {gap.upper:.3g}"
+    if gap.is_clear:
+        return f"{sides}: no ε between changes the answer"
+    return f"none is clear: {sides}"
+
+
+def _latents(report: CollapseReport, epsilon: float, delta: float, max_latents: int | None) -> RenderableType:
     verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
     test, kinds, active = report.collapse_test(epsilon, delta), report.classification(), report.active_units()
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for heading in ("latent", "mean KL", "critical ε", "to"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("collapsed", "at 95 %", "active", "variable"):
-        table.add_column(heading, no_wrap=True)
-    order = np.argsort(-report.mean_kl, kind="stable")
-    for latent in order[:_MOST_LATENTS].tolist():
+        # where the terminal is narrow these give way, not the numbers
+        table.add_column(heading, overflow="ellipsis", min_width=4 if heading == "collapsed" else None)
+    order = np.argsort(-report.mean_kl, kind="stable").tolist()
+    hidden = 0 if max_latents is None else max(report.latent_dim - max_latents, 0)
+    first = (report.latent_dim - hidden + 1) // 2 if hidden else report.latent_dim
+    for rank, latent in enumerate(order):
+        if first <= rank < first + hidden:
+            if rank == first:
+                table.add_row("...", f"{hidden} more")
+            continue
         numbers = (report.mean_kl[latent], critical.lower[latent], critical.upper[latent])
         answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
         table.add_row(
             str(latent),
-            *(f"{number:.4g}" for number in numbers),
+            *(f"{number:.3g}" for number in numbers),
             answer,
             _SHORT[test[latent]],
             "yes" if active[latent] else "no",
             kinds[latent],
         )
-    left = report.latent_dim - _MOST_LATENTS
-    return Group(table, f"and {left} with a smaller mean KL") if left > 0 else table
+    return table

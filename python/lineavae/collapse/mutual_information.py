@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae._arguments import check_integer
+from lineavae.collapse._posterior import (
+    Array,
+    Posterior,
+    as_posterior,
+    is_wider_than_prior,
+    warn_of_width,
+)
 from lineavae.ops import gaussian_kl
 
 Method = Literal["full", "minibatch"]
@@ -37,7 +44,6 @@ _LARGEST_MEAN, _LARGEST_LOGVAR = 1e150, 700.0
 _ROWS_PER_DIMENSION = 2000
 
 _LOG_2PI = math.log(2 * math.pi)
-_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class InformationBoundWarning(UserWarning):
@@ -97,11 +103,14 @@ class MutualInformation:
 
 @torch.no_grad()
 def mutual_information(
-    mean: Tensor,
-    logvar: Tensor,
+    mean: Posterior,
+    logvar: Array | None = None,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
     *,
+    variance: Array | None = None,
+    std: Array | None = None,
+    event_dim: int | None = None,
     num_rows: int | None = None,
     per_dimension: bool = False,
     method: Method = "full",
@@ -114,14 +123,23 @@ def mutual_information(
 
     Parameters
     ----------
-    mean, logvar
-        Posterior means and log-variances of all rows, (N, K) with N >= 2, of one dtype: float64, float32,
-        bfloat16 or float16. Everything is computed in float64, on their device.
+    mean
+        Posterior means of all rows, (N, K) with N >= 2, float64, float32, bfloat16 or float16: tensors, or
+        arrays of NumPy or of any library that has ``__dlpack__`` or ``__array__``. Everything is computed in
+        float64, on their device. A ``torch.distributions.Normal``, or an ``Independent`` of one, is a whole
+        posterior, with no spread beside it.
+    logvar
+        The posterior's log-variances, of the shape and dtype of mean; or else ``variance`` or ``std``.
     num_samples
         Draws of z per row.
     generator
         Source of the draws, and of the rows where they are a subset, on the device of mean; torch's global
         one if None.
+    variance, std
+        The posterior's variances or standard deviations, in place of logvar.
+    event_dim
+        Number of last dimensions that are the latents, as of an ``Independent``; it must be given where there
+        are more than two dimensions.
     num_rows
         How many rows x, drawn without replacement, the means are over; the components of q(z) are always all
         N. By default all N, and at most 2000 for the values per dimension.
@@ -144,14 +162,17 @@ def mutual_information(
     -----
     InformationBoundWarning
         The estimate is within 1 nat of its upper bound, and so no more than a lower bound of the true value.
+    WidePosteriorWarning
+        The log-variances look like variances or standard deviations, see
+        `CollapseReport.is_wider_than_prior`.
 
     Raises
     ------
     TypeError
         An argument is of another type or dtype, or on a device without float64.
     ValueError
-        A shape, a device or a number does not fit; a mean is not finite or beyond 1e150 in magnitude; a
-        log-variance is not finite or beyond 700.
+        A shape, a device or a number does not fit; there is not exactly one spread; a mean is not finite or
+        beyond 1e150 in magnitude; a log-variance is not finite or beyond 700.
 
     Notes
     -----
@@ -187,20 +208,25 @@ def mutual_information(
     >>> information.per_dimension.round(1) + 0.0
     array([0.8, 0. ])
     """
-    _check_posteriors(mean, logvar)
+    means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim)
+    _check_posteriors(means, logvars)
     num_samples = check_integer(_NAME, "num_samples", num_samples, 1)
     if num_rows is not None:
         num_rows = check_integer(_NAME, "num_rows", num_rows, 2)
-        if num_rows > len(mean):
-            raise ValueError(f"{_NAME}: num_rows must be at most the N={len(mean)} rows, got {num_rows}")
+        if num_rows > len(means):
+            raise ValueError(f"{_NAME}: num_rows must be at most the N={len(means)} rows, got {num_rows}")
     if method not in get_args(Method):
         raise ValueError(f"{_NAME}: method must be one of {get_args(Method)}, got {method!r}")
     batch_size = check_integer(_NAME, "batch_size", batch_size, 2)
 
-    num_components = min(batch_size, len(mean)) if method == "minibatch" else len(mean)
-    rows = _choose_rows(mean, num_rows or len(mean), generator)
-    (value,), (error,) = _estimate(mean, logvar, rows, num_components, [slice(None)], num_samples, generator)
-    result = MutualInformation(value, error, math.log(num_components), _mean_kl(mean, logvar), len(rows))
+    num_components = min(batch_size, len(means)) if method == "minibatch" else len(means)
+    if _is_wide(means, logvars):
+        warn_of_width(_NAME)
+    rows = _choose_rows(means, num_rows or len(means), generator)
+    (value,), (error,) = _estimate(
+        means, logvars, rows, num_components, [slice(None)], num_samples, generator
+    )
+    result = MutualInformation(value, error, math.log(num_components), _mean_kl(means, logvars), len(rows))
     if result.value > result.upper_bound - 1:
         warnings.warn(
             f"{_NAME}: {result.value:.4g} nats are within 1 nat of the upper bound log {num_components} = "
@@ -210,9 +236,9 @@ def mutual_information(
         )
     if not per_dimension:
         return result
-    rows = _choose_rows(mean, num_rows or min(_ROWS_PER_DIMENSION, len(mean)), generator)
-    latents = [slice(j, j + 1) for j in range(mean.shape[1])]
-    values, errors = _estimate(mean, logvar, rows, num_components, latents, num_samples, generator)
+    rows = _choose_rows(means, num_rows or min(_ROWS_PER_DIMENSION, len(means)), generator)
+    latents = [slice(j, j + 1) for j in range(means.shape[1])]
+    values, errors = _estimate(means, logvars, rows, num_components, latents, num_samples, generator)
     return replace(
         result,
         per_dimension=np.array(values),
@@ -231,6 +257,14 @@ def _choose_rows(mean: Tensor, num_rows: int, generator: torch.Generator | None)
 def _mean_kl(mean: Tensor, logvar: Tensor) -> float:
     blocks = _blocks(mean, logvar)
     return sum(gaussian_kl(m.double(), lv.double()).sum().item() for m, lv in blocks) / len(mean)
+
+
+def _is_wide(mean: Tensor, logvar: Tensor) -> bool:
+    sums = [
+        torch.stack([m.double().square().sum(0), v.double().exp().sum(0)]) for m, v in _blocks(mean, logvar)
+    ]
+    square, variance = (torch.stack(sums).sum(0) / len(mean)).cpu().numpy()
+    return bool(is_wider_than_prior(square, variance))
 
 
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -306,25 +340,12 @@ def _log_normal(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def _check_posteriors(mean: Tensor, logvar: Tensor) -> None:
-    for name, tensor in (("mean", mean), ("logvar", logvar)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{_NAME}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _FLOATING:
-            raise TypeError(
-                f"{_NAME}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}"
-            )
-        if tensor.device.type == "mps":
-            raise TypeError(f"{_NAME}: {name} must be on a device that has float64, got mps; use .cpu()")
-    if mean.ndim != 2 or len(mean) < 2 or mean.shape[1] < 1:
+    if mean.device.type == "mps":
+        raise TypeError(f"{_NAME}: mean must be on a device that has float64, got mps; use .cpu()")
+    if len(mean) < 2 or mean.shape[1] < 1:
         raise ValueError(
             f"{_NAME}: mean must have shape (N, K) with N >= 2 and K >= 1, got {tuple(mean.shape)}"
         )
-    if logvar.shape != mean.shape:
-        raise ValueError(
-            f"{_NAME}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
-        )
-    if logvar.device != mean.device:
-        raise ValueError(f"{_NAME}: logvar must be on the device of mean, {mean.device}, got {logvar.device}")
     if logvar.dtype != mean.dtype:
         raise TypeError(f"{_NAME}: logvar must have the dtype of mean, {mean.dtype}, got {logvar.dtype}")
     _check_magnitude("mean", mean, _LARGEST_MEAN)

@@ -17,9 +17,10 @@ from scipy.special import betainccinv, betaincinv
 from torch import Tensor
 
 from lineavae import _io
-from lineavae._arguments import check_number
+from lineavae._arguments import check_integer, check_number
 from lineavae._optional import require
 from lineavae.collapse import _plots, _tables
+from lineavae.collapse._posterior import is_wider_than_prior
 from lineavae.ops import LatentStatistics, histogram_edges
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _Bools = NDArray[np.bool_]
 _TINY = np.nextafter(0.0, 1.0)
 
 _EPSILON = _DELTA = 0.01  # the paper's
+
+_NOTHING = 0.001  # nats, below which no gap of critical ε tells anything
 
 
 class Verdict(NamedTuple):
@@ -59,6 +62,29 @@ class CriticalEpsilon(NamedTuple):
     """The middle of the bounds, those of the samples whose KL is not NaN."""
     lower: _Floats
     upper: _Floats
+
+
+class CriticalGap(NamedTuple):
+    """The largest gap between the critical ε of the latents: any ε in it gives the same verdict."""
+
+    num_below: int
+    """Latents whose critical ε is below the gap: collapsed at any ε in it."""
+    num_above: int
+    """Latents whose critical ε is above the gap: not collapsed at any ε in it."""
+    lower: float
+    """Where the gap begins, in nats; the largest critical ε below."""
+    upper: float
+    """Where it ends, in nats; the smallest critical ε above."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times its beginning the gap's end is, where less than 0.001 nats count as 0.001."""
+        return max(self.upper, _NOTHING) / max(self.lower, _NOTHING)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the gap spans a factor of ten or more."""
+        return self.ratio >= 10
 
 
 class CollapseCurve(NamedTuple):
@@ -262,6 +288,44 @@ class CollapseReport:
         estimate = np.where(self._known > 0, least + width / 2, np.nan)
         return CriticalEpsilon(estimate, lower, upper)
 
+    def critical_gap(self, delta: float = _DELTA) -> CriticalGap | None:
+        """Give the largest gap between the critical ε of the latents, sorted.
+
+        The largest is that with the largest ratio of its ends, of the bounds that :meth:`critical_epsilon`
+        knows; below 0.001 nats all are taken for equal. It is clear if it spans a factor of ten. None where
+        there is no gap above 0.001 nats. Latents without a finite element are left out.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lineavae.collapse import CollapseReport
+        >>> from lineavae.ops import collapse_statistics
+        >>> mean = torch.tensor([2.0, 0.1, 0.02, 1.6]).expand(100, 4)  # of KL m²/2
+        >>> report = CollapseReport.from_statistics(collapse_statistics(mean, 0 * mean, []), [])
+        >>> gap = report.critical_gap()
+        >>> gap.num_below, gap.num_above, round(gap.lower, 3), round(gap.upper, 3), gap.is_clear
+        (2, 2, 0.005, 1.28, True)
+        """
+        critical = self.critical_epsilon(delta)
+        known = ~np.isnan(critical.estimate)
+        lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
+        gaps = [
+            CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
+            for below in range(1, len(lower))
+        ]
+        largest = max(gaps, key=lambda gap: gap.ratio, default=None)
+        return largest if largest is not None and largest.ratio > 1 else None
+
+    @property
+    def is_wider_than_prior(self) -> bool:
+        """Whether all log-variances look like variances or standard deviations.
+
+        In every latent E v_j > 1 and E[m_j² + v_j] > 1.5. A VAE that can scale its latents is stationary only
+        at E[m_j² + v_j] = 1, whatever β is; with v_j for log v_j the sum is that of before plus at least 1.
+        """
+        mean_square = self.variance_of_mean + np.square(self.mean_of_mean)
+        return bool(is_wider_than_prior(mean_square, self.mean_variance))
+
     def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
         """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
 
@@ -434,9 +498,14 @@ class CollapseReport:
         """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
 
         ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and numbers that are not
-        finite, are ``None``. The histogram is left out.
+        finite, are ``None``. ``"gap"`` is that of :meth:`critical_gap`. ``"histogram"`` has the bins of
+        `lineavae.ops.histogram_edges` from the first to the last that any latent has a sample in: B + 1
+        ``"edges"`` in nats, the last of which is ``None`` if infinite, and B ``"counts"`` per latent.
         """
-        verdict = self.verdict(epsilon, delta)
+        verdict, gap = self.verdict(epsilon, delta), self.critical_gap(delta)
+        occupied = np.flatnonzero(self.histogram.any(0))
+        first, end = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
+        edges = histogram_edges()[first : end + 1].tolist()
         return {
             "num_samples": self.num_samples,
             "latent_dim": self.latent_dim,
@@ -447,6 +516,12 @@ class CollapseReport:
             "num_active": self.num_active(),
             "num_infinite": int((self.infinite > 0).sum()),
             "num_nan": int((self.nan > 0).sum()),
+            "is_wider_than_prior": self.is_wider_than_prior,
+            "gap": None if gap is None else {**gap._asdict(), "is_clear": gap.is_clear},
+            "histogram": {
+                "edges": [edge if math.isfinite(edge) else None for edge in edges],
+                "counts": self.histogram[:, first:end].tolist(),
+            },
             "latents": {
                 name: [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
                 for name, column in self._columns(epsilon, delta).items()
@@ -510,17 +585,30 @@ class CollapseReport:
         """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
         return _plots.plot_surface(self)
 
-    def summary(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> RenderableType:
-        """Give the printed report with the verdict at (ε, δ), for ``rich.print``."""
-        return _tables.summarize(self, epsilon, delta)
+    def summary(
+        self, epsilon: float = _EPSILON, delta: float = _DELTA, max_latents: int | None = 20
+    ) -> RenderableType:
+        """Give the printed report with the verdict at (ε, δ), for ``rich.print``.
+
+        Of more than ``max_latents`` latents, those with the largest and those with the smallest mean KL have
+        a row, half of them each; None gives all latents a row.
+        """
+        if max_latents is not None:
+            max_latents = check_integer("CollapseReport.summary", "max_latents", max_latents, 0)
+        return _tables.summarize(self, epsilon, delta, max_latents)
 
     def __rich__(self) -> RenderableType:
         return self.summary()
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self)
+        # in a notebook rich would display the text rather than write it
+        Console(file=text, width=110, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the printed report where a notebook or IPython shows a value."""
+        printer.text(str(self))
 
     def __repr__(self) -> str:
         return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"

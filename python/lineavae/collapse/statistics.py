@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lineavae._arguments import check_integer
 from lineavae._recomputation import recomputes
+from lineavae.collapse._posterior import Array, Posterior, as_posterior, warn_of_width
 from lineavae.collapse.report import CollapseReport
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
@@ -88,46 +89,62 @@ class CollapseStatistics(Metric):
         for name, reduction in reductions.items():
             self.add_state(name, getattr(neutral, name), dist_reduce_fx=reduction, persistent=True)
 
-    def update(self, mean: Tensor, logvar: Tensor) -> None:
+    def update(
+        self,
+        mean: Posterior,
+        logvar: Array | None = None,
+        *,
+        variance: Array | None = None,
+        std: Array | None = None,
+        event_dim: int | None = None,
+    ) -> None:
         """Add posteriors.
 
         Parameters
         ----------
-        mean, logvar
-            Posterior means and log-variances, (..., K), of one dtype: float64, float32, bfloat16 or float16.
-            They may require grad. Every row is a sample; there may be none. In a forward that gradient
-            checkpointing repeats they are added once.
+        mean
+            Posterior means, (N, K), or (K,) of a single one: tensors, or arrays of NumPy or of any library
+            that has ``__dlpack__`` or ``__array__``; float64, float32, bfloat16 or float16. They may require
+            grad. Every row is a sample; there may be none. In a forward that gradient checkpointing repeats
+            they are added once. A ``torch.distributions.Normal``, or an ``Independent`` of one, is a whole
+            posterior, with no other argument beside it.
+        logvar, variance, std
+            Exactly one of them, of the shape of mean: the posterior's log-variances (of the dtype of mean),
+            variances or standard deviations. Where the variance is zero the KL is infinite.
+        event_dim
+            Number of last dimensions that are the latents, as of an ``Independent``: with 3 a posterior
+            (N, C, H, W) has K = CHW latents. It must be given where there are more than two dimensions.
 
         Raises
         ------
         TypeError
-            An argument is no tensor or of another dtype.
+            An argument is no array or of another dtype.
         ValueError
-            A shape or device does not fit. The metric is then as it was.
+            A shape or device does not fit, there is not exactly one spread, or it is a negative variance or
+            standard deviation. The metric is then as it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lineavae.collapse import CollapseStatistics
+        >>> statistics = CollapseStatistics(latent_dim=2)
+        >>> statistics.update(np.zeros((100, 2)), variance=np.full((100, 2), [1.0, 0.25]))
+        >>> statistics.compute().mean_kl.round(4)
+        array([0.    , 0.3181])
         """
-        for name, tensor in (("mean", mean), ("logvar", logvar)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{_NAME}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-            if tensor.shape[-1:] != (self.latent_dim,):
-                raise ValueError(
-                    f"{_NAME}: {name} must have shape (..., K={self.latent_dim}), got {tuple(tensor.shape)}"
-                )
-            if tensor.device != self.device:
-                raise ValueError(
-                    f"{_NAME}: {name} must be on the metric's device, {self.device}, got {tensor.device}; "
-                    "its .to(device) moves the metric"
-                )
-        if mean.shape != logvar.shape:
+        means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim, self.device)
+        if means.shape[1] != self.latent_dim:
             raise ValueError(
-                f"{_NAME}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
+                f"{_NAME}: mean must have K={self.latent_dim} latents, got (N, K) = {tuple(means.shape)}"
+            )
+        if means.device != self.device:
+            raise ValueError(
+                f"{_NAME}: mean must be on the metric's device, {self.device}, got {means.device}; "
+                "its .to(device) moves the metric"
             )
         if recomputes():
             return
-        batch = collapse_statistics(
-            mean.detach().reshape(-1, self.latent_dim),
-            logvar.detach().reshape(-1, self.latent_dim),
-            self.thresholds,
-        )
+        batch = collapse_statistics(means, logvars, self.thresholds)
         self.counts = self.counts + batch.counts
         self.histogram = self.histogram + batch.histogram
         self.moments = merge_moments(torch.stack([self.moments, batch.moments]))
@@ -137,9 +154,19 @@ class CollapseStatistics(Metric):
         self.nan = self.nan + batch.nan
 
     def compute(self) -> CollapseReport:
-        """Give the report of all that was added, in all processes."""
+        """Give the report of all that was added, in all processes.
+
+        Warns
+        -----
+        WidePosteriorWarning
+            The log-variances look like variances or standard deviations, see
+            `CollapseReport.is_wider_than_prior`.
+        """
         statistics = LatentStatistics(*(getattr(self, name) for name in LatentStatistics._fields))
-        return CollapseReport.from_statistics(statistics, self.thresholds)
+        report = CollapseReport.from_statistics(statistics, self.thresholds)
+        if report.is_wider_than_prior:
+            warn_of_width(_NAME)
+        return report
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add what another metric, or a dict of its states, holds.
