@@ -57,7 +57,7 @@ def read_tensors(caller: str, path: Path, kind: str, *more: str) -> tuple[dict[s
 
 def _read(array: StoredArray, stack: ExitStack) -> Tensor:
     # into memory of torch's own: it is aligned, which the last bit of a vectorised sum may depend on
-    buffer = torch.empty(array.shape, dtype=cast(torch.dtype, array.dtype))
+    buffer = torch.empty(array.shape, dtype=cast(torch.dtype, array.dtype), device="cpu")
     return array.read(array.open(stack), buffer)
 
 

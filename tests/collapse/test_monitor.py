@@ -80,7 +80,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("num_rows", [1, 100, 5000])
     def test_do_not_depend_on_the_batches(self, num_rows, monkeypatch):
-        mean, logvar = torch.randn(2, 5000, 3)
+        mean, logvar = torch.randn(5000, 3), torch.randn(5000, 3) - 1
         metric = CollapseStatistics(3, [0.01])
         metric.update(mean, logvar)
         expected = metric.compute()

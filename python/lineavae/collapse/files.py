@@ -165,7 +165,7 @@ class Shard:
             streams = [array.open(stack) for array in self.arrays]
             slots = [
                 [
-                    torch.empty(min(rows, self.num_samples), self.latent_dim, dtype=dtype)
+                    torch.empty(min(rows, self.num_samples), self.latent_dim, dtype=dtype, device="cpu")
                     for dtype in (cast(torch.dtype, array.dtype) for array in self.arrays)
                 ]
                 for _ in range(2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._recomputation import recomputes
+from lineavae.collapse._posterior import WidePosteriorWarning
 from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
 
@@ -255,7 +256,10 @@ class CollapseMonitor:
             return None
         if self._pending:
             self._count_pending(self._statistics)
-        report = self._statistics.compute()
+        with warnings.catch_warnings():
+            # while a model trains, its posteriors may well be wider than the prior
+            warnings.simplefilter("ignore", WidePosteriorWarning)
+            report = self._statistics.compute()
         self._statistics.reset()
         self._window_steps = 0
         collapsed, decided = report.verdict(self.epsilon, self.delta)

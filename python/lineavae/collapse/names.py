@@ -36,7 +36,7 @@ class Keys(NamedTuple):
 
     Examples
     --------
-    >>> from lineavae.collapse.files import Keys
+    >>> from lineavae.collapse.names import Keys
     >>> Keys().choose(["loc", "scale", "labels"])
     ('loc', 'std', 'scale')
     >>> Keys(variance="sigma").choose(["mu", "sigma"])

@@ -65,7 +65,15 @@ class CriticalEpsilon(NamedTuple):
 
 
 class CriticalGap(NamedTuple):
-    """The largest gap between the critical ε of the latents: any ε in it gives the same verdict."""
+    """The largest gap between the critical ε of the latents: any ε in it gives the same verdict.
+
+    Examples
+    --------
+    >>> from lineavae.collapse import CriticalGap
+    >>> gap = CriticalGap(num_below=47, num_above=3, lower=0.23, upper=2.9)
+    >>> round(gap.ratio, 1), gap.is_clear
+    (12.6, True)
+    """
 
     num_below: int
     """Latents whose critical ε is below the gap: collapsed at any ε in it."""
@@ -293,7 +301,8 @@ class CollapseReport:
 
         The largest is that with the largest ratio of its ends, of the bounds that :meth:`critical_epsilon`
         knows; below 0.001 nats all are taken for equal. It is clear if it spans a factor of ten. None where
-        there is no gap above 0.001 nats. Latents without a finite element are left out.
+        there is no gap above 0.001 nats. Latents all of whose KL values are NaN are left out; one whose
+        critical ε is infinite is above every gap.
 
         Examples
         --------
@@ -311,7 +320,7 @@ class CollapseReport:
         lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
         gaps = [
             CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
-            for below in range(1, len(lower))
+            for below in range(1, int(np.isfinite(lower).sum()))
         ]
         largest = max(gaps, key=lambda gap: gap.ratio, default=None)
         return largest if largest is not None and largest.ratio > 1 else None

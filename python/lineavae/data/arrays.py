@@ -113,7 +113,7 @@ def _blocks(array: StoredArray) -> Iterator[NDArray[Any] | Tensor]:
         for start in range(0, num_samples, rows):
             count = min(rows, num_samples - start)
             if isinstance(array.dtype, torch.dtype):
-                yield array.read(stream, torch.empty(count, num_features, dtype=array.dtype))
+                yield array.read(stream, torch.empty(count, num_features, dtype=array.dtype, device="cpu"))
             elif array.is_fortran:
                 columns = np.empty((num_features, count), array.dtype)
                 for index, column in enumerate(columns):
