@@ -240,7 +240,7 @@ def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monk
     result = invoke("mean.npy", option, name, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["num_samples"] == 50
-    assert f"lineavae: {name} cannot be written: File too large" in result.stderr
+    assert f"lineavae: {name} cannot be written: " in result.stderr
     assert "Traceback" not in result.stderr
 
 

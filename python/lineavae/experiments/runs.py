@@ -214,7 +214,7 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     summary = {key: value for key, value in results.items() if key != "curves"}
     try:
         with atomic_path(directory / "curves.npz") as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **results["curves"])
+            np.savez_compressed(temporary, **results["curves"])
         _draw(experiment, run)
         document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
         document["checksum"] = _checksum(document, results["curves"])
