@@ -212,12 +212,13 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
             entry["published"] = entry["tolerance"] = None
     run = Run(directory, results, skipped=False)
     summary = {key: value for key, value in results.items() if key != "curves"}
+    curves: dict[str, Any] = results["curves"]  # no allow_pickle beside them: NumPy 1 would store it
     try:
         with atomic_path(directory / "curves.npz") as temporary:
-            np.savez_compressed(temporary, **results["curves"])
+            np.savez_compressed(temporary, **curves)
         _draw(experiment, run)
         document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
-        document["checksum"] = _checksum(document, results["curves"])
+        document["checksum"] = _checksum(document, curves)
         _write_json(directory / "results.json", document)
     except OSError as error:
         raise RunWriteError(error, run) from error
