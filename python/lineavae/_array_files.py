@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 # Bytes of one read. A zip member makes a copy of as many.
 _READ_BYTES = 1 << 20
@@ -144,6 +145,46 @@ def npz_arrays(path: Path) -> Contents:
         for name, info in members.items()
         if name.endswith(".npy")
     }
+
+
+def torch_arrays(path: Path) -> Contents:
+    """Describe the tensors of a dict in a file of ``torch.save``, in torch's zip format."""
+    with _reading(path), ExitStack() as stack:
+        is_zip = zipfile.is_zipfile(path)
+        archive = _open_zip(path, stack) if is_zip else None
+        if archive is None or not all(map(partial(_is_plain, archive), archive.infolist())):
+            raise ArrayFileError(
+                f"{path} must be in the format that torch.save writes: an uncompressed zip, little-endian"
+            )
+        try:
+            # no data are read: each tensor says where in the file its own are
+            with FakeTensorMode():
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch's loader raises a dozen kinds
+            reason = _reason(error).splitlines()[0]
+            raise ArrayFileError(f"{path} is no file of tensors by torch.save: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise ArrayFileError(f"{path} must hold a dict of tensors, got {type(content).__name__}")
+
+    def describe(name: str, tensor: Tensor) -> StoredArray:
+        if not tensor.is_contiguous():
+            raise ArrayFileError(f"{path}: {name!r} must be contiguous, got strides {tensor.stride()}")
+        start = cast(int, tensor.untyped_storage()._checkpoint_offset)
+        offset = start + int(tensor.storage_offset()) * tensor.itemsize
+        return StoredArray(path, tensor.dtype, tuple(tensor.shape), offset)
+
+    return {
+        name: partial(describe, name, tensor)
+        for name, tensor in content.items()
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
+
+
+def _is_plain(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
+    """Whether the bytes of a member of torch's zip format lie in the file as they lie in memory."""
+    if info.filename.endswith("/byteorder") and archive.read(info) != b"little":
+        return False
+    return info.compress_type == zipfile.ZIP_STORED
 
 
 def safetensors_arrays(path: Path) -> tuple[Contents, dict[str, str]]:

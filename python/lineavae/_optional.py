@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -18,3 +22,10 @@ def require(module: str, extra: str) -> ModuleType:
             f"in lineavae's source folder: pip install '.[{extra}]'",
             name=error.name,
         ) from error
+
+
+def make_figure(figsize: tuple[float, float]) -> Figure:
+    """Make a figure of matplotlib, of this size in inches, which a notebook shows."""
+    require("matplotlib.figure", "experiments")
+    figure: Figure = require("lineavae._figure", "experiments").Figure(figsize=figsize, layout="constrained")
+    return figure

@@ -35,7 +35,7 @@ def draw(num_samples=NUM_SAMPLES, seed=0):
 
 def save(folder, num_shards=3, num_samples=NUM_SAMPLES):
     """Save shards, and give all posteriors together."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     for index in range(num_shards):
         save_file(draw(num_samples, index), folder / f"shard-{index:03d}.safetensors")
     parts = [draw(num_samples, index) for index in range(num_shards)]
@@ -62,6 +62,7 @@ def test_json_is_the_report_of_all_rows(tmp_path):
     found = report_of(tmp_path / "posterior", "--epsilon", 0.02, "--epsilon", 0.5, "--delta", 0.05)
     thresholds = [0.0, 0.001, 0.01, 0.02, 0.1, 0.5, 1.0]
     expected = expected_report(posterior, thresholds, 0.02, 0.05)
+    assert found.pop("rows") == [NUM_SAMPLES] * 3
     assert found.pop("files") == [str(tmp_path / "posterior" / f"shard-00{i}.safetensors") for i in range(3)]
     curve = found.pop("curve")
     latents, expected_latents = found.pop("latents"), expected.pop("latents")
@@ -87,8 +88,11 @@ def test_table(tmp_path):
     assert result.exit_code == 0
     found = report_of(tmp_path / "posterior", "--epsilon", 0.02)
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    assert lines[0] == "1800 samples, 12 latents"
-    assert lines[1].startswith(f"(0.02, 0.01)-collapsed {found['num_collapsed']} of 12 latents")
+    assert lines[0] == "3 files, pooled"
+    rows = [line for line in lines if line.startswith("600 ")]
+    assert rows == [f"600 {tmp_path}/posterior/shard-00{index}.safetensors" for index in range(3)]
+    head = lines.index("1800 samples, 12 latents")
+    assert lines[head + 1].startswith(f"(0.02, 0.01)-collapsed {found['num_collapsed']} of 12 latents")
     percent = dict(zip(*found["curve"].values(), strict=True))[0.02]
     assert f"0.02 {percent:.1f} %" in lines
     assert 0 < percent < 100
@@ -99,17 +103,60 @@ def test_table(tmp_path):
 
 def test_names_of_the_arrays(tmp_path):
     posterior = draw()
-    np.savez(tmp_path / "x.npz", mu=posterior["mean"], sigma=(posterior["logvar"] / 2).exp())
+    np.savez(tmp_path / "x.npz", m=posterior["mean"], s=(posterior["logvar"] / 2).exp())
     result = invoke(tmp_path / "x.npz")
     assert result.exit_code == 2
-    assert "it must hold 'mean' and either 'logvar' or 'std', got 'mu', 'sigma'" in result.stderr
-    found = report_of(tmp_path / "x.npz", "--mean-key", "mu", "--std-key", "sigma")
+    assert "there is no mean, such as 'mean', among 'm', 's': name it by --mean-key" in result.stderr
+    found = report_of(tmp_path / "x.npz", "--mean-key", "m", "--std-key", "s")
     expected = expected_report(posterior, [0.01], 0.01, 0.01)
     assert found["latents"]["collapsed"] == expected["latents"]["collapsed"]
     renamed = {"mu": posterior["mean"].clone(), "lv": posterior["logvar"].clone()}
     save_file(renamed, tmp_path / "x.safetensors")
     again = report_of(tmp_path / "x.safetensors", "--mean-key", "mu", "--logvar-key", "lv")
     assert again["latents"]["collapsed"] == found["latents"]["collapsed"]
+
+
+def test_variances_in_the_place_of_log_variances_are_refused(tmp_path):
+    """Mean KL from the formula in float64; the file's name does not say what it holds."""
+    mean, variance = draw()["mean"].numpy(), draw()["logvar"].exp().numpy()
+    np.savez(tmp_path / "x.npz", mean=mean, v=variance)
+    result = invoke(tmp_path / "x.npz", "--logvar-key", "v")
+    assert result.exit_code == 2
+    assert "every latent's posterior is wider than the prior" in result.stderr
+    assert "--var-key" in result.stderr
+    assert report_of(tmp_path / "x.npz", "--logvar-key", "v", "--allow-wide")["is_wider_than_prior"]
+    found = report_of(tmp_path / "x.npz", "--var-key", "v")["latents"]["mean_kl"]
+    np.testing.assert_allclose(found, (0.5 * (mean**2 + variance - np.log(variance) - 1)).mean(0), rtol=1e-9)
+
+
+def test_several_models_in_one_folder(tmp_path):
+    """Checkpoints with ever more dead latents; pooled, not one of them is collapsed."""
+    for index, num_dead in enumerate((0, 2, 3, 5, 7)):
+        posterior = {name: array.clone() for name, array in draw(1000, index).items()}
+        for name in posterior:
+            posterior[name][:, : 12 - num_dead] = draw(1000, index)[name][:, -1:]
+            posterior[name][:, 12 - num_dead :] = 0
+        save_file(posterior, tmp_path / f"epoch-{index}.safetensors")
+    result = invoke(tmp_path, "--epsilon", 0.02)
+    assert result.exit_code == 0
+    assert "look like those of 5 models (epoch-0, epoch-1, epoch-2, ...)" in result.stderr
+    assert "latents 5-11 are collapsed in some files and not in others" in result.stderr
+    assert "0 of 12 latents, 0.0 %" in " ".join(result.stdout.split())
+    one = invoke(tmp_path / "epoch-3.safetensors")
+    assert "warning" not in one.stderr
+
+
+def test_shards_of_one_posterior_give_no_warning(tmp_path):
+    save(tmp_path / "run1" / "posterior")
+    result = invoke(tmp_path / "run1" / "posterior", "--epsilon", 0.1)
+    assert result.exit_code == 0
+    assert "warning" not in result.stderr
+
+
+def test_a_row_for_every_latent(tmp_path):
+    np.savez(tmp_path / "x.npz", mean=np.zeros((2, 30)), std=np.ones((2, 30)))
+    assert "10 more" in invoke(tmp_path / "x.npz").stdout
+    assert "more" not in invoke(tmp_path / "x.npz", "--all-latents").stdout
 
 
 def test_plot(tmp_path):
@@ -133,11 +180,9 @@ def test_json_alone_on_stdout(tmp_path):
     [
         (["nothing.npz"], "nothing.npz: there is no such file or folder"),
         (["posterior", "nothing-*.npz"], "nothing-*.npz: no file matches"),
-        (["posterior", "--mean-key", "mu"], "it must hold 'mu' and either"),
-        (
-            ["posterior", "--mean-key", "std"],
-            "--mean-key, --logvar-key and --std-key must differ, got std, logvar, std",
-        ),
+        (["posterior", "--mean-key", "mu"], "there is no mean, such as 'mu', among"),
+        (["posterior", "--mean-key", "x", "--std-key", "x"], "keys must differ from each other"),
+        (["posterior", "--std-key", "var"], "'var' is the usual name of the variance: name it by --var-key"),
         (["posterior", "--epsilon", "nan"], "--epsilon: collapse_statistics: thresholds must be finite"),
         (["posterior", "--epsilon", "-1"], "--epsilon: collapse_statistics: thresholds must be finite"),
         (["posterior", "--delta", "-0.1"], "--delta must be at least 0 and below 1, got -0.1"),

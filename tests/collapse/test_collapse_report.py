@@ -790,6 +790,18 @@ class TestPlots:
         ranks = np.concatenate([drawn[f"mean KL, {name}"].get_xdata() for name in masks])
         assert sorted(ranks) == list(range(11))
 
+    @pytest.mark.parametrize(("latent_dim", "step"), [(11, 1), (50, 1), (51, 2), (200, 4)])
+    def test_spectrum_names_the_latents(self, latent_dim: int, step: int) -> None:
+        scale = torch.randperm(latent_dim, generator=torch.Generator().manual_seed(0)) / latent_dim
+        report = report_of(scale.expand(9, latent_dim), torch.zeros(9, latent_dim))
+        (axes,) = report.plot_spectrum().axes
+        order = scale.argsort(descending=True).tolist()
+        assert [label.get_text() for label in axes.get_xticklabels()] == [str(i) for i in order[::step]]
+
+    def test_shown_by_a_notebook_and_pickled(self, report: CollapseReport) -> None:
+        figure = pickle.loads(pickle.dumps(report.plot_curve()))
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
     def test_surface(self, report: CollapseReport) -> None:
         axes = report.plot_surface().axes[0]
         mesh = axes.collections[0]

@@ -39,4 +39,9 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     expected = squared_norm.log1p().sum().item() / 2
     information = namespace["information"]
     assert information.value == pytest.approx(expected, abs=0.25)
-    assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "spectrum.png", "surface.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "curve.png",
+        "spectrum.png",
+        "surface.png",
+        "posterior",
+    }

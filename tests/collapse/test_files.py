@@ -107,14 +107,13 @@ def test_logvar_is_taken_where_there_is_std_too(tmp_path):
     assert np.array_equal(read(shard)[1], arrays["logvar"])
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0])
-def test_standard_deviations_are_positive(tmp_path, value):
+def test_standard_deviations_are_not_negative(tmp_path):
     arrays = {"mean": np.zeros((NUM_SAMPLES, LATENT_DIM)), "std": np.ones((NUM_SAMPLES, LATENT_DIM))}
-    arrays["std"][16_900, 5] = value
+    arrays["std"][16_900, 5] = -1
     (shard,) = find_shards([store(tmp_path, "npy", arrays)])
     with pytest.raises(
         PosteriorFileError,
-        match=rf"x_mean.npy: a standard deviation must be positive, got {value} in row 16900, latent 5",
+        match=r"x_mean.npy: std must not be negative, got -1.0 in row 16900, latent 5",
     ):
         read(shard)
 
@@ -178,7 +177,7 @@ def test_shards_without_rows(tmp_path):
 
 def test_keys_differ():
     with pytest.raises(ValueError, match="keys must differ from each other, got"):
-        find_shards(["x.npz"], Keys(mean="logvar"))
+        find_shards(["x.npz"], Keys(mean="a", std="a"))
 
 
 @pytest.mark.parametrize(
@@ -187,31 +186,155 @@ def test_keys_differ():
         ("nothing.npz", "nothing.npz: there is no such file or folder"),
         ("*.npz", r"\*.npz: no file matches"),
         ("empty", r"empty: the folder holds none of \*.safetensors, \*.npz, \*mean.npy"),
-        ("weights.pt", "weights.pt: the file must be a .safetensors, .npz or .npy file"),
+        (
+            "table.csv",
+            "table.csv: the file must be a .safetensors, .npz, .npy, .pt, .pth file; .*PosteriorWriter",
+        ),
         ("labels.npy", "labels.npy: the name of an .npy file must end with one of mean.npy, logvar.npy"),
         (
             "lonely_mean.npy",
-            "lonely_mean.npy: beside it there must be 'mean' and either 'logvar' or 'std'",
+            "lonely_mean.npy: there is no variance, such as 'logvar', .*'mean': name it .*no part of a shard",
         ),
     ],
 )
 def test_paths_that_are_no_shards(tmp_path, monkeypatch, path, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for name in ("weights.pt", "labels.npy", "lonely_mean.npy"):
+    for name in ("table.csv", "labels.npy", "lonely_mean.npy"):
         np.save(tmp_path / name, np.zeros((2, 2)))
-        (tmp_path / f"{name}.npy").rename(tmp_path / name) if name.endswith(".pt") else None
+        (tmp_path / f"{name}.npy").rename(tmp_path / name) if name.endswith(".csv") else None
     with pytest.raises(PosteriorFileError, match=f"^{message}"):
         find_shards([path])
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_missing_keys_are_said_with_those_there_are(tmp_path, kind):
-    path = store(tmp_path, kind, {"mu": np.zeros((2, 2)), "logvar": np.zeros((2, 2))})
+    path = store(tmp_path, kind, {"m": np.zeros((2, 2)), "logvar": np.zeros((2, 2))})
     with pytest.raises(
-        PosteriorFileError, match=r"must hold 'mean' and either 'logvar' or 'std', got ('mu'|'logvar'), "
+        PosteriorFileError,
+        match=r"no mean, such as 'mean', among '(m|logvar)', '(m|logvar)': name it by --mean-key",
     ):
         find_shards([path])
+
+
+KINDS = {
+    "logvar": lambda variance: np.log(variance),
+    "variance": lambda variance: variance,
+    "std": np.sqrt,
+    "log_std": lambda variance: 0.5 * np.log(variance),
+}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "npy"])
+@pytest.mark.parametrize(
+    ("mean_name", "name", "spread"),
+    [
+        ("mu", "sigma", "std"),
+        ("loc", "scale", "std"),
+        ("mean", "var", "variance"),
+        ("qz_m", "qz_v", "variance"),
+        ("z_mean", "z_log_var", "logvar"),
+        ("embedding", "log_covariance", "logvar"),
+        ("mean", "log_std", "log_std"),
+    ],
+)
+def test_usual_names_say_what_they_are(tmp_path, kind, mean_name, name, spread):
+    arrays = draw(50, 3, np.float64)
+    variance = np.exp(arrays["logvar"])
+    store(tmp_path, kind, {mean_name: arrays["mean"], name: KINDS[spread](variance)})
+    (shard,) = find_shards([tmp_path])
+    assert shard.kind == spread
+    mean, logvar, _ = read(shard)
+    assert np.array_equal(mean, arrays["mean"])
+    np.testing.assert_allclose(logvar, arrays["logvar"], rtol=1e-12, atol=1e-12)
+
+
+def test_names_that_are_no_choice(tmp_path):
+    """The own names go before, a named one before all; two others are one too many."""
+    ones = np.ones((2, 2))
+    np.savez(tmp_path / "own.npz", mean=0 * ones, mu=ones, std=ones, var=0.5 * ones)
+    assert read(find_shards([tmp_path / "own.npz"])[0])[0].abs().max() == 0
+    assert find_shards([tmp_path / "own.npz"])[0].kind == "std"
+    assert find_shards([tmp_path / "own.npz"], Keys(variance="var"))[0].kind == "variance"
+    np.savez(tmp_path / "two.npz", mean=ones, sigma=ones, var=ones)
+    with pytest.raises(PosteriorFileError, match="'sigma' and 'var' may all be the variance: name it by"):
+        find_shards([tmp_path / "two.npz"])
+    with pytest.raises(ValueError, match="'var' is the usual name of the variance: name it by --var-key"):
+        find_shards([tmp_path / "two.npz"], Keys(std="var"))
+
+
+def test_npy_files_that_only_end_alike_are_left_alone(tmp_path):
+    save_npy(tmp_path / "x.npy", draw(5, 3))
+    for name in ("menu", "data_mu", "covar", "upscale"):
+        np.save(tmp_path / f"{name}.npy", np.zeros(3))
+    assert len(find_shards([tmp_path])) == 1
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "npy"])
+def test_feature_maps(tmp_path, kind):
+    arrays = {name: array.reshape(50, 4, 8, 8) for name, array in draw(50, 256).items()}
+    path = store(tmp_path, kind, arrays)
+    with pytest.raises(
+        PosteriorFileError, match=r"event_dim=3 makes it \(N, K\) = \(50, 256\), .*--event-dim"
+    ):
+        find_shards([path])
+    for event_dim, shape in ((3, (50, 256)), (1, (1600, 8))):
+        (shard,) = find_shards([path], event_dim=event_dim)
+        assert np.array_equal(read(shard)[0], arrays["mean"].reshape(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_files_of_torch(tmp_path, dtype):
+    """Whole tensors and a view of a larger one, where they lie; in a folder they may be checkpoints."""
+    arrays = {name: torch.from_numpy(array).to(dtype) for name, array in draw().items()}
+    torch.save(
+        {"epoch": 3, "mean": arrays["mean"], "logvar": torch.cat(2 * [arrays["logvar"]])[NUM_SAMPLES:]},
+        tmp_path / "x.pt",
+    )
+    (shard,) = find_shards([tmp_path / "x.pt"])
+    mean, logvar, _ = read(shard)
+    assert torch.equal(mean, arrays["mean"])
+    assert torch.equal(logvar, arrays["logvar"])
+    with pytest.raises(PosteriorFileError, match="holds none of"):
+        find_shards([tmp_path])
+
+
+def test_files_of_torch_that_are_refused(tmp_path):
+    trace, zeros = tmp_path / "unpickled", torch.zeros(4, 2)
+    contents = {
+        "only": Unpickled(trace),
+        "of tensors": {"mean": zeros, "logvar": Unpickled(trace)},
+        "must hold a dict of tensors, got list": [zeros, zeros],
+        "'mean' must be contiguous": {"mean": torch.zeros(2, 4).mT, "logvar": zeros},
+        "no variance, such as 'logvar'": {"mean": zeros, "logvar": [1.0]},
+        "must be of one of the dtypes .* got int64": {"mean": zeros.long(), "logvar": zeros},
+    }
+    for message, content in contents.items():
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(PosteriorFileError, match=rf"x.pt.*{message}"):
+            find_shards([tmp_path / "x.pt"])
+    posterior = {"mean": zeros, "logvar": zeros}
+    torch.save(posterior, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save(posterior, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as whole,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    os.truncate(tmp_path / "x.pt", 300)
+    for name in ("legacy", "packed", "x"):
+        with pytest.raises(
+            PosteriorFileError, match=f"{name}.pt must be in the format that torch.save writes"
+        ):
+            find_shards([tmp_path / f"{name}.pt"])
+    assert not trace.exists()
+
+
+def test_bfloat16_of_numpy_is_named(tmp_path):
+    arrays = {name: np.zeros((3, 2), "V2") for name in ("mean", "logvar")}  # as ml_dtypes' is saved
+    with pytest.raises(PosteriorFileError, match=r"got \|V2, as NumPy saves bfloat16, .* save float32 of it"):
+        find_shards([store(tmp_path, "npz", arrays)])
 
 
 WRONG = {

@@ -227,7 +227,7 @@ class TestForms:
     @pytest.mark.parametrize("kind", ["variance", "std"])
     def test_half_precision_keeps_what_it_has(self, kind: str) -> None:
         """The logarithm of float16 in float16 would lose half of the digits of a KL near zero."""
-        spread = torch.full((10, 1), 0.9, dtype=torch.float16)
+        spread = torch.linspace(0.6, 0.97, 10, dtype=torch.float16)[:, None]
         metric = CollapseStatistics(1)
         metric.update(torch.zeros_like(spread), **{kind: spread})
         variance = spread.double() ** (2 if kind == "std" else 1)
@@ -247,7 +247,7 @@ class TestForms:
         assert torch.equal(metric.counts[:, 1], (kl < 0.01).sum(0))
         before = states(metric)
         spread[2, 1] = -0.5
-        with pytest.raises(ValueError, match=rf"{kind} must not be negative, got -0.5 at index \(2, 1\)"):
+        with pytest.raises(ValueError, match=rf"{kind} must not be negative, got -0.5 in row 2, latent 1"):
             metric.update(mean, **{kind: spread})
         assert_equal_states(states(metric), before)
 
@@ -300,6 +300,13 @@ class TestWidth:
             metric = CollapseStatistics(sizes[0])
             metric.update(mean if logvar[0, 0] < 0 else 0 * mean, logvar)
             assert not metric.compute().is_wider_than_prior
+
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+    def test_what_scatters_around_zero_does_not(self, scale: float) -> None:
+        mean, logvar = torch.randn(2, 4000, 3, generator=torch.Generator().manual_seed(0))
+        metric = CollapseStatistics(3)
+        metric.update(mean, scale * logvar)
+        assert not metric.compute().is_wider_than_prior
 
     def test_one_narrow_latent_or_none_known_is_no_sign(self) -> None:
         mean, logvar = torch.ones(9, 3), torch.full((9, 3), 3.0)

@@ -182,8 +182,8 @@ def test_mnist_at_unit_noise():
     assert lines[-1].startswith(f"warning: σ² = 1 will collapse {200 - expected} of 200 latents")
     rows = [line.split() for line in lines]
     assert rows[0] == ["data", "5000", "samples,", "784", "features"]
-    assert rows[2] == ["live", str(expected), "of", "200", "latents,", str(200 - expected), "collapse"]
-    assert rows[5][:4] == ["learned", "σ²", "converges", "to"]
+    assert rows[3] == ["live", str(expected), "of", "200", "latents,", str(200 - expected), "collapse"]
+    assert rows[6][:4] == ["learned", "σ²", "converges", "to"]
     assert rows[-2] == ["200:", "σ²", "<", f"{forecast.sigma2_to_keep(200):.4g}"]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lineavae._optional import require
+from lineavae._optional import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
+
+# Indices of latents that have room on an axis.
+_MOST_INDICES = 50
 
 # the histogram does not resolve what is below
 _FLOOR = 2.0**-24
@@ -70,8 +73,12 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
     decade = 10 ** np.floor(np.log10(bottom))
     axes.set_yscale("symlog", linthresh=decade, linscale=0.5)
     axes.set_ylim(-0.3 * decade if (values < _FLOOR).any() else bottom, top)
-    axes.xaxis.set_major_locator(require("matplotlib.ticker", "experiments").MaxNLocator(integer=True))
-    axes.set_xlabel("latents, by mean KL")
+    # of very many latents an index has no room under each
+    step = -(-report.latent_dim // _MOST_INDICES)
+    ranks = np.arange(0, report.latent_dim, step)
+    size = 9 if len(ranks) <= 20 else 7
+    axes.set_xticks(ranks, order[ranks].tolist(), rotation=90 if len(ranks) > 20 else 0, fontsize=size)
+    axes.set_xlabel("latent, by mean KL" if step == 1 else f"latent, by mean KL; every {step}th is named")
     axes.set_ylabel("nats")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -98,10 +105,7 @@ def plot_surface(report: CollapseReport) -> Figure:
 
 
 def _panel(title: str) -> tuple[Figure, Axes]:
-    """Make a figure without a window and without global state: pyplot is not involved."""
-    figure: Figure = require("matplotlib.figure", "experiments").Figure(
-        figsize=(6.4, 4.2), layout="constrained"
-    )
+    figure = make_figure(figsize=(6.4, 4.2))
     axes: Axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -80,7 +80,7 @@ def as_posterior(
     return means.to(dtype), logvars.to(dtype)
 
 
-def log_variance(kind: Spread, spread: Tensor) -> Tensor:
+def log_variance(kind: Spread, spread: Tensor, first_row: int = 0) -> Tensor:
     """Give the log-variances, of half precision in float32; a variance of zero has minus infinity.
 
     A ValueError names the kind, the value and where it is, if a variance or standard deviation is negative.
@@ -93,8 +93,11 @@ def log_variance(kind: Spread, spread: Tensor) -> Tensor:
         return 2 * spread
     negative = spread < 0
     if negative.any():
-        index = tuple(negative.nonzero()[0].tolist())
-        raise ValueError(f"{kind} must not be negative, got {spread[index].item()} at index {index}")
+        row, latent = negative.nonzero()[0].tolist()
+        raise ValueError(
+            f"{kind} must not be negative, got {spread[row, latent].item()} "
+            f"in row {first_row + row}, latent {latent}"
+        )
     return spread.log() if kind == "variance" else 2 * spread.log()
 
 
@@ -117,17 +120,22 @@ def fold(shape: Iterable[int], event_dim: int | None) -> tuple[int, int]:
 
 
 def is_wider_than_prior(
-    mean_square: NDArray[np.float64], mean_variance: NDArray[np.float64]
+    mean_square: NDArray[np.float64],
+    mean_variance: NDArray[np.float64],
+    variance_of_variance: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Tell whether posteriors, (..., K), are wider than the prior in every latent, as no trained ones are.
+    """Tell of posteriors, (..., K), whether their log-variances look like variances or standard deviations.
 
     Where a VAE can scale a latent, its ELBO is stationary only at E[m² + v] = 1, whatever β is, so that
-    E v <= 1. Log-variances that are really variances give E[m² + exp(v)] >= E[m² + v] + 1, near 2 or above,
-    and E exp(v) > 1; standard deviations do the same. A latent without a finite element has no say.
+    E v <= 1. Log-variances that are really variances are all above 0, and give E[m² + exp(v)] of at least one
+    more, near 2 or above; standard deviations do the same. What scatters around zero, as at random, may have
+    E v > 1 too, but then v deviates by more than E v - 1. It takes every latent to look so; one without a
+    finite element has no say.
     """
     known = np.isfinite(mean_square) & np.isfinite(mean_variance)
     with np.errstate(invalid="ignore"):
-        wide = (mean_variance > 1) & (mean_square + mean_variance > 1.5)
+        excess = mean_variance - 1
+        wide = (excess > 0) & (mean_square + excess > 0.5) & (np.sqrt(variance_of_variance) <= excess)
     return np.asarray(known.any(-1) & (wide | ~known).all(-1))
 
 

@@ -1,9 +1,9 @@
 """Posteriors on disk: which files there are, what they hold, and their rows in blocks.
 
-A shard holds the mean and the log-variance, or the standard deviation, of some posteriors: two arrays (N, K)
-in a ``.safetensors`` file, in an ``.npz`` file, or in a pair of ``.npy`` files whose names differ in their
-endings alone, such as ``test_mean.npy`` and ``test_logvar.npy``. All is checked when a shard is found, before
-any row is read; nothing is ever unpickled.
+A shard holds the mean and the log-variance, or another spread, of some posteriors: two arrays (N, K)
+in a ``.safetensors`` or ``.npz`` file, in a dict by ``torch.save``, or in a pair of ``.npy`` files whose
+names differ in their endings alone, such as ``test_mean.npy`` and ``test_logvar.npy``. All is checked when a
+shard is found, before any row is read; nothing is unpickled but by torch's loader of weights only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,11 +25,15 @@ from torch import Tensor
 
 from lineavae._array_files import (
     ArrayFileError,
+    Contents,
     StoredArray,
     npy_array,
     npz_arrays,
     safetensors_arrays,
+    torch_arrays,
 )
+from lineavae.collapse._posterior import fold, log_variance
+from lineavae.collapse.names import OPTIONS, USUAL_NAMES, Keys, Spread
 
 # Elements of a block of rows: four arrays of as many are all that is held of a file.
 _BLOCK_ELEMENTS = 1 << 21
@@ -64,21 +68,6 @@ class PosteriorFileError(ValueError):
     """
 
 
-class Keys(NamedTuple):
-    """Names of the arrays of a shard; logvar is taken where there are both logvar and std.
-
-    Examples
-    --------
-    >>> from lineavae.collapse.files import Keys
-    >>> Keys(mean="mu").logvar
-    'logvar'
-    """
-
-    mean: str = "mean"
-    logvar: str = "logvar"
-    std: str = "std"
-
-
 @dataclass(frozen=True)
 class Shard:
     """Posteriors of one file, or one pair of files: N rows of K latents.
@@ -90,9 +79,9 @@ class Shard:
     mean
         Where the means lie.
     spread
-        Where the log-variances lie, or the standard deviations.
-    has_std
-        Whether ``spread`` are standard deviations.
+        Where lies what tells the variances.
+    kind
+        What that is: "logvar", "std", "variance" or "log_std".
     stamp
         Path, size in bytes and time of the last change in ns, of each file.
     """
@@ -100,7 +89,7 @@ class Shard:
     name: str
     mean: StoredArray
     spread: StoredArray
-    has_std: bool
+    kind: Spread
     stamp: tuple[tuple[str, int, int], ...]
 
     @property
@@ -150,14 +139,14 @@ class Shard:
         ------
         mean, logvar : Tensor
             A block of rows, (n, K) each, in the wider dtype of the two arrays. The next block overwrites
-            it. The sizes of blocks depend on K alone. Of a standard deviation, logvar is 2 log std, taken in
-            float32 for half precision.
+            it. The sizes of blocks depend on K alone. Of another spread logvar is computed, in float32 for
+            half precision.
 
         Raises
         ------
         PosteriorFileError
             The file cannot be read to its end, does not match its checksum, was changed since it was found,
-            or holds a standard deviation that is not positive.
+            or holds a negative variance or standard deviation.
         """
         rows = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // self.latent_dim)
         starts = range(0, self.num_samples, rows)
@@ -182,25 +171,25 @@ class Shard:
             for index, start in enumerate(starts):
                 mean, spread = (future.result() for future in following)
                 following = read(index + 1)
-                logvar = self._logvar_of_std(spread, start) if self.has_std else spread
+                logvar = self._log_variance(spread, start)
                 dtype = torch.promote_types(mean.dtype, logvar.dtype)
                 yield mean.to(dtype), logvar.to(dtype)
         with _reading(Path(self.name)):
             if _stamp(self.mean.path, self.spread.path) != self.stamp:
                 raise PosteriorFileError(f"{self.name} was changed while it was read")
 
-    def _logvar_of_std(self, std: Tensor, start: int) -> Tensor:
-        invalid = (std <= 0).nonzero()
-        if len(invalid):
-            row, column = invalid[0].tolist()
-            raise PosteriorFileError(
-                f"{self.name}: a standard deviation must be positive, got {std[row, column].item()} "
-                f"in row {start + row}, latent {column}"
-            )
-        return 2 * (std.float() if std.dtype.itemsize == 2 else std).log()
+    def _log_variance(self, spread: Tensor, start: int) -> Tensor:
+        try:
+            return log_variance(self.kind, spread, start)
+        except ValueError as error:
+            raise PosteriorFileError(f"{self.name}: {error}") from None
 
 
-def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]:  # noqa: B008 (immutable)
+def find_shards(
+    paths: Iterable[str | Path],
+    keys: Keys = Keys(),  # noqa: B008 (immutable)
+    event_dim: int | None = None,
+) -> list[Shard]:
     """Find the shards of some files, folders and patterns, and check them all.
 
     Parameters
@@ -211,6 +200,9 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
         of ``.npy`` files stands for both. A file that is named twice is taken once.
     keys
         Names of the arrays.
+    event_dim
+        Number of last dimensions that are the latents; it must be given where there are more than two
+        dimensions.
 
     Returns
     -------
@@ -234,22 +226,21 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
     ...     np.save(f"{folder}/std.npy", np.ones((3, 2)))
     ...     (shard,) = find_shards([folder])
     ...     [(mean, logvar)] = shard.blocks()
-    >>> shard.num_samples, shard.latent_dim, shard.has_std
-    (3, 2, True)
+    >>> shard.num_samples, shard.latent_dim, shard.kind
+    (3, 2, 'std')
     >>> logvar
     tensor([[0., 0.],
             [0., 0.],
             [0., 0.]], dtype=torch.float64)
     """
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"find_shards: keys must differ from each other, got {tuple(keys)}")
+    keys.check()
     named = [Path(path) for path in paths]
     # sorted by where they are, not by how they were named
     files = {os.path.abspath(file): file for path in named for file in _expand(path, keys)}  # noqa: PTH100
     shards: dict[tuple[object, ...], Shard] = {}
     for _, file in sorted(files.items()):
         with _reading(file):
-            shard = _shard(file, keys)
+            shard = _shard(file, keys, event_dim)
             status = shard.mean.path.stat()
         # one file may have several names, and one of a pair stands for both
         shards.setdefault((status.st_dev, status.st_ino), shard)
@@ -267,13 +258,13 @@ def find_shards(paths: Iterable[str | Path], keys: Keys = Keys()) -> list[Shard]
 
 def _expand(path: Path, keys: Keys) -> list[Path]:
     if path.is_dir():
-        names = ("*.safetensors", "*.npz", *(f"*{key}.npy" for key in keys))
         # one that begins with a dot is a file that is being written
         with _reading(path):
             files = [file for file in path.iterdir() if file.name[0] != "." and _may_be_shard(file, keys)]
         files = [file for file in files if not _is_result(file)]
         if not files:
-            raise PosteriorFileError(f"{path}: the folder holds none of {', '.join(names)}")
+            names = ", ".join(("*.safetensors", "*.npz", *(f"*{name}.npy" for name in keys.first_names)))
+            raise PosteriorFileError(f"{path}: the folder holds none of {names}")
         return files
     if path.exists():
         return [path]
@@ -287,8 +278,20 @@ def _expand(path: Path, keys: Keys) -> list[Path]:
 
 
 def _may_be_shard(file: Path, keys: Keys) -> bool:
+    """Tell whether a file of a folder is meant: .pt files may be checkpoints, and must be named."""
     suffix = file.suffix.lower()
-    return suffix in (".safetensors", ".npz") or (suffix == ".npy" and file.stem.endswith(tuple(keys)))
+    if suffix == ".npy":
+        return file.stem.endswith(keys.first_names) or _is_of_a_pair(file, keys)
+    return suffix in (".safetensors", ".npz")
+
+
+def _is_of_a_pair(file: Path, keys: Keys) -> bool:
+    """Tell whether an .npy file and another one have usual names of a mean and a spread."""
+    try:
+        keys.choose(_npy_contents(file, keys))
+    except ValueError:
+        return False
+    return True
 
 
 def _is_result(file: Path) -> bool:
@@ -301,72 +304,75 @@ def _is_result(file: Path) -> bool:
         return False  # as a shard it is named, and the reason is said
 
 
-def _shard(file: Path, keys: Keys) -> Shard:
+def _shard(file: Path, keys: Keys, event_dim: int | None) -> Shard:
     contents = _CONTENTS.get(file.suffix.lower())
     if contents is None:
-        raise PosteriorFileError(f"{file}: the file must be a .safetensors, .npz or .npy file")
-    arrays = contents(file, keys)
-    has_std = keys.logvar not in arrays
-    spread_key = keys.std if has_std else keys.logvar
-    if keys.mean not in arrays or spread_key not in arrays:
-        if len(arrays) == 1 and file.suffix.lower() == ".npy":
-            raise PosteriorFileError(
-                f"{file}: beside it there must be {keys.mean!r} and either {keys.logvar!r} or {keys.std!r} "
-                "of the same name; where it is no part of a shard, name the shards themselves, or a pattern"
-            )
-        names = ", ".join(map(repr, arrays)) or "no arrays"
         raise PosteriorFileError(
-            f"{file}: it must hold {keys.mean!r} and either {keys.logvar!r} or {keys.std!r}, got {names}"
+            f"{file}: the file must be a {', '.join(_CONTENTS)} file; "
+            "lineavae.collapse.PosteriorWriter writes one from arrays of any other"
         )
-    mean, spread = (_posterior_array(file, key, arrays[key]()) for key in (keys.mean, spread_key))
+    arrays = contents(file, keys)
+    try:
+        mean_key, kind, spread_key = keys.choose(arrays)
+    except ValueError as error:
+        hint = ""
+        if len(arrays) == 1 and file.suffix.lower() == ".npy":
+            hint = "; where it is no part of a shard, name the shards themselves, or a pattern"
+        raise PosteriorFileError(f"{file}: {error}{hint}") from None
+    mean, spread = (_posterior_array(file, key, arrays[key](), event_dim) for key in (mean_key, spread_key))
     if mean.shape != spread.shape:
         raise PosteriorFileError(
-            f"{file}: {spread_key!r} must have the shape of {keys.mean!r}, {mean.shape}, got {spread.shape}"
+            f"{file}: {spread_key!r} must have the shape of {mean_key!r}, {mean.shape}, got {spread.shape}"
         )
-    return Shard(str(file), mean, spread, has_std, _stamp(mean.path, spread.path))
+    return Shard(str(file), mean, spread, kind, _stamp(mean.path, spread.path))
 
 
-# What a file holds by name; an array is looked at when it is asked for, whatever the others are.
-_Contents = Mapping[str, Callable[[], StoredArray]]
-
-
-def _safetensors_contents(file: Path, keys: Keys) -> _Contents:
-    return safetensors_arrays(file)[0]
-
-
-def _npz_contents(file: Path, keys: Keys) -> _Contents:
-    return npz_arrays(file)
-
-
-def _npy_contents(file: Path, keys: Keys) -> _Contents:
-    endings = [key for key in keys if file.stem.endswith(key)]
+def _npy_contents(file: Path, keys: Keys) -> Contents:
+    endings = keys.endings(file.stem)
     if not endings:
-        names = ", ".join(f"{key}.npy" for key in keys)
-        raise PosteriorFileError(f"{file}: the name of an .npy file must end with one of {names}")
-    # the longest: one key may be the ending of another
-    prefix = file.stem.removesuffix(max(endings, key=len))
-    paths = {key: file.with_name(f"{prefix}{key}{file.suffix}") for key in keys}
-    return {key: partial(npy_array, path) for key, path in paths.items() if path.exists()}
+        names = ", ".join(f"{name}.npy" for name in keys.first_names)
+        options = ", ".join(OPTIONS.values())
+        raise PosteriorFileError(
+            f"{file}: the name of an .npy file must end with one of {names}; {options} tell others"
+        )
+    # the longest: one name may be the ending of another
+    prefix = file.stem.removesuffix(endings[0])
+    known = {*keys.given.values(), *(name for usual in USUAL_NAMES.values() for name in usual)}
+    paths = {name: file.with_name(f"{prefix}{name}{file.suffix}") for name in sorted(known)}
+    return {name: partial(npy_array, path) for name, path in paths.items() if path.exists()}
 
 
-_CONTENTS = {".safetensors": _safetensors_contents, ".npz": _npz_contents, ".npy": _npy_contents}
+_CONTENTS: dict[str, Callable[[Path, Keys], Contents]] = {
+    ".safetensors": lambda file, _: safetensors_arrays(file)[0],
+    ".npz": lambda file, _: npz_arrays(file),
+    ".npy": _npy_contents,
+    ".pt": lambda file, _: torch_arrays(file),
+    ".pth": lambda file, _: torch_arrays(file),
+}
 
 
-def _posterior_array(file: Path, key: str, array: StoredArray) -> StoredArray:
-    """Check that an array is one of posteriors, and give it with a dtype of torch."""
+def _posterior_array(file: Path, key: str, array: StoredArray, event_dim: int | None) -> StoredArray:
+    """Check that an array is one of posteriors, and give it as (N, K) with a dtype of torch."""
     where = str(array.path) if file.suffix.lower() == ".npy" else f"{file}: {key!r}"
     dtype = _DTYPES.get(array.dtype)
     if dtype is None:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(_DTYPES.values()))
         got = str(array.dtype).removeprefix("torch.")
         if got == "|V2":
-            got += ", as NumPy saves bfloat16: save float32 or in safetensors"
+            got += (
+                ", as NumPy saves bfloat16, which its formats do not record: save float32 of it, "
+                "or safetensors by lineavae.collapse.PosteriorWriter"
+            )
         raise PosteriorFileError(f"{where} must be of one of the dtypes {names}, got {got}")
-    if len(array.shape) != 2 or array.shape[1] == 0:
-        raise PosteriorFileError(f"{where} must have shape (N, K) with K >= 1, got {array.shape}")
     if array.is_fortran:
         raise PosteriorFileError(f"{where} is in Fortran order: save np.ascontiguousarray of it")
-    return replace(array, dtype=dtype)
+    try:
+        num_samples, latent_dim = fold(array.shape, event_dim)
+    except ValueError as error:
+        raise PosteriorFileError(f"{where} {error}; --event-dim gives it") from None
+    if len(array.shape) < 2 or latent_dim == 0:
+        raise PosteriorFileError(f"{where} must have shape (N, K) with K >= 1, got {array.shape}")
+    return replace(array, dtype=dtype, shape=(num_samples, latent_dim))
 
 
 def _stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:

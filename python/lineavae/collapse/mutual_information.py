@@ -260,11 +260,14 @@ def _mean_kl(mean: Tensor, logvar: Tensor) -> float:
 
 
 def _is_wide(mean: Tensor, logvar: Tensor) -> bool:
-    sums = [
-        torch.stack([m.double().square().sum(0), v.double().exp().sum(0)]) for m, v in _blocks(mean, logvar)
-    ]
-    square, variance = (torch.stack(sums).sum(0) / len(mean)).cpu().numpy()
-    return bool(is_wider_than_prior(square, variance))
+    moments = torch.zeros(3, mean.shape[1], dtype=torch.float64, device=mean.device)
+    for block_mean, block_logvar in _blocks(mean, logvar):
+        variance = block_logvar.double().exp()
+        squares = (block_mean.double().square(), variance, variance.square())
+        moments += torch.stack([part.sum(0) for part in squares]) / len(mean)
+    square, variance, squared = moments
+    spread = (squared - variance.square()).clamp(min=0)  # below zero by rounding alone
+    return bool(is_wider_than_prior(*(part.cpu().numpy() for part in (square, variance, spread))))
 
 
 def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

@@ -329,11 +329,13 @@ class CollapseReport:
     def is_wider_than_prior(self) -> bool:
         """Whether all log-variances look like variances or standard deviations.
 
-        In every latent E v_j > 1 and E[m_j² + v_j] > 1.5. A VAE that can scale its latents is stationary only
-        at E[m_j² + v_j] = 1, whatever β is; with v_j for log v_j the sum is that of before plus at least 1.
+        In every latent E v_j > 1, E[m_j² + v_j] > 1.5, and v_j deviates by at most E v_j - 1. A VAE that
+        can scale its latents is stationary only at E[m_j² + v_j] = 1, whatever β is; with v_j in the place of
+        log v_j the sum is at least one more.
         """
-        mean_square = self.variance_of_mean + np.square(self.mean_of_mean)
-        return bool(is_wider_than_prior(mean_square, self.mean_variance))
+        with np.errstate(over="ignore"):
+            mean_square = self.variance_of_mean + np.square(self.mean_of_mean)
+        return bool(is_wider_than_prior(mean_square, self.mean_variance, self.variance_of_variance))
 
     def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
         """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
@@ -395,10 +397,7 @@ class CollapseReport:
                 f"CollapseReport.confidence_interval: level must be above 0 and below 1, got {level}"
             )
         low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
-        total, tail = self.num_samples, (1 - level) / 2
-        below = _beta_quantile(betaincinv, np.maximum(low, 1), total - low + 1, tail)
-        above = _beta_quantile(betainccinv, high + 1, np.maximum(total - high, 1), tail)
-        return Interval(np.where(low > 0, below, 0.0), np.where(high < total, above, 1.0))
+        return clopper_pearson(low, high, self.num_samples, level)
 
     def collapse_test(
         self, epsilon: float = _EPSILON, delta: float = _DELTA, level: float = 0.95
@@ -621,6 +620,14 @@ class CollapseReport:
 
     def __repr__(self) -> str:
         return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"
+
+
+def clopper_pearson(low: _Ints, high: _Ints, total: _Ints | int, level: float) -> Interval:
+    """Give the confidence interval of a probability; between ``low`` and ``high`` of all trials came true."""
+    tail = (1 - level) / 2
+    below = _beta_quantile(betaincinv, np.maximum(low, 1), total - low + 1, tail)
+    above = _beta_quantile(betainccinv, high + 1, np.maximum(total - high, 1), tail)
+    return Interval(np.where(low > 0, below, 0.0), np.where(high < total, above, 1.0))
 
 
 def _strict(epsilons: _Floats) -> _Floats:

@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 
 _LATENTS_AT_ONCE = 1 << 14  # of a block: the histogram of each takes 5 kB
 
-# How the statistics of several processes combine, where not by adding. Moments are one row per shard, which
-# is zero but in one process.
+# How the statistics of several processes combine, where not by adding. There is one row per shard, which is
+# that of no data but in one process.
 _REDUCTIONS = {"minimum": dist.ReduceOp.MIN, "maximum": dist.ReduceOp.MAX}
 
 
@@ -108,12 +108,11 @@ class ShardResults:
     def _path(self, shard: Shard) -> Path:
         arrays = [(str(array.dtype), array.shape, array.offset, array.member) for array in shard.arrays]
         statistics = LatentStatistics._fields
-        parts = [shard.stamp, arrays, shard.has_std, self._thresholds, statistics, lineavae.__version__]
+        parts = [shard.stamp, arrays, shard.kind, self._thresholds, statistics, lineavae.__version__]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self.folder / f"{fingerprint[:32]}.safetensors"
 
 
-@torch.no_grad()
 def scan(
     shards: Sequence[Shard],
     thresholds: Sequence[float],
@@ -166,13 +165,27 @@ def scan(
     >>> CollapseReport.from_statistics(statistics, [0.01])
     CollapseReport(num_samples=6, latent_dim=3)
     """
+    return scan_each(shards, thresholds, results, device, progress)[0]
+
+
+@torch.no_grad()
+def scan_each(
+    shards: Sequence[Shard],
+    thresholds: Sequence[float],
+    results: ShardResults | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[LatentStatistics, LatentStatistics]:
+    """`scan`, and the statistics of each shard: with a leading dimension, and without their histograms."""
     if not shards:
         raise ValueError("scan: shards must be at least one, got none")
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = range(rank, len(shards), size)
     total = _nothing(shards[0].latent_dim, thresholds, device)
-    # of each shard, for they are merged in the order of the shards wherever these were counted
-    moments = total.moments.repeat(len(shards), 1, 1)
+    # all but the histogram, which is too large to be kept of each shard; they are merged in the order of the
+    # shards wherever these were counted
+    each = LatentStatistics(*(part.expand(len(shards), *part.shape).clone() for part in total))
+    each = each._replace(histogram=total.histogram.new_empty(len(shards), shards[0].latent_dim, 0))
     unread = sum(shards[i].num_bytes for i in mine if results is None or not results.has(shards[i]))
     read = 0
 
@@ -190,14 +203,24 @@ def scan(
             part = _scan_shard(shards[index], thresholds, device, count)
             if results is not None:
                 results.save(shards[index], part)
-        part = LatentStatistics(*(tensor.to(device) for tensor in part))
-        _add(total, part)
-        moments[index] += part.moments
-    total = total._replace(moments=moments)
+        for name, tensor in part._asdict().items():
+            if name == "histogram":
+                total.histogram.add_(tensor.to(device))
+            else:
+                getattr(each, name)[index] = tensor
     if size > 1:
-        for name, tensor in total._asdict().items():
+        for name, tensor in each._replace(histogram=total.histogram)._asdict().items():
             dist.all_reduce(tensor, _REDUCTIONS.get(name, dist.ReduceOp.SUM))
-    return total._replace(moments=merge_moments(total.moments))
+    pooled = LatentStatistics(
+        counts=each.counts.sum(0),
+        histogram=total.histogram,
+        moments=merge_moments(each.moments),
+        minimum=each.minimum.amin(0),
+        maximum=each.maximum.amax(0),
+        infinite=each.infinite.sum(0),
+        nan=each.nan.sum(0),
+    )
+    return pooled, each
 
 
 def _scan_shard(

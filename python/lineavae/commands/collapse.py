@@ -30,9 +30,13 @@ from lineavae.commands._common import cannot_write, check_device, check_output, 
 
 if TYPE_CHECKING:
     from lineavae.collapse import CollapseReport
-    from lineavae.collapse.files import Keys, Shard
+    from lineavae.collapse.files import Shard
+    from lineavae.collapse.names import Keys
     from lineavae.collapse.scan import ShardResults
     from lineavae.ops import LatentStatistics
+
+# Files that have a line in the printed report.
+_MOST_FILES = 20
 
 EPILOG = (
     "Examples: [bold]lineavae collapse posterior.safetensors[/bold]; "
@@ -46,7 +50,7 @@ def collapse(
         list[Path],
         typer.Argument(
             metavar="FILES...",
-            help=".safetensors or .npz files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
+            help=".safetensors, .npz or .pt files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
             "glob patterns, or folders of them; they may be larger than memory.",
         ),
     ],
@@ -57,11 +61,39 @@ def collapse(
     delta: Annotated[
         float, typer.Option(help="Fraction δ, below 1, of the samples that may have a larger KL.")
     ] = 0.01,
-    mean_key: Annotated[str, typer.Option(help="Name of the means.")] = "mean",
-    logvar_key: Annotated[str, typer.Option(help="Name of the log-variances.")] = "logvar",
-    std_key: Annotated[
-        str, typer.Option(help="Name of the standard deviations, used where there are no log-variances.")
-    ] = "std",
+    mean_key: Annotated[
+        str | None, typer.Option(help="Name of the means; by default one of mean, mu, loc, qz_m, ...")
+    ] = None,
+    logvar_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the log-variances. Without this and the next three, one of logvar, std, variance, "
+            "log_std, or of others that are usual, such as log_var, sigma, scale, var, qz_v."
+        ),
+    ] = None,
+    std_key: Annotated[str | None, typer.Option(help="Name of the standard deviations.")] = None,
+    var_key: Annotated[str | None, typer.Option(help="Name of the variances.")] = None,
+    log_std_key: Annotated[
+        str | None, typer.Option(help="Name of the logarithms of the standard deviations.")
+    ] = None,
+    event_dim: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of last dimensions that are the latents, of arrays of more than two: "
+            "3 makes K = CHW of (N, C, H, W).",
+        ),
+    ] = None,
+    allow_wide: Annotated[
+        bool,
+        typer.Option(
+            "--allow-wide",
+            help="Take log-variances that look like variances or standard deviations as they are.",
+        ),
+    ] = False,
+    all_latents: Annotated[
+        bool, typer.Option("--all-latents", help="Print a row for every latent, however many there are.")
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -85,28 +117,33 @@ def collapse(
     try:
         # here, not above: `diagnose` has to work where the native module does not
         from lineavae.collapse import CollapseReport
-        from lineavae.collapse.files import Keys, PosteriorFileError
+        from lineavae.collapse._posterior import WIDE
+        from lineavae.collapse.files import PosteriorFileError
+        from lineavae.collapse.names import Keys
+        from lineavae.collapse.pooling import pooling_warnings
         from lineavae.collapse.scan import ShardResults
         from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
     except ImportError as error:
         fail(str(error), 1)
     thresholds = sorted({*epsilon, *DEFAULT_THRESHOLDS})
-    keys = Keys(mean_key, logvar_key, std_key)
-    if len(set(keys)) < len(keys):
-        fail(f"--mean-key, --logvar-key and --std-key must differ, got {', '.join(keys)}")
+    keys = Keys(mean_key, logvar_key, std_key, var_key, log_std_key)
+    try:
+        keys.check()
+    except ValueError as error:
+        fail(str(error))
     _check(thresholds, delta, plot, resume)
     results = None if resume is None else ShardResults(resume, thresholds)
     with _processes(device) as (rank, device):
         check_device(device)
         try:
-            shards = _find_shards(files, keys)
+            shards = _find_shards(files, keys, event_dim)
             num_samples, latent_dim = sum(shard.num_samples for shard in shards), shards[0].latent_dim
             if rank == 0 and latent_dim > num_samples:
                 remark = (
                     f"there are more latents, {latent_dim}, than samples, {num_samples}: arrays are (N, K)"
                 )
                 typer.echo(f"lineavae: {remark}", err=True)
-            statistics = _scan(shards, thresholds, results, device, rank)
+            statistics, each = _scan(shards, thresholds, results, device, rank)
         except PosteriorFileError as error:
             fail(str(error))
         except KeyboardInterrupt:
@@ -114,7 +151,11 @@ def collapse(
             fail(f"interrupted; {how} continues after the finished files", 130)
     if rank == 0:
         report = CollapseReport.from_statistics(statistics, thresholds)
-        _show(report, epsilon[0], delta, [shard.name for shard in shards], as_json)
+        if report.is_wider_than_prior and not allow_wide:
+            fail(f"{WIDE} --var-key and --std-key name them; --allow-wide takes them as they are")
+        for warning in pooling_warnings(shards, each, thresholds.index(epsilon[0]), delta):
+            typer.echo(f"warning: {warning}", err=True)
+        _show(report, epsilon[0], delta, shards, as_json, None if all_latents else 20)
         if plot is not None:
             _plot(report, epsilon[0], delta, plot, as_json)
     if results is not None and results.failure is not None:
@@ -161,16 +202,16 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
         dist.destroy_process_group()
 
 
-def _find_shards(files: Sequence[Path], keys: Keys) -> list[Shard]:
+def _find_shards(files: Sequence[Path], keys: Keys, event_dim: int | None) -> list[Shard]:
     """Find the shards in the first process: the others work on its list, and its errors are said once."""
     from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
 
     if not dist.is_initialized():
-        return find_shards(files, keys)
+        return find_shards(files, keys, event_dim)
     message = b""
     try:
         if dist.get_rank() == 0:
-            message = "\n".join(shard.to_json() for shard in find_shards(files, keys)).encode()
+            message = "\n".join(shard.to_json() for shard in find_shards(files, keys, event_dim)).encode()
     except PosteriorFileError as error:
         fail(str(error))
     finally:
@@ -197,9 +238,9 @@ def _scan(
     results: ShardResults | None,
     device: str,
     rank: int,
-) -> LatentStatistics:
+) -> tuple[LatentStatistics, LatentStatistics]:
     """Scan with a progress bar on stderr, which is that of the first process."""
-    from lineavae.collapse.scan import scan
+    from lineavae.collapse.scan import scan_each
 
     console = Console(stderr=True)
     finished = sum(results.has(shard) for shard in shards) if results is not None else 0
@@ -209,7 +250,7 @@ def _scan(
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=rank > 0 or finished == len(shards)) as bar:
         task = bar.add_task("")
-        return scan(
+        return scan_each(
             shards,
             thresholds,
             results,
@@ -218,16 +259,36 @@ def _scan(
         )
 
 
-def _show(report: CollapseReport, epsilon: float, delta: float, names: list[str], as_json: bool) -> None:
+def _show(
+    report: CollapseReport,
+    epsilon: float,
+    delta: float,
+    shards: Sequence[Shard],
+    as_json: bool,
+    max_latents: int | None,
+) -> None:
     curve = report.collapse_curve(delta, report.thresholds)
     if as_json:
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
-        document = {"files": names, **report.to_dict(epsilon, delta), "curve": points}
-        show_json(document)
+        files = {"files": [shard.name for shard in shards], "rows": [shard.num_samples for shard in shards]}
+        show_json({**files, **report.to_dict(epsilon, delta), "curve": points})
     table = Table("ε", "collapsed", title=f"at δ = {delta:g}", title_justify="left", box=SIMPLE_HEAD)
     for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
         table.add_row(f"{threshold:g}", f"{percent:.1f} %")
-    show(report.summary(epsilon, delta), table, err=as_json)
+    pooled = [_pooled(shards)] if len(shards) > 1 else []
+    show(*pooled, report.summary(epsilon, delta, max_latents), table, err=as_json)
+
+
+def _pooled(shards: Sequence[Shard]) -> Table:
+    """Say which files the report is of, and how many rows each has."""
+    table = Table("rows", "file", title=f"{len(shards)} files, pooled", title_justify="left", box=SIMPLE_HEAD)
+    table.columns[0].justify = "right"
+    for shard in shards[:_MOST_FILES]:
+        table.add_row(str(shard.num_samples), shard.name)
+    rest = shards[_MOST_FILES:]
+    if rest:
+        table.add_row(str(sum(shard.num_samples for shard in rest)), f"in {len(rest)} more")
+    return table
 
 
 def _plot(report: CollapseReport, epsilon: float, delta: float, plot: Path, as_json: bool) -> None:

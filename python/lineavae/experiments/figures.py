@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lineavae._optional import require
+from lineavae._optional import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +19,7 @@ def make_panels(title: str, num_panels: int) -> tuple[Figure, list[Axes]]:
 
     It has no window and no global state: pyplot is not involved.
     """
-    figure = require("matplotlib.figure", "experiments").Figure(
-        figsize=(1 + 4.4 * num_panels, 3.9), layout="constrained"
-    )
+    figure = make_figure(figsize=(1 + 4.4 * num_panels, 3.9))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
     for axes in panels:

@@ -159,6 +159,7 @@ class CollapseForecast:
         rows = [
             ("data", f"{self.num_samples} samples, {self.num_features} features"),
             ("noise", f"{self._noise}, {'learned' if self.is_learned else 'fixed'}"),
+            ("model", "a linear VAE; a nonlinear decoder was never seen to keep more latents alive"),
             ("live", f"{self.num_active} of {self.latent_dim} latents, {self.num_collapsed} collapse"),
             ("KL", f"{self.kl.sum():.4g} nats, the largest {self.kl[0]:.4g}"),
             ("ELBO", f"{self.elbo:.6g} nats per sample{below}"),
@@ -185,8 +186,10 @@ def forecast_collapse(
     """Tell how many latents of a VAE can live on some data, before it is trained.
 
     It is exact for the linear VAE at its global maximum, to which training leads from almost everywhere: at a
-    fixed σ², every other stationary point is a saddle. For a deep Gaussian VAE it is a guide, the better the
-    more linear its decoder is.
+    fixed σ², every other stationary point is a saddle. For a deep Gaussian VAE it promises neither latents
+    nor an ELBO: with a nonlinear decoder fewer latents were seen to live, never more, and to reach a larger
+    ELBO. On MNIST-5k with K = 50 it expects 12 live latents and an ELBO of -743.1 at σ² = 1, 50 and 69.3 at
+    σ² = 0.1; an MLP VAE had 4 to 6 and -740.2 to -739.2, 12 to 13 and 102.5 to 103.1, after 100 epochs.
 
     Parameters
     ----------
@@ -227,6 +230,7 @@ def forecast_collapse(
     >>> print(forecast_collapse(torch.cat([x, -x]), latent_dim=3, sigma2=2.0))
     data        8 samples, 4 features
     noise       σ² = 2, fixed
+    model       a linear VAE; a nonlinear decoder was never seen to keep more latents alive
     live        2 of 3 latents, 1 collapse
     KL          1.386 nats, the largest 1.04
     ELBO        -7.76084 nats per sample, 0.6988 below the largest
