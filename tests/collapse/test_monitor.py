@@ -72,6 +72,7 @@ class TestStatistics:
                 "collapse/mean_kl": kl.sum(1).mean(),
                 "collapse/died": 0,
                 "collapse/revived": 0,
+                "collapse/sinking": 0,
                 "collapse/infinite": 0,
                 "collapse/nan": 0,
             },
@@ -173,6 +174,15 @@ class TestChecks:
         assert checks[1].texts() == {"collapse/died_latents": "0", "collapse/revived_latents": "3"}
         assert checks[3].texts() == {}
 
+    def test_drift_of_the_critical_epsilon(self):
+        """Of means m at variance 1, whose KL is m²/2."""
+        kls = [(0.4, 0.05, 0.5, 1e-4), (0.3, 0.005, 0.5, 1e-5), (np.nan, 0.004, 2, 0), (0.25, 0.004, 2, 0)]
+        checks = checks_of(CollapseMonitor(), *(window(*np.sqrt(2 * np.array(kl))) for kl in kls))
+        expected = [[np.nan] * 4, [0.75, 0.1, 1, 1], [np.nan, 0.8, 4, 1], [0.25 / 0.3, 1, 1, 1]]
+        np.testing.assert_allclose([check.drift for check in checks], expected, rtol=1e-5)
+        assert [check.sinking for check in checks] == [(), (0,), (), (0,)]
+        assert [check.scalars()["collapse/sinking"] for check in checks] == [0, 1, 0, 1]
+
     def test_nan_is_no_news_and_no_collapse(self):
         checks = checks_of(
             CollapseMonitor(),
@@ -211,6 +221,7 @@ class TestChecks:
         resumed.load_state_dict(state)
         (check,) = checks_of(resumed, window(COLLAPSED, LIVE))
         assert (check.step, check.died, check.revived) == (4, (0,), (1,))
+        np.testing.assert_allclose(check.drift, [0.001 / 0.5, 0.5 / 0.001], rtol=1e-5)
         assert check.report.num_samples == 4
 
     def test_state_before_any_check(self):

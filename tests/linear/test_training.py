@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from io import StringIO
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -607,3 +610,24 @@ def test_killed_five_times_and_resumed_ends_at_the_same_bits(tmp_path):
     assert len(whole["elbo"]) == steps // 50 + 1
     for name, tensor in whole.items():
         assert torch.equal(tensor, killed[name]), name
+
+
+@pytest.mark.parametrize("has_widgets", [True, False])
+def test_a_notebook_shows_progress(monkeypatch, has_widgets):
+    """Where it can: without ipywidgets rich would warn, which is an error here, and show nothing."""
+    shown = []
+    contents = {
+        "IPython": {},
+        "IPython.display": {"display": shown.append},
+        "ipywidgets": {"Output": MagicMock()},
+    }
+    for name, content in contents.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    if not has_widgets:
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    LinearVAE(2, 1).fit(torch.eye(2), steps=3)
+    assert bool(shown) == has_widgets

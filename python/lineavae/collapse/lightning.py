@@ -22,8 +22,8 @@ class CollapseCallback(Callback):
     Each check goes to all loggers of the trainer, at its ``global_step``, and to its ``callback_metrics``,
     where ``EarlyStopping`` and ``ModelCheckpoint`` find it: ``collapse/collapsed_percent``,
     ``collapse/active_units``, ``collapse/mean_kl``, ``collapse/died``, ``collapse/revived``,
-    ``collapse/infinite`` and ``collapse/nan``. A logger that takes text, as TensorBoard's does, also gets the
-    indices of the latents that died or revived.
+    ``collapse/sinking``, ``collapse/infinite`` and ``collapse/nan``. A logger that takes text, as
+    TensorBoard's does, also gets the indices of the latents that died or revived.
 
     ``ModelCheckpoint`` inserts the names of metrics into its file names, and the / in these makes folders;
     ``ModelCheckpoint(filename="kl={collapse/mean_kl:.3f}", auto_insert_metric_name=False)`` does not.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lineavae._arguments import check_integer, check_number
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import WidePosteriorWarning
-from lineavae.collapse.report import CollapseReport
+from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
 
 Extract = Callable[[Any], tuple[Tensor, Tensor]]
@@ -66,6 +66,17 @@ class CollapseCheck:
     """Latents that have collapsed since it was last certain whether they are."""
     revived: tuple[int, ...]
     """Latents that were collapsed when that was last certain and are no longer."""
+    drift: NDArray[np.float64]
+    """By which factor the critical ε has changed since the check before, (K,): NaN where there is none. Less
+    than 0.001 nats count as 0.001."""
+
+    @property
+    def sinking(self) -> tuple[int, ...]:
+        """Latents that are not collapsed, and whose critical ε has fallen by more than a tenth.
+
+        While there are any, the number of collapsed latents says how long the model has been trained.
+        """
+        return tuple(np.flatnonzero(~self.collapsed & (self.drift < 0.9)).tolist())
 
     def scalars(self) -> dict[str, float]:
         """Give the numbers to be logged, by name; the KL is that of the ELBO, in nats per sample."""
@@ -75,6 +86,7 @@ class CollapseCheck:
             "collapse/mean_kl": float(self.report.mean_kl.sum()),
             "collapse/died": float(len(self.died)),
             "collapse/revived": float(len(self.revived)),
+            "collapse/sinking": float(len(self.sinking)),
             "collapse/infinite": float(self.report.infinite.sum()),
             "collapse/nan": float(self.report.nan.sum()),
         }
@@ -163,6 +175,7 @@ class CollapseMonitor:
         self._pending_means = 0
         self._window_steps = 0
         self._collapsed: NDArray[np.bool_] | None = None
+        self._critical: NDArray[np.float64] | None = None
 
     @contextmanager
     def watch(self, module: nn.Module, extract: Extract | None = None) -> Iterator[CollapseMonitor]:
@@ -265,14 +278,21 @@ class CollapseMonitor:
         collapsed, decided = report.verdict(self.epsilon, self.delta)
         before = np.zeros(report.latent_dim, bool) if self._collapsed is None else self._collapsed
         changed = decided & (collapsed != before) & (self._collapsed is not None)
+        critical = np.maximum(report.critical_epsilon(self.delta).estimate, NO_GAP_BELOW)
+        critical_before = np.full(report.latent_dim, np.nan) if self._critical is None else self._critical
+        with np.errstate(invalid="ignore"):  # infinite now and before
+            drift = critical / critical_before
         self.last = CollapseCheck(
             step=self.step,
             report=report,
             collapsed=collapsed,
             died=tuple(np.flatnonzero(changed & collapsed).tolist()),
             revived=tuple(np.flatnonzero(changed & ~collapsed).tolist()),
+            drift=drift,
         )
-        self._collapsed = np.where(decided, collapsed, before)  # an open verdict is no news of a latent
+        # an open verdict is no news of a latent
+        self._collapsed = np.where(decided, collapsed, before)
+        self._critical = np.where(np.isnan(critical), critical_before, critical)
         if self._log is not None:
             self._log(self.last)
         return self.last
@@ -282,13 +302,15 @@ class CollapseMonitor:
         return {
             "step": self.step,
             "collapsed": None if self._collapsed is None else self._collapsed.tolist(),
+            "critical_epsilon": None if self._critical is None else self._critical.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave, with a new window."""
-        collapsed = state["collapsed"]
+        collapsed, critical = state["collapsed"], state["critical_epsilon"]
         self.step = state["step"]
         self._collapsed = None if collapsed is None else np.array(collapsed, bool)
+        self._critical = None if critical is None else np.array(critical, np.float64)
         self._statistics, self._pending, self._pending_means, self._window_steps = None, [], 0, 0
 
     def _count_pending(self, statistics: CollapseStatistics) -> None:

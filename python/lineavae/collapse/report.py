@@ -36,7 +36,7 @@ _TINY = np.nextafter(0.0, 1.0)
 
 _EPSILON = _DELTA = 0.01  # the paper's
 
-_NOTHING = 0.001  # nats, below which no gap of critical ε tells anything
+NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
 
 
 class Verdict(NamedTuple):
@@ -87,7 +87,7 @@ class CriticalGap(NamedTuple):
     @property
     def ratio(self) -> float:
         """How many times its beginning the gap's end is, where less than 0.001 nats count as 0.001."""
-        return max(self.upper, _NOTHING) / max(self.lower, _NOTHING)
+        return max(self.upper, NO_GAP_BELOW) / max(self.lower, NO_GAP_BELOW)
 
     @property
     def is_clear(self) -> bool:

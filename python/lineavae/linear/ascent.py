@@ -7,6 +7,7 @@ checkpoint ends where the uninterrupted run ends.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from abc import ABC, abstractmethod
@@ -125,7 +126,7 @@ def ascend(
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not (progress and console.is_terminal),
+        disable=not (progress and (console.is_terminal or _is_notebook_with_widgets(console))),
     ) as bar:
         task = bar.add_task("", total=settings.steps, completed=run.step, elbo=math.nan)
 
@@ -150,6 +151,11 @@ def ascend(
         else:
             train(Event())
     return np.array(run.records).T
+
+
+def _is_notebook_with_widgets(console: Console) -> bool:
+    # without them rich warns, and shows nothing
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def noise(settings: Settings, step: int, device: torch.device) -> torch.Generator:

@@ -316,7 +316,7 @@ class BernoulliLinearVAE(LinearModule):
         resume
             Go on from the checkpoint where there is one, whatever the parameters of the module are now.
         progress
-            Show a progress bar on stderr, where that is a terminal.
+            Show a progress bar on stderr, where that is a terminal, or in a notebook that has ipywidgets.
 
         Returns
         -------
