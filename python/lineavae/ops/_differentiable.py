@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from lineavae.ops._arguments import without_autocast
-from lineavae.ops._registration import keep_signature
 
 _library = torch.library.Library("lineavae", "IMPL")
 
@@ -71,7 +71,7 @@ def differentiable(
         return function
 
     def check_constants(differ: Sequence[bool]) -> None:
-        if any(differ[: inputs.start]) or any(differ[inputs.stop :]):
+        if True in differ[: inputs.start] or True in differ[inputs.stop :]:
             raise ValueError(f"{op}: statistics of the data, weights and seeds carry no gradient")
 
     def check_one_forward_mode() -> None:
@@ -93,7 +93,6 @@ def differentiable(
         generate_vmap_rule = True
 
         @staticmethod
-        @keep_signature
         def forward(needs_first: bool, *arguments: Any) -> Any:
             return backward(needs_first, *arguments)
 
@@ -129,7 +128,6 @@ def differentiable(
         generate_vmap_rule = True
 
         @staticmethod
-        @keep_signature
         def forward(*arguments: Any) -> Any:
             return forward(*arguments)
 
@@ -156,7 +154,7 @@ def differentiable(
                 )
             saved = ctx.saved_tensors
             tensors, kept = saved[:num_tensors], saved[num_tensors:]
-            gradients = _apply(Backward, ctx.needs_input_grad[0], *grads, *tensors, *ctx.plain, *kept)
+            gradients = apply(Backward, ctx.needs_input_grad[0], *grads, *tensors, *ctx.plain, *kept)
             return *(None,) * num_before, *gradients, *(None,) * num_after
 
         @staticmethod
@@ -171,10 +169,16 @@ def differentiable(
     return Forward
 
 
-def _apply(function: type[Function], *arguments: Any) -> Any:
-    """Apply a Function of gradients; for speed only its forward where nothing differentiates it."""
-    differentiates = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return function.apply(*arguments) if differentiates else function.forward(*arguments)
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """Apply the Function of an operator, without what transforms need where there is none.
+
+    Of a small batch that takes as long as the kernel.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    if _differentiates(arguments):
+        return super(Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
+    return function.forward(*arguments)
 
 
 def _pull_back(

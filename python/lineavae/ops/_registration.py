@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 _AUTOCAST_DEVICES = ("cpu", "cuda")
-
-
-def keep_signature(forward: _F) -> _F:
-    """Keep the signature of a Function's forward, which torch otherwise works out again at every call."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
 
 
 def register_rules(op: str, shared: tuple[int, ...] = ()) -> None:

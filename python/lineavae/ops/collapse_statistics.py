@@ -14,7 +14,7 @@ from torch.autograd import Function
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
 from lineavae.ops._arguments import check_tensors, has_native, widen
-from lineavae.ops._registration import keep_signature
+from lineavae.ops._differentiable import apply
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
 
 _ext.load()
@@ -105,7 +105,7 @@ def collapse_statistics(
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]
     core = (math.prod(models), *mean.shape[-2:])
-    outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
+    outputs = apply(_CollapseStatistics, mean.reshape(core), logvar.reshape(core), thresholds, histogram)
     return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
 
 
@@ -155,7 +155,6 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
 @torch.compiler.allow_in_graph
 class _CollapseStatistics(Function):
     @staticmethod
-    @keep_signature
     def forward(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> Any:
         return torch.ops.lineavae.collapse_statistics(mean, logvar, thresholds, histogram)
 

@@ -22,8 +22,8 @@ from lineavae.ops._arguments import (
     sum_over_shared,
     widen,
 )
-from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
-from lineavae.ops._registration import keep_signature, register_rules
+from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._registration import register_rules
 
 _ext.load()
 _backward_op = raw("gaussian_log_likelihood_backward")
@@ -95,7 +95,7 @@ def gaussian_log_likelihood(
     if models or log_sigma2.numel() != given_noise.numel():
         # gradients of what models or pixels share are sums, which half precision would round term by term
         x, x_hat, log_sigma2 = widen(x), widen(x_hat), widen(log_sigma2)
-    value: Tensor = _GaussianLogLikelihood.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
+    value: Tensor = apply(_GaussianLogLikelihood, *_flatten(models, x, x_hat, log_sigma2))[0]
     return value.reshape((*models, x.shape[-2]))
 
 
@@ -167,7 +167,7 @@ def gaussian_log_likelihood_mean(
     x, x_hat, log_sigma2, models = _flatten_event(op, x, x_hat, log_sigma2, event_dim)
     if not has_native(op, x.device):
         return reference.gaussian_log_likelihood_mean(x, x_hat, log_sigma2)
-    mean: Tensor = _GaussianLogLikelihoodMean.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
+    mean: Tensor = apply(_GaussianLogLikelihoodMean, *_flatten(models, x, x_hat, log_sigma2))[0]
     return mean.reshape(models)
 
 
@@ -224,7 +224,6 @@ class _GaussianLogLikelihoodMean(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @keep_signature
     def forward(x: Tensor, x_hat: Tensor, log_sigma2: Tensor) -> Any:
         return _mean_op(x, x_hat, log_sigma2)
 
