@@ -19,7 +19,7 @@ from lineavae.reference.gaussian_kl import weighted
 _T = TypeVar("_T")
 
 _HALF = (torch.bfloat16, torch.float16)
-_FLOATING = (torch.float64, torch.float32, *_HALF)
+_FLOATING = (torch.float32, torch.float64, *_HALF)
 
 
 def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor]:

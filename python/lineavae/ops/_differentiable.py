@@ -21,12 +21,27 @@ _library = torch.library.Library("lineavae", "IMPL")
 def raw(op: str) -> Callable[..., Any]:
     """Give ``torch.ops.lineavae.<op>`` as Functions call it: below autograd, which they are."""
     overload = getattr(torch.ops.lineavae, op).default
+    below_autograd = torch._C._AutoDispatchBelowAutograd
 
     def call(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return overload(*arguments)
 
     return call
+
+
+class Operator(Function):
+    """A Function that costs little to apply; its forward takes positional arguments and has no defaults."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        """Apply it; only its forward where nothing differentiates it."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        if not _differentiates(arguments):
+            return cls.forward(*arguments)
+        # what Function.apply does, but for binding the arguments to forward's signature: as slow as a kernel
+        return super(Function, cls).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
 
 
 def differentiable(
@@ -62,6 +77,7 @@ def differentiable(
     """
     num_tensors = num_arguments - num_plain
     num_before, num_after = inputs.start, num_arguments - inputs.stop
+    constants = (*range(num_before), *range(inputs.stop, num_arguments))
 
     def of_inputs(arguments: Sequence[Any]) -> Callable[..., tuple[Tensor, ...]]:
         def function(*values: Tensor) -> tuple[Tensor, ...]:
@@ -71,8 +87,9 @@ def differentiable(
         return function
 
     def check_constants(differ: Sequence[bool]) -> None:
-        if True in differ[: inputs.start] or True in differ[inputs.stop :]:
-            raise ValueError(f"{op}: statistics of the data, weights and seeds carry no gradient")
+        for constant in constants:
+            if differ[constant]:
+                raise ValueError(f"{op}: statistics of the data, weights and seeds carry no gradient")
 
     def check_one_forward_mode() -> None:
         # torch calls a jvp with forward mode off: tangents of an outer one would be lost in it
@@ -89,7 +106,7 @@ def differentiable(
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
-    class Backward(Function):
+    class Backward(Operator):
         generate_vmap_rule = True
 
         @staticmethod
@@ -124,7 +141,7 @@ def differentiable(
             return first if ctx.has_first else None, *others
 
     @torch.compiler.allow_in_graph
-    class Forward(Function):
+    class Forward(Operator):
         generate_vmap_rule = True
 
         @staticmethod
@@ -133,28 +150,28 @@ def differentiable(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            values = (output,) if isinstance(output, Tensor) else output
-            values, kept = values[:num_values], values[num_values:]
+            kept = () if isinstance(output, Tensor) else output[num_values:]
             save(ctx, (*inputs[:num_tensors], *kept), inputs[num_tensors:])
-            ctx.mark_non_differentiable(*kept)
+            if kept:
+                ctx.mark_non_differentiable(*kept)
             if num_values > 1:
-                ctx.shapes = [value.shape for value in values]
+                ctx.shapes = [value.shape for value in output[:num_values]]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            check_constants(ctx.needs_input_grad)
+            needed, saved = ctx.needs_input_grad, ctx.saved_tensors
+            check_constants(needed)
             grads = grads[:num_values]
-            given = next((grad for grad in grads if grad is not None), None)
-            if given is None:
+            given = [grad for grad in grads if grad is not None]
+            if not given:
                 return (None,) * num_arguments
-            if num_values > 1:
+            if len(given) < num_values:
                 grads = tuple(
-                    given.new_zeros(shape) if grad is None else grad
+                    given[0].new_zeros(shape) if grad is None else grad
                     for grad, shape in zip(grads, ctx.shapes, strict=True)
                 )
-            saved = ctx.saved_tensors
             tensors, kept = saved[:num_tensors], saved[num_tensors:]
-            gradients = apply(Backward, ctx.needs_input_grad[0], *grads, *tensors, *ctx.plain, *kept)
+            gradients = Backward.apply(needed[0], *grads, *tensors, *ctx.plain, *kept)
             return *(None,) * num_before, *gradients, *(None,) * num_after
 
         @staticmethod
@@ -167,18 +184,6 @@ def differentiable(
             return of_values[0] if num_values + num_kept == 1 else (*of_values, *(None,) * num_kept)
 
     return Forward
-
-
-def apply(function: type[Function], *arguments: Any) -> Any:
-    """Apply the Function of an operator, without what transforms need where there is none.
-
-    Of a small batch that takes as long as the kernel.
-    """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*arguments)
-    if _differentiates(arguments):
-        return super(Function, function).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
-    return function.forward(*arguments)
 
 
 def _pull_back(
@@ -258,5 +263,8 @@ def refuse_autograd(op: str) -> None:
 def _differentiates(arguments: Sequence[Any]) -> bool:
     if forward_ad._current_level >= 0:
         return True
-    tensors = (argument for argument in arguments if isinstance(argument, Tensor))
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return True
+    return False

@@ -23,7 +23,7 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -77,8 +77,7 @@ def statistics_elbo(
         return without_autocast(
             formula, sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features
         )
-    elbo: Tensor = apply(
-        function,
+    elbo: Tensor = function.apply(
         flatten_shared(sample_mean, models, 1),
         flatten_shared(covariance, models, covariance_rank),
         flatten_models(weight, models, 2),

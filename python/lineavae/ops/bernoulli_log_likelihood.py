@@ -19,7 +19,7 @@ from lineavae.ops._arguments import (
     sum_over_shared,
     widen,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -89,8 +89,8 @@ def bernoulli_log_likelihood(
     if logits.shape[:-2] != models or not (x_is_shared or math.prod(x.shape[:-2]) == math.prod(models)):
         # one that is repeated has a gradient that is summed: not in half precision
         x, logits = widen(x), widen(logits)
-    value: Tensor = apply(
-        _BernoulliLogLikelihood, flatten_shared(x, models, 2), flatten_models(logits, models, 2)
+    value: Tensor = _BernoulliLogLikelihood.apply(
+        flatten_shared(x, models, 2), flatten_models(logits, models, 2)
     )
     return value.reshape((*models, x.shape[-2]))
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
 from lineavae.ops._arguments import check_tensors, has_native, widen
-from lineavae.ops._differentiable import apply
+from lineavae.ops._differentiable import Operator
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
 
 _ext.load()
@@ -105,7 +104,7 @@ def collapse_statistics(
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]
     core = (math.prod(models), *mean.shape[-2:])
-    outputs = apply(_CollapseStatistics, mean.reshape(core), logvar.reshape(core), thresholds, histogram)
+    outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
     return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
 
 
@@ -153,7 +152,7 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
 
 
 @torch.compiler.allow_in_graph
-class _CollapseStatistics(Function):
+class _CollapseStatistics(Operator):
     @staticmethod
     def forward(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> Any:
         return torch.ops.lineavae.collapse_statistics(mean, logvar, thresholds, histogram)

@@ -18,7 +18,7 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -98,8 +98,7 @@ def expected_bernoulli_log_likelihood(
     models = broadcast_models(op, shapes)
     if not has_native(op, x.device):
         return without_autocast(reference.expected_bernoulli_log_likelihood, x, mean, logvar, weight, bias)
-    value: Tensor = apply(
-        _ExpectedBernoulli,
+    value: Tensor = _ExpectedBernoulli.apply(
         flatten_shared(x, models, 2),
         flatten_models(mean, models, 2),
         flatten_models(logvar, models, 2),

@@ -24,7 +24,7 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw
+from lineavae.ops._differentiable import differentiable, raw
 
 _ext.load()
 _forward_op = raw("gaussian_log_likelihood")
@@ -117,8 +117,7 @@ def expected_gaussian_log_likelihood(
     if not has_native("gaussian_log_likelihood", x.device):
         formula = reference.expected_gaussian_log_likelihood
         return without_autocast(formula, x, mean, logvar, weight, bias, log_sigma2)
-    value: Tensor = apply(
-        _ExpectedGaussianLogLikelihood,
+    value: Tensor = _ExpectedGaussianLogLikelihood.apply(
         flatten_shared(x, models, 2),
         flatten_models(mean, models, 2),
         flatten_models(logvar, models, 2),

@@ -21,7 +21,7 @@ from lineavae.ops._arguments import (
     scale,
     widen,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -89,8 +89,9 @@ def gaussian_kl(
     kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean)
     if not has_native("gaussian_kl", mean.device):
         return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
-    rows = apply(_GaussianKL, _as_rows(mean), _as_rows(logvar), per_latent(kl_weight))
-    return _of_rows(scale(rows, kl_weight), mean, mean.shape[:-1])
+    rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar), per_latent(kl_weight))
+    kl = scale(rows, kl_weight)
+    return kl if mean.ndim == 2 else kl.reshape(mean.shape[:-1])
 
 
 def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: bool = False) -> Tensor:
@@ -136,8 +137,8 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     mean, logvar = check_posterior("gaussian_kl_per_dimension", mean, logvar, check_finite)
     if not has_native("gaussian_kl_per_dimension", mean.device):
         return _widened(reference.gaussian_kl_per_dimension)(mean, logvar)
-    rows = apply(_GaussianKLPerDimension, _as_rows(mean), _as_rows(logvar))
-    return _of_rows(rows, mean, mean.shape)
+    rows: Tensor = _GaussianKLPerDimension.apply(_as_rows(mean), _as_rows(logvar))
+    return rows if mean.ndim == 2 else rows.reshape(mean.shape)
 
 
 def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
@@ -152,17 +153,10 @@ def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -
     return checked
 
 
-# A reshape to the same shape is a node of the graph: it takes as long as a small kernel.
-
-
 def _as_rows(tensor: Tensor) -> Tensor:
     if tensor.ndim == 2:
-        return tensor
+        return tensor  # a view, even of the same shape, costs a node of the graph
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-
-
-def _of_rows(values: Tensor, mean: Tensor, shape: torch.Size) -> Tensor:
-    return values if mean.ndim == 2 else values.reshape(shape)
 
 
 def _widened(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:

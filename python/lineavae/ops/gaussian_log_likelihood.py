@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lineavae import _ext, reference
 from lineavae.ops._arguments import (
@@ -22,7 +21,7 @@ from lineavae.ops._arguments import (
     sum_over_shared,
     widen,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import Operator, differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -95,7 +94,7 @@ def gaussian_log_likelihood(
     if models or log_sigma2.numel() != given_noise.numel():
         # gradients of what models or pixels share are sums, which half precision would round term by term
         x, x_hat, log_sigma2 = widen(x), widen(x_hat), widen(log_sigma2)
-    value: Tensor = apply(_GaussianLogLikelihood, *_flatten(models, x, x_hat, log_sigma2))[0]
+    value: Tensor = _GaussianLogLikelihood.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
     return value.reshape((*models, x.shape[-2]))
 
 
@@ -167,7 +166,7 @@ def gaussian_log_likelihood_mean(
     x, x_hat, log_sigma2, models = _flatten_event(op, x, x_hat, log_sigma2, event_dim)
     if not has_native(op, x.device):
         return reference.gaussian_log_likelihood_mean(x, x_hat, log_sigma2)
-    mean: Tensor = apply(_GaussianLogLikelihoodMean, *_flatten(models, x, x_hat, log_sigma2))[0]
+    mean: Tensor = _GaussianLogLikelihoodMean.apply(*_flatten(models, x, x_hat, log_sigma2))[0]
     return mean.reshape(models)
 
 
@@ -218,7 +217,7 @@ _GaussianLogLikelihood = differentiable(
 
 
 @torch.compiler.allow_in_graph
-class _GaussianLogLikelihoodMean(Function):
+class _GaussianLogLikelihoodMean(Operator):
     """Its gradients are outputs too: differentiating them comes back to this backward, which raises."""
 
     generate_vmap_rule = True

@@ -18,7 +18,7 @@ from lineavae.ops._arguments import (
     widen,
     without_autocast,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_rules
 
 _ext.load()
@@ -124,8 +124,7 @@ def linear_vae_elbo(
     )
     if not has_native(op, x.device):
         return without_autocast(reference.linear_vae_elbo, x, weight, encoder, mu, log_d, log_sigma2, beta)
-    elbo: Tensor = apply(
-        _LinearVAEELBO,
+    elbo: Tensor = _LinearVAEELBO.apply(
         flatten_shared(x, models, 2),
         flatten_models(weight, models, 2),
         flatten_models(encoder, models, 2),

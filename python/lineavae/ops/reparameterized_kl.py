@@ -18,7 +18,7 @@ from lineavae.ops._arguments import (
     scale,
     widen,
 )
-from lineavae.ops._differentiable import apply, differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_autocast
 from lineavae.ops.gaussian_kl import check_posterior
 
@@ -116,7 +116,7 @@ def reparameterized_kl(
     if not has_native(_OP, mean.device):
         z, kl = reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
     else:
-        z, kl = apply(_ReparameterizedKL, mean, logvar, seed, per_latent(kl_weight), num_samples)
+        z, kl = _ReparameterizedKL.apply(mean, logvar, seed, per_latent(kl_weight), num_samples)
         kl = scale(kl, kl_weight)
     return z if event_dim == 1 else z.unflatten(-1, event), kl
 
