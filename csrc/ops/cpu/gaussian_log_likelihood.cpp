@@ -165,6 +165,37 @@ struct FeatureGradients {
   accumulate_t<T> grad_of(int64_t row) const { return grad ? grad[row] : data.loss_grad(); }
 };
 
+// Adds g r²/σ² of kRows rows of one model, so many at once because that reads and writes the sums less often, and
+// writes their gradients of x̂.
+template <int kRows, class T>
+LINEAVAE_INLINE void add_rows(const FeatureGradients<T>& a, int64_t row, const accumulate_t<T>* inverse_scales,
+                              accumulate_t<T>* squares) {
+  using A = accumulate_t<T>;
+  const T *x[kRows], *x_hat[kRows];
+  T* grad_x_hat[kRows];
+  A grad[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = a.data.x_row(row + r);
+    x_hat[r] = a.data.x_hat_row(row + r);
+    grad_x_hat[r] = a.gradients.x_hat + (row + r) * a.data.features;
+    grad[r] = a.grad_of(row + r);
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < a.data.features; ++i) {
+    const A inverse = inverse_scales[i];
+    A sum = squares[i];
+    for (int r = 0; r < kRows; ++r) {
+      const A scaled = inverse * (load(x[r][i]) - load(x_hat[r][i])), weighted = grad[r] * scaled;
+      store(weighted * inverse, grad_x_hat[r][i]);
+      sum += weighted * scaled;
+    }
+    squares[i] = sum;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (!is_usual_grad(grad[r])) wide_gradients<Noise::kFeature>(a.data, grad[r], a.gradients, row + r);
+  }
+}
+
 // For kFeature: gradients of x̂, and the sums of [begin, end) of all models' parts.
 template <class T>
 LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) {
@@ -172,27 +203,17 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
   const GaussianData<T>& data = a.data;
   InverseScale<Noise::kFeature, T> inverse_scale(data);
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t model = part / a.gradients.parts, first = part % a.gradients.parts * kRowsOfPart;
-    const int64_t last = std::min(first + kRowsOfPart, data.samples);
+    const int64_t model = part / a.gradients.parts, begin_of_model = model * data.samples;
+    const int64_t first = begin_of_model + part % a.gradients.parts * kRowsOfPart;
+    const int64_t last = std::min(first + kRowsOfPart, begin_of_model + data.samples);
     A* squares = a.gradients.squares + part * data.features;
     std::fill(squares, squares + data.features, A(0));
+    inverse_scale.to_row(first);
     A grad_sum = 0;
-    for (int64_t row = model * data.samples + first; row < model * data.samples + last; ++row) {
-      inverse_scale.to_row(row);
-      const T *x = data.x_row(row), *x_hat = data.x_hat_row(row);
-      const A* of_features = inverse_scale.of_features();
-      const A grad = a.grad_of(row);
-      T* grad_x_hat = a.gradients.x_hat + row * data.features;
-      grad_sum += grad;
-#pragma omp simd
-      for (int64_t i = 0; i < data.features; ++i) {
-        const A inverse = of_features[i], scaled = inverse * (load(x[i]) - load(x_hat[i]));
-        const A weighted = grad * scaled;
-        store(weighted * inverse, grad_x_hat[i]);
-        squares[i] += weighted * scaled;
-      }
-      if (!is_usual_grad(grad)) wide_gradients<Noise::kFeature>(data, grad, a.gradients, row);
-    }
+    for (int64_t row = first; row < last; ++row) grad_sum += a.grad_of(row);
+    int64_t row = first;
+    for (; row + 1 < last; row += 2) add_rows<2>(a, row, inverse_scale.of_features(), squares);
+    if (row < last) add_rows<1>(a, row, inverse_scale.of_features(), squares);
     a.gradients.grad_sums[part] = grad_sum;
   }
 }
