@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineavae import _ext
-from lineavae.ops import _arguments
+from lineavae.ops import (
+    _arguments,
+    gaussian_kl,
+    gaussian_kl_per_dimension,
+    linear_vae_elbo_from_moments,
+    reparameterized_kl,
+)
 from op_specs import SPECS, STATISTICS, OpSpec, Sample
 
 HALF = (torch.bfloat16, torch.float16)
@@ -698,6 +704,52 @@ def test_check_finite_names_argument_and_index(spec, case, value, device):
         broken[index] = value
         expected = f"{name} must be finite, got {value} at index {index}"
         assert_refuses(spec, sample, FloatingPointError, expected, check_finite=True, **{name: broken})
+
+
+HUGE = 10**15  # elements: beyond any address space
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        pytest.param(
+            lambda zero: gaussian_kl_per_dimension(zero.expand(HUGE, 1), zero.expand(HUGE, 1)),
+            f"you tried to allocate {4 * HUGE} bytes",
+            id="contiguous input",
+        ),
+        pytest.param(
+            lambda zero: gaussian_kl(zero[:, :0].expand(HUGE, 0), zero[:, :0].expand(HUGE, 0)),
+            f"you tried to allocate {4 * HUGE} bytes",
+            id="output",
+        ),
+        pytest.param(
+            lambda zero: linear_vae_elbo_from_moments(  # K = 10⁷ latents, so that WᵀW is too large
+                sample_mean=zero[0],
+                covariance=zero,
+                weight=zero.expand(1, 10**7),
+                encoder=zero.expand(10**7, 1),
+                mu=zero[0],
+                log_d=zero[0].expand(10**7),
+                log_sigma2=zero[0, 0],
+            ),
+            f"you tried to allocate {4 * 10**14} bytes",
+            id="matrix product",
+        ),
+        pytest.param(
+            lambda zero: reparameterized_kl(zero, zero, num_samples=2**62),
+            f"Storage size calculation overflowed with sizes=[{2**62}, 1, 1]",
+            id="size",
+        ),
+    ],
+)
+def test_what_fails_in_torch_fails_in_its_words(call, words, capfd):
+    with pytest.raises(RuntimeError) as error:
+        call(torch.zeros(1, 1))
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13):
+        assert words in str(error.value)
+    else:  # torch does not hand them out
+        assert "for the reason that it wrote to stderr" in str(error.value)
+        assert words in capfd.readouterr().err
 
 
 # --- where no kernel serves a device ---

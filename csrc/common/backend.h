@@ -1,11 +1,10 @@
 // From a tensor's device to the tag that kernels take: the current stream of a CUDA tensor, nothing for the CPU.
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include "build_config.h"
 #include "common/device.h"
 #include "common/tensor.h"
+#include "common/torch.h"
 
 // torch with CUDA has this function, torch for the CPU alone has not: weak, so that one binary loads into both.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -30,8 +29,7 @@ class Backend<Cuda> {
  public:
   explicit Backend(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "lineavae: this torch was built without CUDA");
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &device_.stream) == 0,
-                    "lineavae: torch did not give its current CUDA stream");
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &device_.stream));
   }
   Cuda device() const { return device_; }
 

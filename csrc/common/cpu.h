@@ -1,12 +1,11 @@
 // What every CPU kernel needs: one clone of it per instruction set, and torch's threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "common/device.h"
+#include "common/torch.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>

@@ -1,11 +1,6 @@
 // Tensors at the edge of an operator: shape checks, allocation, and products through torch.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -16,6 +11,7 @@
 
 #include "common/half.h"
 #include "common/kl_weight.h"
+#include "common/torch.h"
 
 namespace lineavae {
 
@@ -96,7 +92,7 @@ inline Tensor transposed(const Tensor& matrices) { return torch::stable::transpo
 inline Tensor product(const Tensor& left, const Tensor& right) {
   if (left.size(0) != right.size(0)) return torch::stable::contiguous(torch::stable::matmul(left, right));
   std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};
-  STD_TORCH_CHECK(torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_TARGET_VERSION) == 0, "bmm failed");
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "", stack.data(), TORCH_TARGET_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
