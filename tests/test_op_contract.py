@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -41,6 +42,8 @@ def each_spec(specs: Iterable[OpSpec] = SPECS) -> pytest.MarkDecorator:
 ELBO_SPECS = [spec for spec in SPECS if "elbo" in spec.name]
 TWICE_DIFFERENTIABLE_SPECS = [spec for spec in SPECS if spec.second_derivatives]
 STATISTICS_SPECS = [spec for spec in SPECS if "_from_" in spec.name]
+WEIGHTS = {"kl_weight", "beta", "free_bits"}
+WEIGHTED_SPECS = [spec for spec in SPECS if WEIGHTS & inspect.signature(spec.op).parameters.keys()]
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float, rounding: float = 0.0) -> None:
@@ -750,6 +753,23 @@ def test_what_fails_in_torch_fails_in_its_words(call, words, capfd):
     else:  # torch does not hand them out
         assert "for the reason that it wrote to stderr" in str(error.value)
         assert words in capfd.readouterr().err
+
+
+@each_case("plain", "models", "event", specs=WEIGHTED_SPECS)
+def test_check_finite_names_a_weight_and_index(spec, case, device):
+    sample = spec.sample(case, torch.float32, device)
+    (name,) = WEIGHTS & inspect.signature(spec.op).parameters.keys()
+    weight = torch.as_tensor(sample.options.get(name, 1.0), device=device)
+    index = tuple(size - 1 for size in weight.shape)
+    for value, error, rule in (
+        (math.nan, FloatingPointError, "finite"),
+        (math.inf, FloatingPointError, "finite"),
+        (-0.5, ValueError, ">= 0"),
+    ):
+        broken = weight.clone()
+        broken[index] = value
+        expected = f"{name} must be {rule}, got {value} at index {index}"
+        assert_refuses(spec, sample, error, expected, check_finite=True, **{name: broken})
 
 
 # --- where no kernel serves a device ---

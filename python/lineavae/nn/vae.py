@@ -170,7 +170,7 @@ class GaussianVAE(nn.Module):
             Data, (N, *event), floating.
         beta
             Weight of the KL, in place of the model's: a number, or a tensor () for a weight that changes from
-            step to step of a compiled model.
+            step to step of a compiled model; the value of a tensor is not checked.
         free_bits
             KL in nats that each latent has for free: its mean over the batch, that of this process, counts as
             at least this much (Kingma et al. 2016). Of a spatial posterior that is each channel at each

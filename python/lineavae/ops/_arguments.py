@@ -63,7 +63,7 @@ def widen(tensor: Tensor) -> Tensor:
 def _check_finite(op: str, name: str, tensor: Tensor) -> None:
     finite = tensor.isfinite()
     if not finite.all():
-        index = tuple((~finite).nonzero()[0].tolist())
+        index = _first(~finite)
         raise FloatingPointError(f"{op}: {name} must be finite, got {tensor[index].item()} at index {index}")
 
 
@@ -71,8 +71,12 @@ def check_probabilities(op: str, x: Tensor) -> None:
     """Check that every entry of ``x`` is in [0, 1]; this looks at the values and waits for the device."""
     outside = (x < 0) | (x > 1)
     if outside.any():
-        index = tuple(outside.nonzero()[0].tolist())
+        index = _first(outside)
         raise ValueError(f"{op}: x must be in [0, 1], got {x[index].item()} at index {index}")
+
+
+def _first(where: Tensor) -> tuple[int, ...]:
+    return tuple(where.nonzero()[0].tolist())
 
 
 def check_shape(op: str, name: str, tensor: Tensor, core: dict[str, int]) -> None:
@@ -105,18 +109,6 @@ def check_event_dim(op: str, name: str, tensor: Tensor, event_dim: int | None) -
             f"and {name} {tuple(tensor.shape)}"
         )
     return event_dim
-
-
-def flatten_weight(op: str, name: str, weight: Tensor | float, event: Sequence[int]) -> Tensor | float:
-    """Make one weight per latent, (K,), of those that broadcast to an event of several dimensions."""
-    if not isinstance(weight, Tensor) or weight.ndim == 0:
-        return weight
-    if not _broadcasts(weight.shape, event):
-        raise ValueError(
-            f"{op}: {name} must be a number or broadcast to the event {tuple(event)}, "
-            f"got {tuple(weight.shape)}"
-        )
-    return weight.expand(*event).flatten()
 
 
 def flatten_data(
@@ -191,24 +183,34 @@ def flatten_noise_event(op: str, log_sigma2: Tensor, event: Sequence[int]) -> Te
     return log_sigma2.reshape(*before, 1) if one else log_sigma2.expand(*before, *event).flatten(-len(event))
 
 
-def check_beta(op: str, beta: Tensor | float, like: Tensor) -> Tensor:
+def check_beta(op: str, beta: Tensor | float, like: Tensor, check_finite: bool) -> Tensor:
     """``beta`` as a tensor of ``like``'s dtype and device: a number >= 0, or a tensor without gradient."""
-    weight = _check_weight(op, "beta", beta, like.device, like.dtype)
+    weight = _check_weight(op, "beta", beta, like.device, like.dtype, check_finite)
     return weight if isinstance(weight, Tensor) else like.new_full((), weight)
 
 
 def _check_weight(
-    op: str, name: str, weight: Tensor | float, device: torch.device, dtype: torch.dtype
+    op: str,
+    name: str,
+    weight: Tensor | float,
+    device: torch.device,
+    dtype: torch.dtype,
+    check_finite: bool,
 ) -> Tensor | float:
     """Check a number >= 0, or a tensor without gradient, and give it this device and dtype.
 
-    The values of a tensor are not looked at: that would wait for the device.
+    The values of a tensor are looked at where ``check_finite``: that waits for the device.
     """
     if isinstance(weight, Tensor):
         if weight.requires_grad:
             raise ValueError(f"{op}: {name} must not require grad: it is a weight, not a parameter")
         if weight.device != device and weight.ndim > 0:
             raise ValueError(f"{op}: {name} must be on device {device}, got {weight.device}")
+        if check_finite:
+            _check_finite(op, name, weight)
+            if (weight < 0).any():
+                index = _first(weight < 0)
+                raise ValueError(f"{op}: {name} must be >= 0, got {weight[index].item()} at index {index}")
         return weight.to(device, dtype)
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(weight).__name__}")
@@ -217,11 +219,26 @@ def _check_weight(
     return float(weight)
 
 
-def check_latent_weight(op: str, name: str, weight: Tensor | float, mean: Tensor) -> Tensor | float:
-    """Check a weight of the latents: a number, or a tensor () or (K,), then of the dtype of results."""
+def check_latent_weight(
+    op: str, name: str, weight: Tensor | float, mean: Tensor, event_dim: int, check_finite: bool
+) -> Tensor | float:
+    """Check a weight of the latents: a number, or a tensor () or (K,), then of the dtype of results.
+
+    One that broadcasts to an event of several dimensions becomes (K,), one weight for each of its entries.
+    """
     dtype = torch.float32 if mean.dtype in _HALF else mean.dtype
-    weight = _check_weight(op, name, weight, mean.device, dtype)
-    if isinstance(weight, Tensor) and weight.ndim and tuple(weight.shape) != tuple(mean.shape[-1:]):
+    weight = _check_weight(op, name, weight, mean.device, dtype, check_finite)
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
+        return weight
+    if event_dim > 1:
+        event = mean.shape[-event_dim:]
+        if not _broadcasts(weight.shape, event):
+            raise ValueError(
+                f"{op}: {name} must be a number or broadcast to the event {tuple(event)}, "
+                f"got {tuple(weight.shape)}"
+            )
+        return weight.expand(*event).flatten()
+    if tuple(weight.shape) != tuple(mean.shape[-1:]):
         raise ValueError(
             f"{op}: {name} must be a number or have shape () or (K,) with K={mean.shape[-1]}, "
             f"got {tuple(weight.shape)}"

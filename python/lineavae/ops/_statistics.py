@@ -58,7 +58,7 @@ def statistics_elbo(
     features = sample_mean.shape[-1]
     covariance_rank = _check_covariance(op, covariance_name, covariance, sample_mean)
     check_parameters(op, features, weight, encoder, mu, log_d)
-    beta = check_beta(op, beta, like=weight)
+    beta = check_beta(op, beta, weight, check_finite)
     num_features = check_num_features(op, num_features, features)
     models = broadcast_models(
         op,

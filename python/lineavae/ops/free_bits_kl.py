@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lineavae.ops._arguments import check_event_dim, check_latent_weight, flatten_weight
+from lineavae.ops._arguments import check_event_dim, check_latent_weight
 from lineavae.ops.gaussian_kl import check_posterior, gaussian_kl_per_dimension
 
 _OP = "free_bits_kl"
@@ -31,7 +31,8 @@ def free_bits_kl(
         bfloat16 or float16; N is the batch.
     free_bits
         What a latent has for free, λ, in nats: a number, or a tensor () or (K,); with ``event_dim`` one that
-        broadcasts to the event, each entry of which is a latent. Not differentiable.
+        broadcasts to the event, each entry of which is a latent. Not differentiable; the values of a tensor
+        are looked at with ``check_finite`` only.
     event_dim
         How many trailing dimensions one sample has, as in `torch.distributions.Independent`: 3 for
         (N, C, H, W). It must be given where mean has more than two dimensions.
@@ -51,7 +52,8 @@ def free_bits_kl(
         An argument is no tensor, or of another dtype.
     ValueError
         The shapes or devices differ; event_dim is missing or does not fit; the batch is empty; free_bits is a
-        number that is negative or not finite, or a tensor of another shape or one that requires grad.
+        number that is negative or not finite, or a tensor of another shape or one that requires grad; with
+        ``check_finite``: it has a negative entry.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -75,9 +77,8 @@ def free_bits_kl(
         raise ValueError(
             f"{_OP}: mean must have shape (*models, N, {event}) with N at least 1, got {tuple(mean.shape)}"
         )
+    minimum = check_latent_weight(_OP, "free_bits", free_bits, mean, event_dim, check_finite)
     if event_dim > 1:
-        free_bits = flatten_weight(_OP, "free_bits", free_bits, mean.shape[-event_dim:])
         mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
-    minimum = check_latent_weight(_OP, "free_bits", free_bits, mean)
     kl = (gaussian_kl_per_dimension(mean, logvar) / mean.shape[-2]).sum(-2)  # a mean fits where a sum may not
     return torch.where(kl < minimum, minimum, kl).sum(-1), kl.sum(-1)

@@ -15,7 +15,6 @@ from lineavae.ops._arguments import (
     check_event_dim,
     check_latent_weight,
     check_tensors,
-    flatten_weight,
     has_native,
     per_latent,
     scale,
@@ -48,7 +47,7 @@ def gaussian_kl(
     kl_weight
         Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; with ``event_dim`` one
         that broadcasts to the event. Not differentiable. Under `torch.compile` a weight that changes at every
-        step should be a tensor.
+        step should be a tensor, whose values are looked at with ``check_finite`` only.
     event_dim
         How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
         (N, C, H, W). It must be given where mean has more than two dimensions.
@@ -66,7 +65,8 @@ def gaussian_kl(
         An argument is no tensor, or of another dtype.
     ValueError
         The shapes or devices differ; event_dim is missing, or larger than the number of dimensions; kl_weight
-        is a number that is negative or not finite, or a tensor of another shape or one that requires grad.
+        is a number that is negative or not finite, or a tensor of another shape or one that requires grad;
+        with ``check_finite``: it has a negative entry.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -83,10 +83,9 @@ def gaussian_kl(
     """
     mean, logvar = check_posterior("gaussian_kl", mean, logvar, check_finite)
     event_dim = check_event_dim("gaussian_kl", "mean", mean, event_dim)
+    kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean, event_dim, check_finite)
     if event_dim > 1:
-        kl_weight = flatten_weight("gaussian_kl", "kl_weight", kl_weight, mean.shape[-event_dim:])
         mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
-    kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean)
     if not has_native("gaussian_kl", mean.device):
         return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
     rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar), per_latent(kl_weight))

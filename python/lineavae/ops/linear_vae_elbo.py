@@ -60,7 +60,8 @@ def linear_vae_elbo(
     log_sigma2
         Log of the observation noise σ², (*models,).
     beta
-        Weight of the KL term: a number or a tensor broadcastable over models; not differentiable.
+        Weight of the KL term: a number or a tensor broadcastable over models, whose values are looked at with
+        ``check_finite`` only; not differentiable.
     check_finite
         Raise at the first NaN or infinity of an argument instead of propagating it.
 
@@ -75,7 +76,7 @@ def linear_vae_elbo(
         An argument is no tensor, or of another dtype.
     ValueError
         A shape or device does not fit; beta is a number that is negative or not finite, or a tensor that
-        requires grad.
+        requires grad; with ``check_finite``: it has a negative entry.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -109,7 +110,7 @@ def linear_vae_elbo(
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
     check_parameters(op, x.shape[-1], weight, encoder, mu, log_d)
-    beta = check_beta(op, beta, like=weight)
+    beta = check_beta(op, beta, weight, check_finite)
     models = broadcast_models(
         op,
         {

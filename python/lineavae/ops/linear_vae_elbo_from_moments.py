@@ -49,7 +49,8 @@ def linear_vae_elbo_from_moments(
     log_sigma2
         Log of the observation noise σ², (*models,).
     beta
-        Weight of the KL term: a number or a tensor broadcastable over models; not differentiable.
+        Weight of the KL term: a number or a tensor broadcastable over models, whose values are looked at with
+        ``check_finite`` only; not differentiable.
     num_features
         The D of the constant (D/2) log(2πσ²). Larger than the D of the tensors where coordinates without
         variance were dropped in which W, V and x̄ - μ are zero; the ELBO is then that of the full model.
@@ -67,8 +68,8 @@ def linear_vae_elbo_from_moments(
     TypeError
         An argument is no tensor, or of another dtype.
     ValueError
-        A shape or device does not fit; beta is a number that is negative or not
-        finite, or a tensor that requires grad; a statistic requires grad.
+        A shape or device does not fit; beta is a number that is negative or not finite, or a tensor that
+        requires grad; a statistic requires grad; with ``check_finite``: beta has a negative entry.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 

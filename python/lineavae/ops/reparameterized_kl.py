@@ -12,7 +12,6 @@ from lineavae._arguments import check_integer
 from lineavae.ops._arguments import (
     check_event_dim,
     check_latent_weight,
-    flatten_weight,
     has_native,
     per_latent,
     scale,
@@ -60,7 +59,7 @@ def reparameterized_kl(
     kl_weight
         Weight of the KL: a number, or a tensor () or (K,), then w_j for each latent; with ``event_dim`` one
         that broadcasts to the event. Not differentiable. Under `torch.compile` a weight that changes at every
-        step should be a tensor.
+        step should be a tensor, whose values are looked at with ``check_finite`` only.
     event_dim
         How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
         (N, C, H, W). It must be given where mean has more than two dimensions.
@@ -82,7 +81,8 @@ def reparameterized_kl(
     ValueError
         The shapes or devices differ; event_dim is missing, or larger than the number of dimensions;
         num_samples is below 1; seed is a tensor of another shape or a number beyond 64 bits; kl_weight is a
-        number that is negative or not finite, or a tensor of another shape or one that requires grad.
+        number that is negative or not finite, or a tensor of another shape or one that requires grad; with
+        ``check_finite``: it has a negative entry.
     FloatingPointError
         With ``check_finite``: an argument has a NaN or an infinity; the index is named.
 
@@ -108,11 +108,10 @@ def reparameterized_kl(
     num_samples = check_integer(_OP, "num_samples", num_samples, 1)
     event_dim = check_event_dim(_OP, "mean", mean, event_dim)
     event = mean.shape[mean.ndim - event_dim :]
+    kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean, event_dim, check_finite)
     if event_dim > 1:
-        kl_weight = flatten_weight(_OP, "kl_weight", kl_weight, event)
         mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     seed = _check_seed(seed, mean.device)
-    kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean)
     if not has_native(_OP, mean.device):
         z, kl = reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
     else:
