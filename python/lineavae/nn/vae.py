@@ -23,7 +23,7 @@ from lineavae.ops import (
     gaussian_log_likelihood,
     reparameterized_kl,
 )
-from lineavae.ops._arguments import widen
+from lineavae.ops._arguments import widen, without_autocast
 from lineavae.reference.gaussian_kl import weighted
 
 _LOG_2_PI = math.log(2 * math.pi)
@@ -326,12 +326,13 @@ class GaussianVAE(nn.Module):
                     continue
                 mean, logvar, latents = self._posterior(x)
                 if self.closed_form:
-                    z, batch_kl, variance = mean, gaussian_kl(mean, logvar), self._variance(x, logvar)
+                    batch_kl = gaussian_kl(mean, logvar)
+                    reconstructions = self._linear_reconstructions(x, mean, logvar)
                 else:
                     batch_seed = None if seed is None else seed + index
                     (z,), batch_kl = reparameterized_kl(mean, logvar, seed=batch_seed)
-                    variance = None
-                squares += len(x) * self.noise.tuned(x, self._reconstruct(x, z, latents), variance).double()
+                    reconstructions = (self._reconstruct(x, z, latents),)
+                squares += len(x) * self.noise.tuned(x, *reconstructions).double()
                 kl += batch_kl.double().sum().item()
                 num_samples += len(x)
                 features = x[0].numel()
@@ -414,8 +415,7 @@ class GaussianVAE(nn.Module):
         bias = weight.new_zeros(len(weight)) if decoder.bias is None else decoder.bias
         if self.noise.kind == "closed_form":
             with torch.no_grad():
-                x_hat = self._reconstruct(x, mean, mean.shape[1:])
-                log_sigma2 = self.noise(x, x_hat, self._variance(x, logvar))
+                log_sigma2 = self.noise(x, *self._linear_reconstructions(x, mean, logvar))
         else:
             log_sigma2 = self.noise.log_sigma2
         log_sigma2 = _scalar_if_one(log_sigma2)
@@ -432,19 +432,21 @@ class GaussianVAE(nn.Module):
     def _reconstruct(self, x: Tensor, z: Tensor, latents: torch.Size) -> Tensor:
         """Decode z, (*samples, N, K), to what compares with x, (*samples, N, *event)."""
         z_of_decoder = z.flatten(end_dim=-2).unflatten(-1, latents)
-        x_hat = self.decode(z_of_decoder.to(x.dtype))  # samples are float32 where x is half
-        shape = (*z.shape[:-2], *x.shape)
-        expected = (math.prod(shape[: z.ndim - 1]), *x.shape[1:])
-        if x_hat.shape[0] != expected[0] or x_hat.numel() != math.prod(expected):
-            raise ValueError(
-                f"GaussianVAE: the decoder's output must have as many elements as x, {expected}, "
-                f"got {tuple(x_hat.shape)}"
-            )
-        return x_hat.reshape(shape)
+        # samples are float32 where x is half
+        return _shaped_like(x, self.decode(z_of_decoder.to(x.dtype)), z.shape[:-2])
 
-    def _variance(self, x: Tensor, logvar: Tensor) -> Tensor:
-        """Variance of a linear decoder's reconstructions under the posteriors, of the shape of x."""
-        return (logvar.exp() @ self._linear_decoder().weight.square().T).reshape(x.shape)
+    def _linear_reconstructions(self, x: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of a linear decoder's reconstructions under the posteriors, of the shape of x.
+
+        In float32 at least, as the likelihood takes them.
+        """
+        decoder = self._linear_decoder()
+        weight, bias = widen(decoder.weight), None if decoder.bias is None else widen(decoder.bias)
+        # a latent that no reconstruction depends on may have an infinite variance
+        variance = widen(logvar).exp().where(weight.any(0), 0.0)
+        x_hat = without_autocast(nn.functional.linear, widen(mean), weight, bias)
+        spread = without_autocast(nn.functional.linear, variance, weight.square())
+        return _shaped_like(x, x_hat), _shaped_like(x, spread)
 
     def _linear_decoder(self) -> nn.Linear:
         if not _is_linear(self.decoder):
@@ -479,6 +481,18 @@ def _is_linear(decoder: nn.Module) -> TypeGuard[nn.Linear]:
     # torch's own hooks on all modules only look on, as those that count operations do
     of_all = (*_module._global_forward_pre_hooks.values(), *_module._global_forward_hooks.values())
     return all(getattr(hook, "__module__", "").startswith("torch.") for hook in of_all)
+
+
+def _shaped_like(x: Tensor, x_hat: Tensor, samples: Sequence[int] = ()) -> Tensor:
+    """Give reconstructions the shape of x, (*samples, N, *event)."""
+    shape = (*samples, *x.shape)
+    expected = (math.prod(shape[: len(samples) + 1]), *x.shape[1:])
+    if x_hat.shape[0] != expected[0] or x_hat.numel() != math.prod(expected):
+        raise ValueError(
+            f"GaussianVAE: the decoder's output must have as many elements as x, {expected}, "
+            f"got {tuple(x_hat.shape)}"
+        )
+    return x_hat.reshape(shape)
 
 
 def _scalar_if_one(log_sigma2: Tensor) -> Tensor:
