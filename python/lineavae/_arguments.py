@@ -1,9 +1,16 @@
-"""Checks of numbers among the arguments: those of NumPy count as well, and become Python's."""
+"""Checks of arguments: numbers, of which those of NumPy become Python's, and arrays that are not whole."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.masked import MaskedTensor
+
+_MASKED = (np.ma.MaskedArray, MaskedTensor)
 
 
 def check_integer(caller: str, name: str, value: int, minimum: int) -> int:
@@ -28,3 +35,17 @@ def check_weight(caller: str, name: str, value: float) -> float:
     if not 0 <= number < math.inf:
         raise ValueError(f"{caller}: {name} must be finite and >= 0, got {value}")
     return number
+
+
+def check_whole(caller: str, name: str, value: object) -> None:
+    """Refuse an array with a mask, and a tensor of which not every element is stored as a number."""
+    if isinstance(value, _MASKED):
+        raise TypeError(
+            f"{caller}: {name} must not be masked: leave out the rows with masked values or fill them, "
+            f"got a {type(value).__name__}"
+        )
+    if not isinstance(value, Tensor):
+        return
+    if value.layout != torch.strided or value.is_nested:
+        layout = "a nested one" if value.is_nested else str(value.layout)
+        raise TypeError(f"{caller}: {name} must be a dense tensor, torch.strided, got {layout}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from lineavae._arguments import check_integer
+from lineavae._arguments import check_integer, check_whole
 from lineavae.collapse.names import Keys, Spread
 
 # A tensor, or an array of NumPy or of any library that speaks DLPack or `__array__`.
@@ -186,6 +186,7 @@ def _parts_of(
 
 
 def _as_tensor(caller: str, name: str, value: Array, device: torch.device | None) -> Tensor:
+    check_whole(caller, name, value)
     if isinstance(value, Tensor):
         tensor = value.detach()
     elif isinstance(value, Mapping):

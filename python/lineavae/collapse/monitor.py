@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lineavae._arguments import check_integer, check_number
+from lineavae._arguments import check_integer, check_number, check_whole
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import WidePosteriorWarning
 from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
@@ -333,6 +333,7 @@ def _check_posterior(mean: Tensor, logvar: Tensor) -> None:
     for name, tensor in (("mean", mean), ("logvar", logvar)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"CollapseMonitor: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        check_whole("CollapseMonitor", name, tensor)
     if mean.ndim < 2:
         raise ValueError(
             f"CollapseMonitor: mean must have shape (N, K) or (N, C, H, W), got {tuple(mean.shape)}"

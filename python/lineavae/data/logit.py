@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lineavae._arguments import check_integer, check_number
+from lineavae._arguments import check_integer, check_number, check_whole
 
 
 class LogitPixels(NamedTuple):
@@ -62,6 +62,7 @@ def logit_transform(images: NDArray[np.uint8], seed: int, *, alpha: float = 1e-6
     >>> logit_transform(load_mnist5k().images, seed=0).x.shape
     torch.Size([5000, 784])
     """
+    check_whole("logit_transform", "images", images)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"logit_transform: images must be a uint8 array, got {found}")

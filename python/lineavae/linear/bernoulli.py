@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae._arguments import check_integer
+from lineavae._arguments import check_integer, check_whole
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
 from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae.linear.module import LinearModule
-from lineavae.linear.moments import check_unmasked
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
 from lineavae.reference.gaussian_kl import weighted
 
@@ -435,7 +434,7 @@ def _read_data(model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> Tensor
         raise TypeError(f"{caller}: the module must be float32 or float64, got {dtype}")
     if not isinstance(data, Tensor | np.ndarray):
         raise TypeError(f"{caller}: data must be a torch.Tensor or an array, got {type(data).__name__}")
-    check_unmasked(caller, "data", data)
+    check_whole(caller, "data", data)
     samples = as_tensor(data)
     if samples.is_complex():
         raise TypeError(f"{caller}: data must be real, got {samples.dtype}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lineavae._arguments import check_whole
+
 
 class LinearModule(nn.Module):
     """A decoder with W z + μ and a posterior N(V ..., diag d): their sizes, and the check of their data."""
@@ -32,6 +34,7 @@ class LinearModule(nn.Module):
         caller = f"{type(self).__name__}.{method}"
         if not isinstance(x, Tensor):
             raise TypeError(f"{caller}: x must be a torch.Tensor, got {type(x).__name__}")
+        check_whole(caller, "x", x)
         if x.ndim != 2 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{caller}: x must have shape (N, D) with D={self.num_features}, got {tuple(x.shape)}"

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.masked import MaskedTensor
 
+from lineavae._arguments import check_whole
 from lineavae._tensor_file import read_tensors, write_tensors
 
 # Elements of a block: 32 MB in float64, enough rows for the matrix product to dominate its cost.
@@ -455,15 +455,6 @@ def with_fixed_signs(columns: Tensor) -> Tensor:
     return columns * columns.gather(0, largest.int().argmax(0, keepdim=True)).sign()
 
 
-def check_unmasked(caller: str, name: str, value: object) -> None:
-    """Refuse what has a mask: a computation on what is beneath it would be wrong."""
-    if isinstance(value, np.ma.MaskedArray | MaskedTensor):
-        raise TypeError(
-            f"{caller}: {name} must not be masked: leave out the rows with masked values or fill them, "
-            f"got a {type(value).__name__}"
-        )
-
-
 def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | None, first_row: int) -> Moments:
     """Moments of (N, D) data whose first row has the given number in the stream."""
     _check_data(data)
@@ -571,16 +562,15 @@ def _remainder(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> Ten
 
 
 def _check_data(data: NDArray[Any] | Tensor) -> None:
-    check_unmasked("Moments", "data", data)
+    check_whole("Moments", "data", data)
     if isinstance(data, Tensor):
-        real = data.layout == torch.strided and not data.is_complex()
+        real = not (data.is_complex() or data.is_quantized)
     elif isinstance(data, np.ndarray):
         real = data.dtype.kind in "biuf"
     else:
         raise TypeError(f"Moments: data must be a NumPy array or a torch.Tensor, got {type(data).__name__}")
     if not real:
-        layout = f", {data.layout}" if isinstance(data, Tensor) else ""
-        raise TypeError(f"Moments: data must be dense and real, got {data.dtype}{layout}")
+        raise TypeError(f"Moments: data must be real, got {data.dtype}")
     if isinstance(data, Tensor) and data.device.type == "mps":
         raise TypeError("Moments: data must be on a device that has float64, got mps; move it with .cpu()")
     if data.ndim != 2 or data.shape[1] == 0:
@@ -590,7 +580,7 @@ def _check_data(data: NDArray[Any] | Tensor) -> None:
 def _check_weights(weights: NDArray[Any] | Tensor | None, num_rows: int) -> Tensor:
     if weights is None:
         return torch.ones(num_rows, dtype=torch.float64, device="cpu")
-    check_unmasked("Moments", "weights", weights)
+    check_whole("Moments", "weights", weights)
     checked = to_float64(weights)
     if checked.shape != (num_rows,):
         raise ValueError(

@@ -32,7 +32,8 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lineavae.linear.moments import Moments, blocks, check_unmasked, to_float64
+from lineavae._arguments import check_whole
+from lineavae.linear.moments import Moments, blocks, to_float64
 
 # What the methods take, and give back in kind.
 Array = NDArray[np.float64] | Tensor
@@ -174,7 +175,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
         """Mean of the samples given their latents, W z + μ: (N, K) -> (N, D)."""
         check_is_fitted(self)
-        check_unmasked("PPCA.inverse_transform", "X", X)
+        check_whole("PPCA.inverse_transform", "X", X)
         latents = _tensor(X if isinstance(X, Tensor) else check_array(X, input_name="X"))
         if latents.ndim != 2 or latents.shape[1] != self.n_components_:
             raise ValueError(
@@ -279,7 +280,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
 
     def _validate(self, X: ArrayLike | Tensor, *, reset: bool) -> Array:
         """Check samples as scikit-learn does, but leave a tensor the tensor it is."""
-        check_unmasked("PPCA", "X", X)
+        check_whole("PPCA", "X", X)
         if isinstance(X, Tensor) and X.ndim != 2:
             raise ValueError(f"PPCA: X must have shape (N, D), got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.utils import _pytree
 
-from lineavae._arguments import check_integer, check_weight
+from lineavae._arguments import check_integer, check_weight, check_whole
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
 from lineavae.nn.noise import ObservationNoise, check_event
@@ -327,7 +327,7 @@ class GaussianVAE(nn.Module):
                 mean, logvar, latents = self._posterior(x)
                 if self.closed_form:
                     batch_kl = gaussian_kl(mean, logvar)
-                    reconstructions = self._linear_reconstructions(x, mean, logvar)
+                    reconstructions: tuple[Tensor, ...] = self._linear_reconstructions(x, mean, logvar)
                 else:
                     batch_seed = None if seed is None else seed + index
                     (z,), batch_kl = reparameterized_kl(mean, logvar, seed=batch_seed)
@@ -505,6 +505,7 @@ def _scalar_if_one(log_sigma2: Tensor) -> Tensor:
 def _check_data(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"GaussianVAE: x must be a torch.Tensor, got {type(x).__name__}")
+    check_whole("GaussianVAE", "x", x)
     if not x.is_floating_point():
         raise TypeError(
             f"GaussianVAE: x must be floating, got {x.dtype}; divide images by 255 or dequantise them"

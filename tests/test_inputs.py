@@ -1,0 +1,84 @@
+"""What all that takes arrays refuses: those with a mask, and tensors that do not store every element."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.masked import masked_tensor
+
+from lineavae.collapse import CollapseMonitor, CollapseStatistics, PosteriorWriter, mutual_information
+from lineavae.data import logit_transform
+from lineavae.linear import PPCA, BernoulliLinearVAE, LinearVAE, Moments, forecast_collapse
+from lineavae.nn import GaussianVAE
+from lineavae.ops import collapse_statistics, gaussian_kl, gaussian_log_likelihood
+
+DATA = np.random.default_rng(0).uniform(size=(50, 3))
+
+CONSUMERS = {
+    "Moments": Moments.from_data,
+    "forecast_collapse": lambda data: forecast_collapse(data, 1),
+    "LinearVAE.fit": lambda data: LinearVAE(3, 1).fit(data, objective="stochastic", steps=1),
+    "BernoulliLinearVAE.fit": lambda data: BernoulliLinearVAE(3, 1).fit(data, steps=1),
+    "PPCA.fit": lambda data: PPCA(1).fit(data),
+    **{
+        f"PPCA.{name}": lambda data, name=name: getattr(PPCA(1).fit(DATA), name)(data)
+        for name in ("transform", "posterior", "score", "score_samples")
+    },
+    "PPCA.inverse_transform": lambda data: PPCA(3).fit(np.eye(5)).inverse_transform(data),
+    "CollapseStatistics": lambda data: CollapseStatistics(3).update(data, 0 * DATA),
+    "logvar": lambda data: CollapseStatistics(3).update(DATA, data),
+    "mutual_information": lambda data: mutual_information(data, std=data),
+    "PosteriorWriter": lambda data: PosteriorWriter("of posteriors").write(data, variance=data),
+}
+OF_TENSORS = {
+    "CollapseMonitor": lambda data: CollapseMonitor().observe(data, data),
+    "GaussianVAE": lambda data: GaussianVAE(nn.Linear(3, 4), nn.Linear(2, 3))(data),
+    "LinearVAE": lambda data: LinearVAE(3, 1)(data),
+    "BernoulliLinearVAE": lambda data: BernoulliLinearVAE(3, 1)(data),
+    "encode": lambda data: LinearVAE(3, 1).encode(data),
+    "gaussian_kl": lambda data: gaussian_kl(data, data),
+    "gaussian_log_likelihood": lambda data: gaussian_log_likelihood(data, data, torch.zeros(())),
+    "collapse_statistics": lambda data: collapse_statistics(data, data, [0.01]),
+}
+OF_ARRAYS = {
+    "weights": lambda data: Moments.from_data(DATA, data[:, 0]),
+    "logit_transform": lambda data: logit_transform(data.astype(np.uint8), seed=0),
+}
+
+DENSE = torch.from_numpy(DATA).float()
+TENSORS = {
+    "torch.sparse_coo": DENSE.to_sparse,
+    "torch.sparse_csr": DENSE.to_sparse_csr,
+    "torch._mkldnn": DENSE.to_mkldnn,
+    "a nested one": lambda: torch.nested.nested_tensor(list(DENSE)),
+}
+
+
+@pytest.mark.parametrize("consumer", [*CONSUMERS, *OF_ARRAYS])
+def test_masked_arrays(consumer):
+    """What is beneath a mask is no number to compute with."""
+    with pytest.raises(TypeError, match=r"must not be masked: leave out the rows .* got a MaskedArray"):
+        (CONSUMERS | OF_ARRAYS)[consumer](np.ma.masked_greater(DATA, 0.9))
+
+
+def special(kind):
+    with warnings.catch_warnings():  # that torch has only begun to support them
+        warnings.simplefilter("ignore", UserWarning)
+        if kind == "MaskedTensor":
+            return masked_tensor(DENSE, DENSE < 0.9)
+        return TENSORS[kind]()
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_masked_tensors(consumer):
+    with pytest.raises(TypeError, match=r"must not be masked: leave out the rows .* got a MaskedTensor"):
+        CONSUMERS[consumer](special("MaskedTensor"))
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.parametrize("consumer", [*CONSUMERS, *OF_TENSORS])
+def test_tensors_that_are_not_dense(consumer, kind):
+    with pytest.raises(TypeError, match=f"must be a dense tensor, torch.strided, got {kind}"):
+        (CONSUMERS | OF_TENSORS)[consumer](special(kind))
