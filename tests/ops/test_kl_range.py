@@ -117,6 +117,37 @@ def test_reparameterized_kl(output, dtype, native):
     assert_right(by_logvar, sum(terms), abs(g) * size / 2 + abs(terms[1]), ROUNDING[dtype])
 
 
+@pytest.mark.parametrize(
+    ("mean", "logvar", "value", "of_mean", "of_logvar"),
+    [
+        (2.6e19, 0.0, 3.37999993e38, 2.6e19, 0.0),
+        (0.0, 88.02, 8.424979321e37, 0.0, 8.424979321e37),
+        (0.0, 88.3, 1.114741275e38, 0.0, 1.114741275e38),
+        (0.0, 89.0, 2.24480641e38, 0.0, 2.24480641e38),
+        (0.0, 177.0, math.inf, 0.0, math.inf),
+        (1e-3, 0.0, 5.000000475e-7, 1e-3, 0.0),
+    ],
+)
+@pytest.mark.parametrize(
+    "op",
+    [
+        gaussian_kl,
+        gaussian_kl_per_dimension,
+        lambda *posterior: free_bits_kl(*posterior, 0.0)[0],
+        lambda *posterior: reparameterized_kl(*posterior)[1],
+        reference.gaussian_kl,
+        reference.gaussian_kl_per_dimension,
+    ],
+    ids=["sum", "per dimension", "free bits", "reparameterized", "reference", "reference per dimension"],
+)
+def test_edges(op, mean, logvar, value, of_mean, of_logvar):
+    """Results that fit float32 where eᵗ or the square does not; they are mpmath's, for float32 numbers."""
+    posterior = torch.tensor([[mean]], requires_grad=True), torch.tensor([[logvar]], requires_grad=True)
+    kl = op(*posterior).sum()
+    numbers = [kl.item(), *(gradient.item() for gradient in torch.autograd.grad(kl, posterior))]
+    assert numbers == pytest.approx([value, of_mean, of_logvar], rel=1e-6, abs=0)
+
+
 BEYOND = [
     (0.0, 90.0),
     (0.0, math.inf),
@@ -152,7 +183,7 @@ def test_a_weight_of_zero_is_zero_whatever_the_kl_is(op, weight, mean, logvar):
     assert logvar.grad.tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.parametrize("logvar", [90.0, 150.0])
+@pytest.mark.parametrize("logvar", [89.0, 90.0, 150.0, 177.0])
 def test_samples_alone_do_not_feel_an_infinite_kl(logvar):
     logvar = torch.full((1, 8), logvar, requires_grad=True)
     z, _ = reparameterized_kl(torch.zeros(1, 8), logvar, seed=0)

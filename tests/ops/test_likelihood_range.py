@@ -74,17 +74,63 @@ def test_gaussian(native, noise, dtype, seed):
         assert_right(gradients[2], sum_to(of_noise, shape), sum_to(size, shape), rounding)
 
 
-def test_edges():
-    """Numbers that a formula with 1 / σ² gets wrong."""
-    x = torch.full((2, 8), 0.5)
-    for noise in [(), (8,), (2, 1), (2, 8)]:
-        log_sigma2 = torch.full(noise, -90.0, requires_grad=True)
-        x_hat = x.clone().requires_grad_()
-        value = gaussian_log_likelihood(x, x_hat, log_sigma2)
-        torch.testing.assert_close(value, torch.full((2,), 352.6485))
-        value.sum().backward()
-        assert not x_hat.grad.any()
-        torch.testing.assert_close(log_sigma2.grad, torch.full(noise, -0.5 * 16 / max(1, math.prod(noise))))
+def by_expectation(function):
+    """An expected likelihood as a likelihood: x̂ is the decoder's bias, and nothing depends on z."""
+
+    def of_reconstruction(x, x_hat, log_sigma2):
+        nothing = x.new_zeros(1, 1)
+        return function(x, nothing, nothing, x.new_zeros(x.shape[1], 1), x_hat[0], log_sigma2)
+
+    return of_reconstruction
+
+
+@pytest.mark.parametrize("noise", [(), ("D",), (1, 1), (1, "D")], ids=str)
+@pytest.mark.parametrize(
+    ("num_features", "residual", "log_sigma2", "value", "of_x_hat", "of_log_sigma2"),
+    [
+        (8, 0.0, -90.0, 352.6484917, 0.0, -4.0),
+        (8, 1e-3, -100.0, -1.075246959e38, -math.inf, 1.075246959e38),
+        (1, 1e15, -20.0, -2.425825914e38, -4.851651891e23, 2.425825914e38),
+        (1, 300.0, 88.0, -44.91893853, -1.816380569e-36, -0.5),
+        (1, 1e19, 88.0, -45.22166863, -6.054601884e-20, -0.1972699064),
+        (1, 3e19, 88.0, -47.64350958, -1.816380632e-19, 2.224571042),
+        (1, 1e30, -80.0, -math.inf, -math.inf, math.inf),
+    ],
+)
+@pytest.mark.parametrize(
+    "op",
+    [
+        gaussian_log_likelihood,
+        gaussian_log_likelihood_mean,
+        by_expectation(expected_gaussian_log_likelihood),
+        reference.gaussian_log_likelihood,
+        reference.gaussian_log_likelihood_mean,
+        by_expectation(reference.expected_gaussian_log_likelihood),
+    ],
+    ids=["sum", "mean", "expected", "reference", "reference of mean", "reference of expected"],
+)
+def test_edges(op, num_features, residual, log_sigma2, value, of_x_hat, of_log_sigma2, noise):
+    """Numbers that a formula with 1 / σ² gets wrong; they are mpmath's, for residuals in float32."""
+    x_hat = torch.full((1, num_features), residual, requires_grad=True)
+    shape = [num_features if size == "D" else size for size in noise]
+    log_sigma2 = torch.full(shape, log_sigma2, requires_grad=True)
+    result = op(torch.zeros(1, num_features), x_hat, log_sigma2).sum()
+    gradients = torch.autograd.grad(result, (x_hat, log_sigma2))
+    assert result.item() == pytest.approx(value, rel=1e-6)
+    assert gradients[0][0].tolist() == pytest.approx([of_x_hat] * num_features, rel=1e-6)
+    assert gradients[1].sum().item() == pytest.approx(of_log_sigma2, rel=2e-6)
+
+
+@pytest.mark.parametrize("noise", [(), (3,), (0, 1), (0, 3)], ids=str)
+@pytest.mark.parametrize(
+    "op", [gaussian_log_likelihood_mean, reference.gaussian_log_likelihood_mean], ids=["native", "reference"]
+)
+def test_mean_of_no_samples_is_nan_and_feels_nothing(op, noise):
+    nothing, log_sigma2 = torch.zeros(0, 3), torch.zeros(noise, requires_grad=True)
+    value = op(nothing, nothing, log_sigma2)
+    value.backward()
+    assert value.isnan()
+    assert not log_sigma2.grad.any()
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
