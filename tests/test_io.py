@@ -2,11 +2,13 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
-from lineavae._io import check_writable, write_text
+from lineavae._io import atomic_path, check_writable, write_text
 from lineavae.linear import LinearVAE, Moments
 
 KILLED = """
@@ -55,6 +57,37 @@ def test_the_file_of_a_process_that_lives_is_left_alone(tmp_path):
     assert process.returncode == 0
     assert names(tmp_path) == [path.name]
     assert path.read_text() == "half"
+
+
+def test_writers_of_one_path_do_not_meet(tmp_path, monkeypatch):
+    """A second one begins when the first has renamed its file, whose name it may take."""
+    path, second = tmp_path / "model.safetensors", ExitStack()
+    replace = Path.replace
+
+    def replace_and_begin_another(temporary, target):
+        replace(temporary, target)
+        monkeypatch.undo()
+        second.enter_context(atomic_path(path)).write_text("second")
+
+    monkeypatch.setattr(Path, "replace", replace_and_begin_another)
+    write_text(path, "first")
+    assert path.read_text() == "first"
+    second.close()
+    assert path.read_text() == "second"
+    assert names(tmp_path) == [path.name]
+
+
+def test_links_are_kept(tmp_path):
+    for folder in ("real", "links"):
+        (tmp_path / folder).mkdir()
+    link = tmp_path / "links" / "x.txt"
+    link.symlink_to("../real/y.txt")
+    for text in ("first", "second"):
+        check_writable(link)
+        write_text(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "real" / "y.txt").read_text() == text
+    assert names(tmp_path / "links") == ["x.txt"]
 
 
 def test_an_exception_leaves_the_old_file_alone(tmp_path):

@@ -21,10 +21,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A process killed at any moment leaves either the old file or the new one, and at most one hidden file
     beside it, over which the next writer of ``path`` writes. On an exception the temporary file is removed
-    and ``path`` stays as it was.
+    and ``path`` stays as it was. A link stays one, to the new file.
     """
-    path = Path(path)
-    _check_target(path)
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = _open_temporary(path)
     try:
@@ -32,10 +31,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
-        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # not after it was renamed, when the name may be another writer's
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
         os.close(descriptor)
+    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,17 +50,18 @@ def check_writable(path: Path) -> None:
 
     It is what can be known before the work: a disk may still fill up in the meantime.
     """
-    _check_target(path)
-    folder = path.absolute().parent
+    folder = _target(path).parent
     while not folder.exists():
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
 
 
-def _check_target(path: Path) -> None:
+def _target(path: Path) -> Path:
+    """Give the file that is to be replaced: absolute, and where links lead to."""
     if path.exists() and not path.is_file():  # root would replace a device
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.resolve()
 
 
 def _open_temporary(path: Path) -> tuple[int, Path]:
