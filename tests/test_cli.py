@@ -279,6 +279,16 @@ def test_other_images_are_called_by_their_folder(tmp_path):
     assert "as in the paper" in result.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["diagnose", "--json"]])
+def test_output_on_a_full_disk(arguments):
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "lineavae", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 1
+    assert process.stderr == "lineavae: the output cannot be written: No space left on device\n"
+
+
 def test_ctrl_c_while_modules_load(tmp_path):
     (tmp_path / "typer.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
     with subprocess.Popen(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -36,7 +37,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a letter that the terminal lacks is no reason to lose a report
         sys.stdout.reconfigure(errors="replace")
-    app()
+    try:
+        app()
+    except OSError as error:
+        # where a file cannot be written the commands say which; what has no name is stdout
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        sys.exit(f"lineavae: the output cannot be written: {error.strerror}")
 
 
 def _print_version(value: bool) -> None:
