@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -405,8 +406,11 @@ class TestTensors:
         ppca = PPCA(3).fit(torch.from_numpy(data))
         with pytest.raises(ValueError, match="X has 2 features, but PPCA is expecting 7"):
             ppca.transform(torch.zeros(3, 2))
-        with pytest.raises(ValueError, match=r"PPCA: X must have shape \(N, D\), got \(2, 7, 3\)"):
-            ppca.transform(torch.zeros(2, 7, 3))
+        for shape in [(2, 7, 3), (0, 7)]:
+            message = re.escape(f"PPCA: X must have shape (N, D) with N >= 1, got {shape}")
+            for method in (PPCA(3).fit, ppca.transform, ppca.score_samples, ppca.score):
+                with pytest.raises(ValueError, match=message):
+                    method(torch.zeros(shape))
         with pytest.raises(ValueError, match=r"shape \(N, K\) with K=3, got \(4, 7\)"):
             ppca.inverse_transform(torch.zeros(4, 7))
         with pytest.raises(ValueError, match=r"shape \(N, K\) with K=3, got \(2, 3, 3\)"):

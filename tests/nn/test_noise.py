@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lineavae.nn import Ensemble, ObservationNoise, beta_of_sigma2, sigma2_of_beta
+from lineavae.nn import Ensemble, GaussianVAE, ObservationNoise, beta_of_sigma2, sigma2_of_beta
 
 
 @pytest.fixture
@@ -139,6 +139,21 @@ def test_stays_float32_in_a_model_of_half_precision(kind: str, ensemble: bool) -
     assert all(
         t.dtype == torch.float64 for t in model.double().state_dict().values() if t.is_floating_point()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_begins_no_narrower_than_float32_whatever_the_default(dtype: torch.dtype) -> None:
+    try:
+        torch.set_default_dtype(dtype)
+        noise = ObservationNoise(math.exp(-6.913), kind="closed_form", momentum=0.5)
+        vae = GaussianVAE(nn.Linear(6, 4), nn.Sequential(nn.Linear(2, 6)))
+        x = torch.rand(5, 6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    wide = torch.promote_types(dtype, torch.float32)
+    floating = [tensor for tensor in noise.state_dict().values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in (*floating, noise.pending_batches, vae(x).elbo)} == {wide}
+    torch.testing.assert_close(noise.log_sigma2.item(), -6.913)
 
 
 def test_state_of_one_sigma2_loads_whatever_its_shape() -> None:

@@ -281,8 +281,8 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def _validate(self, X: ArrayLike | Tensor, *, reset: bool) -> Array:
         """Check samples as scikit-learn does, but leave a tensor the tensor it is."""
         check_whole("PPCA", "X", X)
-        if isinstance(X, Tensor) and X.ndim != 2:
-            raise ValueError(f"PPCA: X must have shape (N, D), got {tuple(X.shape)}")
+        if isinstance(X, Tensor) and (X.ndim != 2 or not len(X)):
+            raise ValueError(f"PPCA: X must have shape (N, D) with N >= 1, got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
         return samples
 

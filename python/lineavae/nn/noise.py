@@ -99,7 +99,11 @@ class ObservationNoise(nn.Module):
             raise TypeError(f"ObservationNoise: shape must be a tuple, got {type(shape).__name__}")
         for size in shape:
             check_integer("ObservationNoise", "every size of shape", size, 1)
-        log_sigma2 = torch.full(shape, math.log(_check_positive("ObservationNoise", "sigma2", sigma2)))
+        log_sigma2 = torch.full(
+            shape,
+            math.log(_check_positive("ObservationNoise", "sigma2", sigma2)),
+            dtype=torch.promote_types(torch.get_default_dtype(), torch.float32),
+        )
         if kind == "learned":
             self.log_sigma2 = nn.Parameter(log_sigma2)
         else:
@@ -110,7 +114,7 @@ class ObservationNoise(nn.Module):
                 pending = log_sigma2.expand(_NUM_PENDING, *shape).clone()
                 self.register_buffer("pending_log_sigma2", pending, persistent=False)
                 self.register_buffer(
-                    "pending_batches", torch.full((_NUM_PENDING,), math.inf), persistent=False
+                    "pending_batches", pending.new_full((_NUM_PENDING,), math.inf), persistent=False
                 )
 
     def forward(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
