@@ -46,8 +46,8 @@ class Operator(Function):
 
 def differentiable(
     op: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    values: Callable[..., Any],
+    gradients: Callable[..., Any],
     formula: Callable[..., Any],
     *,
     inputs: slice,
@@ -61,11 +61,11 @@ def differentiable(
     ----------
     op
         The name that errors begin with.
-    forward
-        Of the arguments: the operator's values, then what the backward needs beside the arguments.
-    backward
+    values
+        Of the arguments: the operator's values, then what the gradients need beside the arguments.
+    gradients
         Of whether the first argument needs a gradient, the gradients of the values, the arguments and what
-        forward kept: a gradient for each input.
+        came with the values: a gradient for each input.
     formula
         The reference, of the arguments.
     inputs
@@ -108,10 +108,7 @@ def differentiable(
 
     class Backward(Operator):
         generate_vmap_rule = True
-
-        @staticmethod
-        def forward(needs_first: bool, *arguments: Any) -> Any:
-            return backward(needs_first, *arguments)
+        forward = staticmethod(gradients)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -143,10 +140,7 @@ def differentiable(
     @torch.compiler.allow_in_graph
     class Forward(Operator):
         generate_vmap_rule = True
-
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            return forward(*arguments)
+        forward = staticmethod(values)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -171,8 +165,8 @@ def differentiable(
                     for grad, shape in zip(grads, ctx.shapes, strict=True)
                 )
             tensors, kept = saved[:num_tensors], saved[num_tensors:]
-            gradients = Backward.apply(needed[0], *grads, *tensors, *ctx.plain, *kept)
-            return *(None,) * num_before, *gradients, *(None,) * num_after
+            by_inputs = Backward.apply(needed[0], *grads, *tensors, *ctx.plain, *kept)
+            return *(None,) * num_before, *by_inputs, *(None,) * num_after
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
