@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -833,3 +834,16 @@ class TestPlots:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ModuleNotFoundError, match="matplotlib"):
             report.plot_curve()
+
+
+def test_memory_of_many_latents() -> None:
+    """More of them than samples: the histogram, and never more than one copy of it at once."""
+    report = report_of(torch.zeros(2, 9000), torch.zeros(2, 9000))
+    tracemalloc.start()
+    try:
+        document = report.to_dict()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert document["histogram"]["counts"] == [[2]] * 9000
+    assert peak < 2 * report.histogram.nbytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -252,9 +252,12 @@ class CollapseReport:
         """Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64."""
         # kept as the counts below its edges alone: with thousands of latents one is large
         edges = np.isin(self._knots, histogram_edges().numpy())
-        histogram: _Ints = np.diff(self._below[:, edges])
+        histogram = np.empty((self.latent_dim, np.count_nonzero(edges) - 1), np.int64)
+        for latents in _blocks(self.latent_dim):
+            histogram[latents] = np.diff(self._below[latents, edges])
         histogram[:, -1] += self.infinite
-        return _frozen(histogram)
+        histogram.setflags(write=False)
+        return histogram
 
     def active_units(self, threshold: float = 0.01) -> _Bools:
         """Tell whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
@@ -511,7 +514,8 @@ class CollapseReport:
         ``"edges"`` in nats, the last of which is ``None`` if infinite, and B ``"counts"`` per latent.
         """
         verdict, gap = self.verdict(epsilon, delta), self.critical_gap(delta)
-        occupied = np.flatnonzero(self.histogram.any(0))
+        histogram = self.histogram
+        occupied = np.flatnonzero(histogram.any(0))
         first, end = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
         edges = histogram_edges()[first : end + 1].tolist()
         return {
@@ -528,7 +532,7 @@ class CollapseReport:
             "gap": None if gap is None else {**gap._asdict(), "is_clear": gap.is_clear},
             "histogram": {
                 "edges": [edge if math.isfinite(edge) else None for edge in edges],
-                "counts": self.histogram[:, first:end].tolist(),
+                "counts": histogram[:, first:end].tolist(),
             },
             "latents": {
                 name: [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
@@ -645,12 +649,16 @@ def _cumulate(histogram: _Ints, infinite: _Ints, counts: _Ints, thresholds: _Flo
     edges = histogram_edges().numpy()
     knots, index = np.unique(np.concatenate([edges, _strict(thresholds)]), return_index=True)
     below = np.empty((len(histogram), len(knots)), np.int64)
-    for first in range(0, len(below), 4096):  # some at a time: with thousands of latents these are large
-        latents = slice(first, first + 4096)
+    for latents in _blocks(len(below)):
         at_edges = np.pad(histogram[latents].cumsum(-1), ((0, 0), (1, 0)))
         at_edges[:, -1] -= infinite[latents]
         below[latents] = np.concatenate([at_edges, counts[latents]], -1)[:, index]
     return knots, below
+
+
+def _blocks(latent_dim: int) -> Iterator[slice]:
+    """Give some latents at a time: of thousands, what has a number for each edge is large."""
+    return (slice(first, first + 4096) for first in range(0, latent_dim, 4096))
 
 
 def _allowed(delta: float, num_samples: int | _Ints) -> _Ints:
