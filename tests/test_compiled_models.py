@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lineavae.linear import BernoulliLinearVAE, LinearVAE
 from lineavae.nn import Ensemble, GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
-from lineavae.ops import gaussian_kl
+from lineavae.ops import bernoulli_log_likelihood, gaussian_kl, gaussian_log_likelihood
 
 D, K = 6, 2
 
@@ -48,6 +48,9 @@ ESTIMATORS: dict[str, Callable[[], Callable[..., Tensor]]] = {
     "LinearVAE.stochastic_elbo": lambda: LinearVAE(D, K).stochastic_elbo,
     "BernoulliLinearVAE.stochastic_elbo": lambda: BernoulliLinearVAE(D, K).stochastic_elbo,
     "importance_weighted_bound": lambda: partial(gaussian().importance_weighted_bound, num_samples=3),
+    "BernoulliLinearVAE.importance_weighted_bound": lambda: partial(
+        BernoulliLinearVAE(D, K).importance_weighted_bound, num_samples=3
+    ),
 }
 
 
@@ -95,6 +98,21 @@ def test_exported_with_any_batch_it_trains():
     gradients = dict(program.named_parameters())
     for (name, _), gradient in zip(model.named_parameters(), expected, strict=True):
         torch.testing.assert_close(gradients[name].grad, gradient)
+
+
+class Reconstruction(nn.Module):
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        gaussian = gaussian_log_likelihood(x, x_hat, torch.zeros(()), event_dim=1)
+        return gaussian + bernoulli_log_likelihood(x, x_hat, event_dim=1)
+
+
+def test_exported_with_any_number_of_samples():
+    samples, batch = torch.export.Dim("samples"), torch.export.Dim("batch")
+    inputs = torch.rand(4, D), torch.rand(3, 4, D)
+    shapes = {0: batch}, {0: samples, 1: batch}
+    program = torch.export.export(Reconstruction(), inputs, dynamic_shapes=shapes).module()
+    x, x_hat = torch.rand(9, D), torch.rand(5, 9, D)
+    torch.testing.assert_close(program(x, x_hat), Reconstruction()(x, x_hat))
 
 
 @pytest.mark.slow

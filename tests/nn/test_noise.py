@@ -100,6 +100,9 @@ def test_a_batch_that_is_not_finite_sees_it_and_leaves_no_trace(bad: float, mome
             expected += momentum * (scale**2 - expected)
             assert log_sigma2.exp().item() == pytest.approx(expected)
         assert noise.log_sigma2.exp().item() == pytest.approx(expected)
+    poisoned = {"log_sigma2": (bad * ones[0, 0]).square().log(), "has_seen_data": torch.tensor(True)}
+    noise.load_state_dict(poisoned)  # as a mean without that guard was saved
+    assert noise(ones, 0 * ones).item() == noise.log_sigma2.item() == 0
 
 
 @pytest.mark.parametrize("momentum", [1.0, 0.25])

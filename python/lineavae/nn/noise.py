@@ -148,7 +148,9 @@ class ObservationNoise(nn.Module):
             log_sigma2 = batch.log()
         else:
             running = torch.lerp(self.log_sigma2.exp(), batch, self.momentum)
-            log_sigma2 = torch.where(self.has_seen_data, running, batch).log()
+            # a state that was saved with a bad batch in its mean begins again
+            has_mean = self.has_seen_data & self.log_sigma2.isfinite().all()
+            log_sigma2 = torch.where(has_mean, running, batch).log()
             # before a recomputation later batches may have moved the mean: it gets what its first pass got
             key = batch.mean()
             index = (self.pending_batches - key).abs().argmin().reshape(1)
