@@ -174,8 +174,8 @@ class TestUpdate:
 class Foreign:
     """An array of a library that is neither torch nor NumPy."""
 
-    def __init__(self, array: Tensor) -> None:
-        self.array = array
+    def __init__(self, array: Any, strides: tuple[int, ...] | None = None, copy: Any = None) -> None:
+        self.array, self.strides, self.copy = array, strides, copy
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.array.__dlpack__(**options)
@@ -205,6 +205,11 @@ FORMS = {
     "big-endian": lambda mean, std: ((mean.numpy().astype(">f8"),), {"std": std.numpy().astype(">f8")}),
     "read-only": lambda mean, std: ((read_only(mean),), {"std": read_only(std)}),
     "DLPack": lambda mean, std: ((Foreign(mean),), {"std": Foreign(std)}),
+    # of which only a copy has the posterior
+    "DLPack, backwards": lambda mean, std: (
+        (Foreign(0 * mean, (-24, 8), lambda: Foreign(mean)),),
+        {"std": Foreign(std, (24, 8))},
+    ),
     "two dtypes": lambda mean, std: ((mean.float(),), {"std": std}),
 }  # fmt: skip
 

@@ -192,6 +192,9 @@ def _as_tensor(caller: str, name: str, value: Array, device: torch.device | None
     elif isinstance(value, Mapping):
         raise TypeError(f"{caller}: {name} must be an array, got {_how_to_pass(value)}")
     elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        strides = getattr(value, "strides", None)
+        if isinstance(strides, tuple) and min(strides, default=0) < 0:
+            value = value.copy()  # torch takes no negative strides
         tensor = torch.utils.dlpack.from_dlpack(value)
     elif hasattr(value, "__array__"):
         tensor = _from_numpy(caller, name, np.asarray(value)).to(device)
