@@ -394,7 +394,9 @@ def test_a_statistic_that_is_not_a_number_shows(form, name):
 def largest_allocation(function):
     """Bytes of the largest tensor that torch allocates in ``function()``, from C++ included."""
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        profile_memory=True,
+        acc_events=True,  # without which torch 2.10 warns
     ) as profile:
         function()
     return max(event.self_cpu_memory_usage for event in profile.events())
