@@ -144,6 +144,19 @@ def test_stays_float32_in_a_model_of_half_precision(kind: str, ensemble: bool) -
     )
 
 
+@pytest.mark.parametrize("kind", ["learned", "closed_form"])
+def test_a_state_of_half_precision_is_widened(kind: str) -> None:
+    """Also where the state is not copied but assigned, and what no state has is no batch to come."""
+    with torch.device("meta"):
+        noise = ObservationNoise(kind=kind, momentum=0.5)
+    state = ObservationNoise(0.3, kind=kind).bfloat16().state_dict()
+    state["log_sigma2"] = state["log_sigma2"].bfloat16()
+    noise.to_empty(device="cpu").load_state_dict(state, assign=True)
+    assert noise.log_sigma2.dtype == torch.float32
+    assert isinstance(noise.log_sigma2, nn.Parameter) == (kind == "learned")
+    assert kind == "learned" or noise.pending_batches.isinf().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_begins_no_narrower_than_float32_whatever_the_default(dtype: torch.dtype) -> None:
     try:

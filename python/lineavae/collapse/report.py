@@ -260,7 +260,11 @@ class CollapseReport:
         return histogram
 
     def active_units(self, threshold: float = 0.01) -> _Bools:
-        """Tell whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016)."""
+        """Tell whose posterior mean varies, (K,): Var_x(E_q[z_j]) >= threshold (Burda et al. 2016).
+
+        The variance is that of the means as they were given: float32 near 10⁷ has steps of 1, and whatever
+        varies by less has a variance of 0, or of up to 1/4, there.
+        """
         return self.variance_of_mean >= _check_nonnegative("active_units", "threshold", threshold)
 
     def num_active(self, threshold: float = 0.01) -> int:

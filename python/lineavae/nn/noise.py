@@ -191,8 +191,12 @@ class ObservationNoise(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "log_sigma2")
-        if isinstance(saved, Tensor) and saved.numel() == self.log_sigma2.numel() == 1:
-            state_dict[prefix + "log_sigma2"] = saved.reshape(self.log_sigma2.shape)
+        if isinstance(saved, Tensor):
+            saved = keep_wide(Tensor.detach)(saved)  # of a state that is assigned too
+            is_one = saved.numel() == self.log_sigma2.numel() == 1
+            state_dict[prefix + "log_sigma2"] = saved.reshape(self.log_sigma2.shape) if is_one else saved
+        if self.kind == "closed_form" and self.momentum < 1:
+            self.pending_batches.fill_(math.inf)  # no batch of this state is to come; to_empty left anything
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:  # noqa: D102
