@@ -287,6 +287,8 @@ def _open_zip(path: Path, stack: ExitStack) -> zipfile.ZipFile:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever is raised while a file is read as an error that names it."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ArrayFileError(f"{path} must be a regular file")
     try:
         yield
     except ArrayFileError:

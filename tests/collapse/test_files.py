@@ -263,6 +263,16 @@ def test_names_that_are_no_choice(tmp_path):
         find_shards([tmp_path / "two.npz"], Keys(std="var"))
 
 
+def test_what_is_no_regular_file(tmp_path):
+    """A pipe would be waited for."""
+    save_npy(tmp_path / "x.npy", draw(5, 3))
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert len(find_shards([tmp_path])) == 1
+    with pytest.raises(PosteriorFileError, match=r"pipe.npz must be a regular file"):
+        find_shards([tmp_path / "pipe.npz"])
+
+
 def test_npy_files_that_only_end_alike_are_left_alone(tmp_path):
     save_npy(tmp_path / "x.npy", draw(5, 3))
     for name in ("menu", "data_mu", "covar", "upscale"):

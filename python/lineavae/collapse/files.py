@@ -280,6 +280,8 @@ def _expand(path: Path, keys: Keys) -> list[Path]:
 def _may_be_shard(file: Path, keys: Keys) -> bool:
     """Tell whether a file of a folder is meant: .pt files may be checkpoints, and must be named."""
     suffix = file.suffix.lower()
+    if not file.is_file():
+        return False
     if suffix == ".npy":
         return file.stem.endswith(keys.first_names) or _is_of_a_pair(file, keys)
     return suffix in (".safetensors", ".npz")

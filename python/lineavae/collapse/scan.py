@@ -18,7 +18,7 @@ import torch.distributed as dist
 import lineavae
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.collapse.files import RESULT_KIND, PosteriorFileError, Shard
-from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
+from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges, merge_moments
 
 # Called with the bytes read so far and the bytes to be read by this process.
 Progress = Callable[[int, int], None]
@@ -92,9 +92,11 @@ class ShardResults:
 
     def _check(self, shard: Shard, statistics: LatentStatistics) -> None:
         """Check that they can be the statistics of the shard, so that they can be merged and reported."""
-        expected = _nothing(shard.latent_dim, self._thresholds, "cpu")
-        pairs = zip(statistics, expected, strict=True)
-        fit = all(found.shape == like.shape and found.dtype == like.dtype for found, like in pairs)
+        pairs = zip(statistics, _nothing(1, self._thresholds, "cpu"), strict=True)
+        fit = all(
+            found.shape == (shard.latent_dim, *of_one.shape[1:]) and found.dtype == of_one.dtype
+            for found, of_one in pairs
+        )
         if fit:
             counts, histogram, _, _, _, infinite, nan = statistics
             known = shard.num_samples - nan
@@ -181,11 +183,11 @@ def scan_each(
         raise ValueError("scan: shards must be at least one, got none")
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = range(rank, len(shards), size)
-    total = _nothing(shards[0].latent_dim, thresholds, device)
-    # all but the histogram, which is too large to be kept of each shard; they are merged in the order of the
-    # shards wherever these were counted
-    each = LatentStatistics(*(part.expand(len(shards), *part.shape).clone() for part in total))
-    each = each._replace(histogram=total.histogram.new_empty(len(shards), shards[0].latent_dim, 0))
+    nothing = _nothing(shards[0].latent_dim, thresholds, device, histogram=False)
+    # all but the histogram, of which no more are kept than must be: that of 600 000 latents takes 3 GB. The
+    # others are merged in the order of the shards wherever these were counted
+    each = LatentStatistics(*(part.expand(len(shards), *part.shape).clone() for part in nothing))
+    histogram = nothing.histogram.new_zeros(shards[0].latent_dim, len(histogram_edges()) - 1)
     unread = sum(shards[i].num_bytes for i in mine if results is None or not results.has(shards[i]))
     read = 0
 
@@ -197,23 +199,25 @@ def scan_each(
 
     count(0)
     for index in mine:
-        if results is not None and results.has(shards[index]):
-            part = results.load(shards[index])
+        shard = shards[index]
+        if results is not None and results.has(shard):
+            part = results.load(shard)
         else:
-            part = _scan_shard(shards[index], thresholds, device, count)
+            own = histogram if results is None else torch.zeros_like(histogram)
+            part = LatentStatistics(*(tensor.clone() for tensor in nothing))._replace(histogram=own)
+            _scan_shard(shard, part, thresholds, device, count)
             if results is not None:
-                results.save(shards[index], part)
-        for name, tensor in part._asdict().items():
-            if name == "histogram":
-                total.histogram.add_(tensor.to(device))
-            else:
-                getattr(each, name)[index] = tensor
+                results.save(shard, part)
+        if part.histogram is not histogram:
+            histogram.add_(part.histogram.to(device))
+        for kept, tensor in zip(each, part._replace(histogram=nothing.histogram), strict=True):
+            kept[index] = tensor
     if size > 1:
-        for name, tensor in each._replace(histogram=total.histogram)._asdict().items():
+        for name, tensor in each._replace(histogram=histogram)._asdict().items():
             dist.all_reduce(tensor, _REDUCTIONS.get(name, dist.ReduceOp.SUM))
     pooled = LatentStatistics(
         counts=each.counts.sum(0),
-        histogram=total.histogram,
+        histogram=histogram,
         moments=merge_moments(each.moments),
         minimum=each.minimum.amin(0),
         maximum=each.maximum.amax(0),
@@ -224,9 +228,13 @@ def scan_each(
 
 
 def _scan_shard(
-    shard: Shard, thresholds: Sequence[float], device: torch.device | str, count: Callable[[int], None]
-) -> LatentStatistics:
-    total = _nothing(shard.latent_dim, thresholds, device)
+    shard: Shard,
+    total: LatentStatistics,
+    thresholds: Sequence[float],
+    device: torch.device | str,
+    count: Callable[[int], None],
+) -> None:
+    """Merge the statistics of a shard's posteriors into ``total``."""
     tensor = torch.tensor(thresholds, dtype=torch.float64, device=device)
     for mean, logvar in shard.blocks():
         for columns in range(0, shard.latent_dim, _LATENTS_AT_ONCE):
@@ -234,13 +242,14 @@ def _scan_shard(
             part = collapse_statistics(mean[:, some].to(device), logvar[:, some].to(device), tensor)
             _add(LatentStatistics(*(statistic[some] for statistic in total)), part)
         count(len(mean) * shard.row_bytes)
-    return total
 
 
-def _nothing(latent_dim: int, thresholds: Sequence[float], device: torch.device | str) -> LatentStatistics:
+def _nothing(
+    latent_dim: int, thresholds: Sequence[float], device: torch.device | str, *, histogram: bool = True
+) -> LatentStatistics:
     """Give the statistics of no rows, after the operator's checks of the thresholds."""
     empty = torch.empty(0, latent_dim, device=device)
-    return collapse_statistics(empty, empty, thresholds)
+    return collapse_statistics(empty, empty, thresholds, histogram=histogram)
 
 
 def _add(total: LatentStatistics, part: LatentStatistics) -> None:
