@@ -22,19 +22,26 @@ def check_integer(caller: str, name: str, value: int, minimum: int) -> int:
     return int(value)
 
 
-def check_number(caller: str, name: str, value: float) -> float:
-    """Give ``value`` as a ``float``."""
+def check_number(
+    caller: str,
+    name: str,
+    value: float,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """Give ``value`` as a ``float``, which must be finite and within the bounds."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{caller}: {name} must be a number, got {type(value).__name__}")
+    if not (above < value < below and at_least <= value <= at_most):
+        bounds = ((">=", at_least), (">", above), ("<", below), ("<=", at_most))
+        rules = [f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound)]
+        if math.isinf(below) and math.isinf(at_most):
+            rules.insert(0, "finite")
+        raise ValueError(f"{caller}: {name} must be {' and '.join(rules)}, got {value}")
     return float(value)
-
-
-def check_weight(caller: str, name: str, value: float) -> float:
-    """Give ``value`` as a ``float``, which must be finite and not negative."""
-    number = check_number(caller, name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{caller}: {name} must be finite and >= 0, got {value}")
-    return number
 
 
 def check_whole(caller: str, name: str, value: object) -> None:

@@ -412,7 +412,7 @@ class TestVerdict:
             lambda: report.collapse_test(0.01, bad),
             lambda: report.collapse_curve(bad),
         ):
-            with pytest.raises(ValueError, match=f"deltas? must be >= 0 and below 1, got {bad}"):
+            with pytest.raises(ValueError, match=f"deltas? must be >= 0 and < 1, got {bad}"):
                 call()
 
 
@@ -516,7 +516,7 @@ class TestConfidence:
 
     @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
     def test_bad_level(self, report: CollapseReport, level: float) -> None:
-        with pytest.raises(ValueError, match="level must be above 0 and below 1"):
+        with pytest.raises(ValueError, match="level must be > 0 and < 1"):
             report.confidence_interval(0.01, level)
 
 

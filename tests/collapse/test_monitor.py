@@ -344,9 +344,9 @@ class TestBadInput:
         [
             ({"every": 0}, ValueError, "every must be at least 1, got 0"),
             ({"every": 1.5}, TypeError, "every must be an int, got float"),
-            ({"epsilon": -1}, ValueError, "epsilon must be >= 0 and below inf, got -1"),
+            ({"epsilon": -1}, ValueError, "epsilon must be finite and >= 0, got -1"),
             ({"epsilon": "0.1"}, TypeError, "epsilon must be a number, got str"),
-            ({"delta": 1}, ValueError, "delta must be >= 0 and below 1, got 1"),
+            ({"delta": 1}, ValueError, "delta must be >= 0 and < 1, got 1"),
             ({"log": "runs"}, TypeError, "log must be a function, a SummaryWriter .* or None, got str"),
         ],
     )

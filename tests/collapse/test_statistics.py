@@ -163,9 +163,9 @@ class TestUpdate:
             CollapseStatistics(0)
         with pytest.raises(TypeError, match="latent_dim must be an int, got float"):
             CollapseStatistics(2.0)
-        with pytest.raises(ValueError, match="thresholds must be finite and >= 0, got nan"):
+        with pytest.raises(ValueError, match="threshold must be finite and >= 0, got nan"):
             CollapseStatistics(2, [torch.nan])
-        with pytest.raises(TypeError, match="thresholds must be numbers, got Tensor"):
+        with pytest.raises(TypeError, match="threshold must be a number, got Tensor"):
             CollapseStatistics(2, torch.tensor([0.1]))
         with pytest.raises(ValueError, match="at most 64 thresholds"):
             CollapseStatistics(2, [0.1] * 65)

@@ -64,9 +64,9 @@ def test_bad_arguments_are_named(images):
         logit_transform(images / 255, seed=0)
     with pytest.raises(TypeError, match=r"images must be a uint8 array, got torch.uint8"):
         logit_transform(torch.from_numpy(images), seed=0)
-    with pytest.raises(ValueError, match=r"alpha must be > 0 and < 1/2, got 0.5"):
+    with pytest.raises(ValueError, match=r"alpha must be > 0 and < 0.5, got 0.5"):
         logit_transform(images, seed=0, alpha=0.5)
-    with pytest.raises(ValueError, match=r"alpha must be > 0 and < 1/2, got nan"):
+    with pytest.raises(ValueError, match=r"alpha must be > 0 and < 0.5, got nan"):
         logit_transform(images, seed=0, alpha=float("nan"))
     with pytest.raises(ValueError, match=r"seed must be at least 0, got -1"):
         logit_transform(images, seed=-1)

@@ -56,7 +56,11 @@ def test_bound_is_smooth() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MLPEncoder(4, 2, logvar_bound=0.0), ValueError, "MLPEncoder: logvar_bound must be positive"),
+        (
+            lambda: MLPEncoder(4, 2, logvar_bound=0.0),
+            ValueError,
+            "MLPEncoder: logvar_bound must be finite and > 0",
+        ),
         (lambda: MLPEncoder(0, 2), ValueError, "MLPEncoder: every size must be at least 1, got 0"),
         (lambda: MLPDecoder(2, 4, (3.5,)), TypeError, "MLPDecoder: every size must be an int, got float"),
         (lambda: ConvEncoder(0, 2), ValueError, "ConvEncoder: channels must be at least 1, got 0"),

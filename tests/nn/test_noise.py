@@ -212,12 +212,12 @@ def test_a_beta_vae_is_a_vae_with_another_sigma2() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sigma2": 0.0}, ValueError, "ObservationNoise: sigma2 must be positive and finite, got 0.0"),
-        ({"sigma2": math.inf}, ValueError, "ObservationNoise: sigma2 must be positive and finite, got inf"),
+        ({"sigma2": 0.0}, ValueError, "ObservationNoise: sigma2 must be finite and > 0, got 0.0"),
+        ({"sigma2": math.inf}, ValueError, "ObservationNoise: sigma2 must be finite and > 0, got inf"),
         ({"sigma2": "1"}, TypeError, "ObservationNoise: sigma2 must be a number, got str"),
-        ({"floor": -1.0}, ValueError, "ObservationNoise: floor must be positive and finite, got -1.0"),
-        ({"momentum": 0.0}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 0.0"),
-        ({"momentum": 1.5}, ValueError, "ObservationNoise: momentum must be in (0, 1], got 1.5"),
+        ({"floor": -1.0}, ValueError, "ObservationNoise: floor must be finite and > 0, got -1.0"),
+        ({"momentum": 0.0}, ValueError, "ObservationNoise: momentum must be > 0 and <= 1, got 0.0"),
+        ({"momentum": 1.5}, ValueError, "ObservationNoise: momentum must be > 0 and <= 1, got 1.5"),
         ({"shape": 3}, TypeError, "ObservationNoise: shape must be a tuple, got int"),
         ({"shape": (2.5,)}, TypeError, "ObservationNoise: every size of shape must be an int, got float"),
         ({"shape": (3, 0)}, ValueError, "ObservationNoise: every size of shape must be at least 1, got 0"),
@@ -254,7 +254,7 @@ def test_errors_of_shapes_and_conversions() -> None:
         ObservationNoise(kind="closed_form")(torch.zeros(0, 3), torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"with an event that \(4,\) broadcasts to, got \(2, 3\)"):
         ObservationNoise(shape=(4,)).tuned(torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="sigma2_of_beta: beta must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match="sigma2_of_beta: beta must be finite and > 0, got 0"):
         sigma2_of_beta(0)
-    with pytest.raises(ValueError, match="beta_of_sigma2: sigma2 must be positive and finite, got -1"):
+    with pytest.raises(ValueError, match="beta_of_sigma2: sigma2 must be finite and > 0, got -1"):
         beta_of_sigma2(-1)

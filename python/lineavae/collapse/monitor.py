@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,8 +159,8 @@ class CollapseMonitor:
         delta: float = 0.01,
     ) -> None:
         self.every = None if every is None else check_integer("CollapseMonitor", "every", every, 1)
-        self.epsilon = _check_in_range("epsilon", epsilon, math.inf)
-        self.delta = _check_in_range("delta", delta, 1)
+        self.epsilon = check_number("CollapseMonitor", "epsilon", epsilon, at_least=0)
+        self.delta = check_number("CollapseMonitor", "delta", delta, at_least=0, below=1)
         self.step = 0
         self.last: CollapseCheck | None = None
         self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
@@ -343,13 +342,6 @@ def _check_posterior(mean: Tensor, logvar: Tensor) -> None:
             f"CollapseMonitor: logvar must have the shape of mean, {tuple(mean.shape)}, "
             f"got {tuple(logvar.shape)}"
         )
-
-
-def _check_in_range(name: str, value: float, end: float) -> float:
-    number = check_number("CollapseMonitor", name, value)
-    if not 0 <= number < end:
-        raise ValueError(f"CollapseMonitor: {name} must be >= 0 and below {end}, got {value}")
-    return number
 
 
 def _write_to(writer: SummaryWriter) -> Callable[[CollapseCheck], None]:

@@ -398,11 +398,7 @@ class CollapseReport:
         is known only to bounds, it covers the intervals of both; without samples it is [0, 1].
         """
         epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
-        level = check_number("CollapseReport.confidence_interval", "level", level)
-        if not 0 < level < 1:
-            raise ValueError(
-                f"CollapseReport.confidence_interval: level must be above 0 and below 1, got {level}"
-            )
+        level = check_number("CollapseReport.confidence_interval", "level", level, above=0, below=1)
         low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
         return clopper_pearson(low, high, self.num_samples, level)
 
@@ -686,17 +682,11 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _check_nonnegative(caller: str, name: str, value: float) -> float:
-    number = check_number(f"CollapseReport.{caller}", name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"CollapseReport.{caller}: {name} must be finite and >= 0, got {value}")
-    return number
+    return check_number(f"CollapseReport.{caller}", name, value, at_least=0)
 
 
 def _check_delta(caller: str, name: str, value: float) -> float:
-    number = check_number(f"CollapseReport.{caller}", name, value)
-    if not 0 <= number < 1:
-        raise ValueError(f"CollapseReport.{caller}: {name} must be >= 0 and below 1, got {value}")
-    return number
+    return check_number(f"CollapseReport.{caller}", name, value, at_least=0, below=1)
 
 
 def _check_all(

@@ -66,8 +66,7 @@ def logit_transform(images: NDArray[np.uint8], seed: int, *, alpha: float = 1e-6
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"logit_transform: images must be a uint8 array, got {found}")
-    if not 0 < check_number("logit_transform", "alpha", alpha) < 0.5:
-        raise ValueError(f"logit_transform: alpha must be > 0 and < 1/2, got {alpha}")
+    alpha = check_number("logit_transform", "alpha", alpha, above=0, below=0.5)
     random = np.random.default_rng(check_integer("logit_transform", "seed", seed, 0))
     pixels = images.reshape(len(images), -1)
     y = torch.from_numpy(alpha + (1 - 2 * alpha) * (pixels + random.random(pixels.shape)) / 256)

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae._arguments import check_integer, check_number, check_weight
+from lineavae._arguments import check_integer, check_number
 from lineavae._tensor_file import read_tensors, write_tensors
 
 _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -60,7 +60,7 @@ class Settings:
         self.steps = check_integer(self.caller, "steps", self.steps, minimum=1)
         if self.batch_size is not None:
             self.batch_size = check_integer(self.caller, "batch_size", self.batch_size, minimum=1)
-        self.beta = check_weight(self.caller, "beta", self.beta)
+        self.beta = check_number(self.caller, "beta", self.beta, at_least=0)
         self.seed = check_integer(self.caller, "seed", self.seed, minimum=0)
         self.history_every = check_integer(self.caller, "history_every", self.history_every, minimum=1)
 
@@ -296,9 +296,7 @@ def _make_optimizer(
         raise ValueError(
             f"{caller}: optimizer must be one of {sorted(_OPTIMIZERS)} or a function, got {optimizer!r}"
         )
-    lr = check_number(caller, "lr", lr)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"{caller}: lr must be finite and > 0, got {lr}")
+    lr = check_number(caller, "lr", lr, above=0)
     return _OPTIMIZERS[optimizer](parameters, lr=lr, fused=True)
 
 

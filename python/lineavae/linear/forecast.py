@@ -241,12 +241,12 @@ def forecast_collapse(
     warning: σ² = 2 will collapse 1 of 3 latents; 3 live below σ² = 1
     """
     latent_dim = check_integer("forecast_collapse", "latent_dim", latent_dim, minimum=1)
-    beta = _check_positive("beta", beta)
+    beta = check_number("forecast_collapse", "beta", beta, above=0)
     moments = data if isinstance(data, Moments) else Moments.from_data(data)
     spectrum = _Spectrum(moments, latent_dim)
     learned = spectrum.learned_sigma2(beta)
     if sigma2 is not None:
-        noise = _check_positive("sigma2", sigma2)
+        noise = check_number("forecast_collapse", "sigma2", sigma2, above=0)
     elif learned > 0:
         noise = learned
     else:
@@ -306,10 +306,3 @@ def _num_above(eigenvalues: _Floats, threshold: float) -> int:
 def _kl(eigenvalues: _Floats, threshold: float) -> _Floats:
     kl: _Floats = 0.5 * np.log(np.maximum(eigenvalues, threshold) / threshold)
     return kl
-
-
-def _check_positive(name: str, value: float) -> float:
-    number = check_number("forecast_collapse", name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"forecast_collapse: {name} must be finite and > 0, got {value}")
-    return number

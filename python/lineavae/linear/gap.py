@@ -185,9 +185,7 @@ def decompose_gap(model: LinearVAE, moments: Moments, epsilon: float = EPSILON) 
             f"decompose_gap: moments must have the {model.num_features} features of the model, "
             f"got {moments.num_features}"
         )
-    epsilon = check_number("decompose_gap", "epsilon", epsilon)
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"decompose_gap: epsilon must be finite and >= 0, got {epsilon}")
+    epsilon = check_number("decompose_gap", "epsilon", epsilon, at_least=0)
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise ValueError(f"decompose_gap: {name} of the model must be finite, got a NaN or an infinity")

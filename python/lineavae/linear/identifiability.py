@@ -8,8 +8,7 @@ scaled principal directions, up to sign and order. :func:`rotation_gap` is what 
 from __future__ import annotations
 
 import copy
-import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -274,13 +273,9 @@ def _check_matrices(caller: str, weight: Tensor, directions: Tensor | None = Non
 
 
 def _check_sigma2(caller: str, sigma2: Tensor | float, like: Tensor) -> Tensor:
-    if isinstance(sigma2, Tensor):
-        noise = sigma2.to(like)
-    else:
-        noise = like.new_tensor(check_number(caller, "sigma2", sigma2))
-    if noise.ndim or not 0 < noise.item() < math.inf:
-        raise ValueError(f"{caller}: sigma2 must be one finite number > 0, got {noise.tolist()}")
-    return noise
+    number: Any = sigma2.item() if isinstance(sigma2, Tensor) and not sigma2.ndim else sigma2
+    number = check_number(caller, "sigma2", number, above=0)
+    return sigma2.to(like) if isinstance(sigma2, Tensor) else like.new_tensor(number)
 
 
 def _kind(value: object) -> str:

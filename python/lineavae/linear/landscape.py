@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -97,9 +96,7 @@ def landscape(
             f"landscape: directions must be two of shape (D, K) = {expected}, "
             f"got {[tuple(direction.shape) for direction in directions]}"
         )
-    radius = check_number("landscape", "radius", radius)
-    if not 0 < radius < math.inf:
-        raise ValueError(f"landscape: radius must be finite and > 0, got {radius}")
+    radius = check_number("landscape", "radius", radius, above=0)
     num = check_integer("landscape", "num", num, minimum=2)
     corners = torch.stack([point.weight, *(direction.to(point.weight) for direction in directions)])
 

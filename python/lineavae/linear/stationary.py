@@ -264,9 +264,7 @@ class StationaryPoint:
                     "StationaryPoint: sigma2 must be given where all components are kept: no noise is best"
                 )
             source, sigma2 = "the mean of the eigenvalues left", self.unused_eigenvalues.mean().item()
-        sigma2 = check_number("StationaryPoint", "sigma2", sigma2)
-        if not 0 < sigma2 < math.inf:
-            raise ValueError(f"StationaryPoint: {source} must be finite and > 0, got {sigma2}")
+        sigma2 = check_number("StationaryPoint", source, sigma2, above=0)
         if self.kept and not self.kept_eigenvalues.min() > sigma2:
             raise ValueError(
                 f"StationaryPoint: kept eigenvalues must be above the noise, {source} = {sigma2:g}, "

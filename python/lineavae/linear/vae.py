@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from lineavae._arguments import check_integer
+from lineavae._arguments import check_integer, check_number
 from lineavae._noise import standard_normal
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import training
@@ -227,8 +227,7 @@ class LinearVAE(LinearModule):
         V* = (WᵀW + βσ² I)⁻¹ Wᵀ and d* = βσ² / (diag(WᵀW) + βσ²): Lucas et al. (2019), appendix C.2, with
         the weight β of the KL term, which must be positive.
         """
-        if not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"LinearVAE.optimal_encoder_: beta must be finite and > 0, got {beta}")
+        beta = check_number("LinearVAE.optimal_encoder_", "beta", beta, above=0)
         encoder, log_d, _ = optimal_encoder(self.weight.double(), beta * self.log_sigma2.double().exp())
         self.encoder.copy_(encoder)
         self.log_d.copy_(log_d)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,8 +17,8 @@ class _Encoder(nn.Module):
     def __init__(self, layers: nn.Module, latent_dim: int, logvar_bound: float | None) -> None:
         super().__init__()
         name = type(self).__name__
-        if logvar_bound is not None and not 0 < check_number(name, "logvar_bound", logvar_bound) < math.inf:
-            raise ValueError(f"{name}: logvar_bound must be positive and finite or None, got {logvar_bound}")
+        if logvar_bound is not None:
+            check_number(name, "logvar_bound", logvar_bound, above=0)
         self.layers = layers
         self.latent_dim = latent_dim
         self.logvar_bound = logvar_bound

@@ -91,17 +91,15 @@ class ObservationNoise(nn.Module):
                 f"ObservationNoise: kind must be 'learned', 'fixed' or 'closed_form', got {kind!r}"
             )
         self.kind = kind
-        self.floor = _check_positive("ObservationNoise", "floor", floor)
-        self.momentum = check_number("ObservationNoise", "momentum", momentum)
-        if not 0 < self.momentum <= 1:
-            raise ValueError(f"ObservationNoise: momentum must be in (0, 1], got {momentum}")
+        self.floor = check_number("ObservationNoise", "floor", floor, above=0)
+        self.momentum = check_number("ObservationNoise", "momentum", momentum, above=0, at_most=1)
         if not isinstance(shape, (tuple, list)):
             raise TypeError(f"ObservationNoise: shape must be a tuple, got {type(shape).__name__}")
         for size in shape:
             check_integer("ObservationNoise", "every size of shape", size, 1)
         log_sigma2 = torch.full(
             shape,
-            math.log(_check_positive("ObservationNoise", "sigma2", sigma2)),
+            math.log(check_number("ObservationNoise", "sigma2", sigma2, above=0)),
             dtype=torch.promote_types(torch.get_default_dtype(), torch.float32),
         )
         if kind == "learned":
@@ -246,8 +244,8 @@ def sigma2_of_beta(beta: float, sigma2: float = 1.0) -> NoiseOfBeta:
     >>> sigma2_of_beta(4.0, sigma2=0.5)
     NoiseOfBeta(sigma2=2.0, learning_rate_factor=4.0)
     """
-    beta = _check_positive("sigma2_of_beta", "beta", beta)
-    return NoiseOfBeta(beta * _check_positive("sigma2_of_beta", "sigma2", sigma2), beta)
+    beta = check_number("sigma2_of_beta", "beta", beta, above=0)
+    return NoiseOfBeta(beta * check_number("sigma2_of_beta", "sigma2", sigma2, above=0), beta)
 
 
 def beta_of_sigma2(sigma2: float, of_beta_vae: float = 1.0) -> BetaOfNoise:
@@ -261,8 +259,8 @@ def beta_of_sigma2(sigma2: float, of_beta_vae: float = 1.0) -> BetaOfNoise:
     >>> beta_of_sigma2(2.0, of_beta_vae=0.5)
     BetaOfNoise(beta=4.0, learning_rate_factor=0.25)
     """
-    sigma2 = _check_positive("beta_of_sigma2", "sigma2", sigma2)
-    beta = sigma2 / _check_positive("beta_of_sigma2", "of_beta_vae", of_beta_vae)
+    sigma2 = check_number("beta_of_sigma2", "sigma2", sigma2, above=0)
+    beta = sigma2 / check_number("beta_of_sigma2", "of_beta_vae", of_beta_vae, above=0)
     return BetaOfNoise(beta, 1 / beta)
 
 
@@ -275,13 +273,6 @@ def keep_wide(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return tensor.to(result.device, torch.float32) if is_narrow else result
 
     return apply
-
-
-def _check_positive(caller: str, name: str, value: float) -> float:
-    number = check_number(caller, name, value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"{caller}: {name} must be positive and finite, got {value}")
-    return number
 
 
 def _check_like(x: Tensor, name: str, tensor: Tensor) -> None:

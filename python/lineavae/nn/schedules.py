@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lineavae._arguments import check_weight
+from lineavae._arguments import check_number
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class _Ramp:
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "start", "end"):
-            check_weight(type(self).__name__, name, getattr(self, name))
+            check_number(type(self).__name__, name, getattr(self, name), at_least=0)
 
     def __call__(self, epoch: float) -> float:
         """Give the value at an epoch, which counts from 0."""
-        epoch = check_weight(type(self).__name__, "epoch", epoch)
+        epoch = check_number(type(self).__name__, "epoch", epoch, at_least=0)
         progress = min(epoch / self.num_epochs, 1.0) if self.num_epochs else 1.0
         return self.start + (self.end - self.start) * progress
 

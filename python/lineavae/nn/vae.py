@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.utils import _pytree
 
-from lineavae._arguments import check_integer, check_weight, check_whole
+from lineavae._arguments import check_integer, check_number, check_whole
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
 from lineavae.nn.noise import ObservationNoise, check_event
@@ -143,7 +143,7 @@ class GaussianVAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.noise = noise
-        self.beta = check_weight("GaussianVAE", "beta", beta)
+        self.beta = check_number("GaussianVAE", "beta", beta, at_least=0)
         self.closed_form = _is_linear(decoder) if closed_form is None else closed_form
         if self.closed_form:
             self._linear_decoder()
@@ -198,14 +198,14 @@ class GaussianVAE(nn.Module):
         if beta is None:
             beta = self.beta
         elif not isinstance(beta, Tensor):
-            beta = check_weight("GaussianVAE", "beta", beta)
+            beta = check_number("GaussianVAE", "beta", beta, at_least=0)
         elif beta.ndim:  # of N entries it would weigh samples
             raise ValueError(
                 f"GaussianVAE: beta must be a number or a tensor of shape (), got {tuple(beta.shape)}"
             )
-        free_bits = check_weight("GaussianVAE", "free_bits", free_bits)
+        free_bits = check_number("GaussianVAE", "free_bits", free_bits, at_least=0)
         if capacity is not None:
-            capacity = check_weight("GaussianVAE", "capacity", capacity)
+            capacity = check_number("GaussianVAE", "capacity", capacity, at_least=0)
             if free_bits:
                 raise ValueError("GaussianVAE: free_bits and capacity exclude each other, got both")
         mean, logvar, latents = self._posterior(x)

@@ -6,14 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lineavae import _ext
-from lineavae._arguments import check_integer
+from lineavae._arguments import check_integer, check_number
 from lineavae.reference.gaussian_kl import weighted
 
 _T = TypeVar("_T")
@@ -212,11 +211,7 @@ def _check_weight(
                 index = _first(weight < 0)
                 raise ValueError(f"{op}: {name} must be >= 0, got {weight[index].item()} at index {index}")
         return weight.to(device, dtype)
-    if isinstance(weight, bool) or not isinstance(weight, Real):
-        raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(weight).__name__}")
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"{op}: {name} must be finite and >= 0, got {weight}")
-    return float(weight)
+    return check_number(op, name, weight, at_least=0)
 
 
 def check_latent_weight(
@@ -302,11 +297,7 @@ def check_num_features(op: str, num_features: int | None, features: int) -> int:
     """Check the D of the normaliser: that of the tensors by default, or a larger one."""
     if num_features is None:
         return features
-    if isinstance(num_features, bool) or not isinstance(num_features, Integral):
-        raise TypeError(f"{op}: num_features must be an int, got {type(num_features).__name__}")
-    if num_features < features:
-        raise ValueError(f"{op}: num_features must be at least the D={features} given, got {num_features}")
-    return int(num_features)
+    return check_integer(op, "num_features", num_features, features)
 
 
 def without_autocast(function: Callable[..., _T], *args: Any) -> _T:

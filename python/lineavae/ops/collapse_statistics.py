@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lineavae import _ext, reference
-from lineavae._arguments import check_integer
+from lineavae._arguments import check_integer, check_number
 from lineavae.ops._arguments import check_tensors, has_native, widen
 from lineavae.ops._differentiable import Operator
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
@@ -140,12 +139,8 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
                 f"{_OP}: thresholds must be a sequence of numbers or a tensor, "
                 f"got {type(thresholds).__name__}"
             )
-        for threshold in thresholds:
-            if isinstance(threshold, bool) or not isinstance(threshold, Real):
-                raise TypeError(f"{_OP}: thresholds must be numbers, got {type(threshold).__name__}")
-            if not (math.isfinite(threshold) and threshold >= 0):
-                raise ValueError(f"{_OP}: thresholds must be finite and >= 0, got {threshold}")
-        tensor = torch.tensor([float(t) for t in thresholds], dtype=torch.float64, device=device)
+        values = [check_number(_OP, "every threshold", threshold, at_least=0) for threshold in thresholds]
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
     if len(tensor) > MAX_THRESHOLDS:
         raise ValueError(f"{_OP}: there must be at most {MAX_THRESHOLDS} thresholds, got {len(tensor)}")
     return tensor
