@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext
-from lineavae._arguments import check_integer, check_number
+from lineavae._arguments import check_integer, check_number, check_whole
 from lineavae.reference.gaussian_kl import weighted
 
 _T = TypeVar("_T")
@@ -27,9 +27,7 @@ def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.layout != torch.strided or tensor.is_nested:
-            layout = "a nested one" if tensor.is_nested else str(tensor.layout)
-            raise TypeError(f"{op}: {name} must be a dense tensor, torch.strided, got {layout}")
+        check_whole(op, name, tensor)
         if tensor.dtype not in _FLOATING:
             raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
         if tensor.device != first.device:
