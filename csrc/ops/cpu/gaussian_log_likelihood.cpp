@@ -218,14 +218,15 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
   }
 }
 
-#define LINEAVAE_CLONE(R, T)                                                                                     \
+#define LINEAVAE_CLONE_VALUES(R, T)                                                                              \
   LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihood<T>& a, int64_t begin, \
                              int64_t end) {                                                                      \
     values<R, false>(a.data, a.value, a.distortion, {}, begin, end);                                             \
-  }                                                                                                              \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a,        \
-                             int64_t begin, int64_t end) {                                                       \
-    gradients<R>(a, begin, end);                                                                                 \
+  }
+#define LINEAVAE_CLONE_GRADIENTS(R, T)                                                                    \
+  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a, \
+                             int64_t begin, int64_t end) {                                                \
+    gradients<R>(a, begin, end);                                                                          \
   }
 #define LINEAVAE_CLONE_MEAN(R, T)                                                                                    \
   LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodMean<T>& a, int64_t begin, \
@@ -234,10 +235,12 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
   }
 #define LINEAVAE_CLONE_PARTS(T) \
   LINEAVAE_CLONES void clone_parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) { parts(a, begin, end); }
-#define LINEAVAE_CLONE_DTYPE(T)      \
-  LINEAVAE_CLONE(Noise::kRow, T)     \
-  LINEAVAE_CLONE(Noise::kFeature, T) \
-  LINEAVAE_CLONE(Noise::kElement, T) \
+#define LINEAVAE_CLONE_DTYPE(T)                \
+  LINEAVAE_CLONE_VALUES(Noise::kRow, T)        \
+  LINEAVAE_CLONE_VALUES(Noise::kFeature, T)    \
+  LINEAVAE_CLONE_VALUES(Noise::kElement, T)    \
+  LINEAVAE_CLONE_GRADIENTS(Noise::kRow, T)     \
+  LINEAVAE_CLONE_GRADIENTS(Noise::kElement, T) \
   LINEAVAE_CLONE_PARTS(T)
 LINEAVAE_CLONE_DTYPE(float)
 LINEAVAE_CLONE_DTYPE(double)

@@ -75,6 +75,8 @@ LINEAVAE_INLINE void add_blocks(Work& work, int64_t begin, int64_t end) {
 template <class T>
 struct Values {
   using A = accumulate_t<T>;
+  explicit Values(const ReparameterizedKL<T>& arguments) : a(arguments) {}
+
   const ReparameterizedKL<T>& a;
   alignas(64) A rho[kBlock], kl[kBlock], noise[kNoise];
 
@@ -122,6 +124,8 @@ struct Values {
 template <class T>
 struct Gradients {
   using A = accumulate_t<T>;
+  explicit Gradients(const ReparameterizedKLBackward<T>& arguments) : a(arguments) {}
+
   const ReparameterizedKLBackward<T>& a;
   alignas(64) A sum[kBlock], product[kBlock], of_kl[kBlock], noise[kNoise];  // Σ g, Σ g ε and h w
 
@@ -171,11 +175,11 @@ struct Gradients {
 
 #define LINEAVAE_REPARAMETERIZED_KL(T)                                                            \
   LINEAVAE_CLONES void clone(const ReparameterizedKL<T>& a, int64_t begin, int64_t end) {         \
-    Values<T> work{a};                                                                            \
+    Values<T> work(a);                                                                            \
     add_blocks(work, begin, end);                                                                 \
   }                                                                                               \
   LINEAVAE_CLONES void clone(const ReparameterizedKLBackward<T>& a, int64_t begin, int64_t end) { \
-    Gradients<T> work{a};                                                                         \
+    Gradients<T> work(a);                                                                         \
     add_blocks(work, begin, end);                                                                 \
   }
 LINEAVAE_REPARAMETERIZED_KL(float)
