@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lineavae.experiments import EXPERIMENTS, analytic_vs_stochastic, execute
-from lineavae.experiments.analytic_vs_stochastic import share_of_matched_directions
 from lineavae.linear import LinearVAE, Moments
 
 EXPERIMENT = EXPERIMENTS["analytic-vs-stochastic"]
@@ -152,27 +151,6 @@ def test_presets_are_the_papers_and_a_small_one():
     assert (full.latent_dim, full.steps, full.num_images) == (200, 12_000, 1000)
     assert full.learning_rates == (1e-4, 3e-4, 1e-3, 3e-3)
     assert len(EXPERIMENT.presets["quick"].learning_rates) == 1
-
-
-def test_matched_directions_ignore_order_sign_and_length():
-    generator = torch.Generator().manual_seed(0)
-    targets, _ = torch.linalg.qr(torch.randn(8, 5, dtype=torch.float64, generator=generator))
-    columns = targets[:, [3, 0, 4, 2, 1]] * torch.tensor([1.0, -2.0, 0.1, -1.0, 3.0])
-    assert share_of_matched_directions(columns, targets, 0.999) == 1
-    assert share_of_matched_directions(columns[:, :2], targets, 0.999) == pytest.approx(2 / 5)
-
-
-@pytest.mark.parametrize(("angle", "share"), [(0.13, 1), (0.15, 0)])
-def test_matched_directions_keep_to_the_threshold(angle, share):
-    # cos 0.13 = 0.9916, cos 0.15 = 0.9888
-    turned = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    targets = torch.eye(2, dtype=torch.float64)
-    assert share_of_matched_directions(turned, targets, 0.99) == share
-
-
-def test_one_direction_matches_one_target():
-    targets = torch.eye(2, dtype=torch.float64)
-    assert share_of_matched_directions(targets[:, [0, 0]], targets, 0.99) == 0.5
 
 
 def test_separated_directions_keep_two_percent_from_both_neighbours():

@@ -70,6 +70,11 @@ def test_align_undoes_signs_and_order(generator):
     torch.testing.assert_close(alignment.cosines, torch.ones_like(alignment.cosines), rtol=0, atol=1e-12)
 
 
+def test_align_has_one_column_for_one_direction():
+    assert align(torch.eye(2)[:, [0, 0]], torch.eye(2)).cosines.tolist() == [1, 0]
+    assert align(torch.eye(3)[:, :2], torch.eye(3)).cosines.tolist() == [1, 1]
+
+
 def test_align_leaves_dead_columns_last():
     weight = torch.tensor([[0.0, 0.1], [0.0, 0.1]])
     alignment = align(weight, torch.eye(2))

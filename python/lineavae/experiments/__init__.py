@@ -34,12 +34,15 @@ from lineavae.experiments.runs import (
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "stationary-points": stationary_points.EXPERIMENT,
-    "latent-dimensions": latent_dimensions.EXPERIMENT,
-    "analytic-vs-stochastic": analytic_vs_stochastic.EXPERIMENT,
-    "nonlinear-encoders": nonlinear_encoders.EXPERIMENT,
-    "theorem-1": theorem_1.EXPERIMENT,
-    "bernoulli-ppca": bernoulli_ppca.EXPERIMENT,
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (
+        stationary_points,
+        latent_dimensions,
+        analytic_vs_stochastic,
+        nonlinear_encoders,
+        theorem_1,
+        bernoulli_ppca,
+    )
 }
 
 __all__ = [

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
 from lineavae.experiments.training import train
-from lineavae.linear import PPCA, LinearVAE, Moments
+from lineavae.linear import PPCA, LinearVAE, Moments, align
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,37 +118,6 @@ def plot(results: Results) -> Figure:
     return figure
 
 
-def share_of_matched_directions(directions: Tensor, targets: Tensor, threshold: float) -> float:
-    """Share of ``targets`` with a direction of their own at ``abs(cosine) > threshold``.
-
-    Parameters
-    ----------
-    directions
-        Columns of any length, (D, r).
-    targets
-        Orthonormal columns, (D, m).
-    threshold
-        Least absolute cosine of a match.
-
-    Returns
-    -------
-    float
-        Between 0 and 1, under the assignment of one direction to each target with the largest sum of absolute
-        cosines.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from lineavae.experiments.analytic_vs_stochastic import share_of_matched_directions
-    >>> rotated = torch.tensor([[0.0, -2.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-    >>> round(share_of_matched_directions(rotated, torch.eye(3), threshold=0.99), 3)
-    0.667
-    """
-    cosines = (torch.nn.functional.normalize(directions.detach(), dim=0).mT @ targets).abs().numpy()
-    chosen = linear_sum_assignment(cosines, maximize=True)
-    return float((cosines[chosen] > threshold).sum() / targets.shape[1])
-
-
 def _judge(
     objective: Objective, model: LinearVAE, optimum: LinearVAE, moments: Moments
 ) -> dict[str, Quantity]:
@@ -168,8 +136,8 @@ def _judge(
         ("SVD rotation", rotated.weight, 0.99),
         ("Rayleigh-Ritz", model.principal_components(moments)[1], 0.999),
     ):
-        share = share_of_matched_directions(columns, targets, threshold)
-        quantities[f"{objective}: axes by {source}"] = quantity(100 * share, "%")
+        num_matched = (align(columns, targets).cosines > threshold).sum().item()
+        quantities[f"{objective}: axes by {source}"] = quantity(100 * num_matched / targets.shape[1], "%")
     return quantities
 
 
