@@ -66,6 +66,19 @@ inline dim3 blocks(int64_t count) {
 }
 
 constexpr int kThreads = 256;
+
+// As many blocks of kThreads as a kernel wants on a multiprocessor, or all that one of this architecture holds: a bound
+// beyond that is ignored.
+constexpr int resident(int blocks) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+  constexpr int kMost = 2048 / kThreads;
+#elif __CUDA_ARCH__ >= 800
+  constexpr int kMost = 1536 / kThreads;
+#else
+  constexpr int kMost = 1024 / kThreads;
+#endif
+  return blocks < kMost ? blocks : kMost;
+}
 constexpr int kWarps = kThreads / kWarp;
 
 // For kernels that give a warp to each row: the row of this thread's warp, and blocks enough for all rows.

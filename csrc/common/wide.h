@@ -25,6 +25,8 @@ LINEAVAE_HOST_DEVICE bool is_finite(A x) {
 // weight * value, and 0 where the weight is 0: that switches even an infinity off.
 LINEAVAE_HOST_DEVICE double weighted(double weight, double value) { return weight == 0 ? 0.0 : weight * value; }
 
+constexpr double kSmallestNormal = std::numeric_limits<double>::min();  // which is no function of the device
+
 // mantissa 2^exponent, with the precision of a double and a range that nothing here leaves.
 class Wide {
  public:
@@ -35,7 +37,7 @@ class Wide {
     } else if (!is_finite(mantissa)) {
       exponent_ = kOutside;
     } else {
-      const bool subnormal = magnitude(mantissa) < std::numeric_limits<double>::min();
+      const bool subnormal = magnitude(mantissa) < kSmallestNormal;
       uint64_t bits = bit_cast<uint64_t>(subnormal ? mantissa * 0x1p64 : mantissa);
       exponent_ += static_cast<int>(bits >> 52 & 0x7ff) - 1023 - (subnormal ? 64 : 0);
       bits = (bits & ~(uint64_t{0x7ff} << 52)) | uint64_t{1023} << 52;

@@ -152,14 +152,16 @@ LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T varian
   return expected_softplus(magnitude, FromVariance<T>{variance});
 }
 
+template <class T>
+constexpr T kLargest = std::numeric_limits<T>::max();
+
 // Of a sample whose scale t is not 1: from s² / t², and the derivative by that; where it is too large, the largest
 // number, since where s² is so small that it matters its product with the weights is 0.
 template <class T>
 LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T scaled_variance, T scale) {
-  constexpr T kLargest = std::numeric_limits<T>::max();
   ExpectedSoftplus<T> result = expected_softplus(magnitude, FromDeviation<T>{square_root(scaled_variance) * scale});
   result.curvature = result.curvature * scale * scale;
-  result.curvature = result.curvature > kLargest ? kLargest : result.curvature;
+  result.curvature = result.curvature > kLargest<T> ? kLargest<T> : result.curvature;
   return result;
 }
 

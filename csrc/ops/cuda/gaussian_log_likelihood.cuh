@@ -38,7 +38,7 @@ __device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T
 
 // kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, of the loss.
 template <Noise R, bool kGradients, class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
+__global__ void __launch_bounds__(kThreads, resident(kBlocksOfRows<T>))
     gaussian_rows(const GaussianData<T> data, accumulate_t<T>* value, accumulate_t<T>* distortion, T* grad_x_hat,
                   T* grad_log_sigma2) {
   using A = accumulate_t<T>;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfRows<T>)
 
 // With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
 template <Noise R, class T, int kWidth>
-__global__ void __launch_bounds__(kThreads, kBlocksOfElements<T>)
+__global__ void __launch_bounds__(kThreads, resident(kBlocksOfElements<T>))
     gaussian_gradients(const GaussianLogLikelihoodBackward<T> a) {
   using A = accumulate_t<T>;
   const int64_t index = thread_index() * kWidth;

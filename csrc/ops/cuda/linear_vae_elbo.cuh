@@ -72,7 +72,7 @@ __device__ __forceinline__ double sum_of_squares(T sum, const T* values, int64_t
 
 // One block per sample.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 8) residual_kernel(const ResidualArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, resident(8)) residual_kernel(const ResidualArguments<T> a) {
   LINEAVAE_SHARED(partial, T[kWarps]);
   LINEAVAE_SHARED(wide_partial, double[kWarps]);
   const int64_t row = blockIdx.x, model = row / a.samples;
