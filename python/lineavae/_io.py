@@ -1,14 +1,19 @@
-"""Files are written whole or not at all: to a temporary name beside the target, synced, then renamed."""
+"""Files are written whole or not at all: to a temporary name beside the target, synced, then renamed.
+
+And what JSON lacks.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # the mask can only be read by setting it, which other threads would notice later on
 _UMASK = os.umask(0o022)
@@ -43,6 +48,15 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Give None for numbers that are not finite, which JSON lacks, in dicts and lists as well."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: Path) -> None:

@@ -18,12 +18,12 @@ _OF_A_MODEL = re.compile(
 
 
 def pooling_warnings(
-    shards: Sequence[Shard], each: LatentStatistics, threshold: int, delta: float, level: float = 0.95
+    shards: Sequence[Shard], each: LatentStatistics, threshold: int, delta: float
 ) -> list[str]:
     """Say why the posteriors of some shards look like those of several models, a sentence each.
 
     Their names number checkpoints, epochs, seeds or models; or a latent is proven to be collapsed in one
-    shard and not to be in another, at the threshold of this index and at a level that all the proofs share.
+    shard and not to be in another, at the threshold of this index and a level of 0.95 that all proofs share.
     """
     found = []
     names = {tuple(match.group(0).lower() for match in _OF_A_MODEL.finditer(shard.name)) for shard in shards}
@@ -34,7 +34,7 @@ def pooling_warnings(
         )
     below = each.counts[..., threshold].cpu().numpy()
     total = each.moments[..., 0].cpu().numpy().astype(np.int64)
-    interval = clopper_pearson(below, below, total, 1 - (1 - level) / below.size)
+    interval = clopper_pearson(below, below, total, 1 - 0.05 / below.size)
     both = np.asarray((interval.lower >= 1 - delta).any(0) & (interval.upper < 1 - delta).any(0))
     if both.any():
         found.append(

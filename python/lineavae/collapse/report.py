@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,7 +86,7 @@ class CriticalGap(NamedTuple):
     @property
     def ratio(self) -> float:
         """How many times its beginning the gap's end is, where less than 0.001 nats count as 0.001."""
-        return max(self.upper, NO_GAP_BELOW) / max(self.lower, NO_GAP_BELOW)
+        return float(_gap_ratio(self.lower, self.upper))
 
     @property
     def is_clear(self) -> bool:
@@ -325,12 +324,12 @@ class CollapseReport:
         critical = self.critical_epsilon(delta)
         known = ~np.isnan(critical.estimate)
         lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
-        gaps = [
-            CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
-            for below in range(1, int(np.isfinite(lower).sum()))
-        ]
-        largest = max(gaps, key=lambda gap: gap.ratio, default=None)
-        return largest if largest is not None and largest.ratio > 1 else None
+        ends = lower[1:][np.isfinite(lower[1:])]
+        ratios = _gap_ratio(upper[: len(ends)], ends)
+        if not (ratios > 1).any():
+            return None
+        below = int(ratios.argmax()) + 1
+        return CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
 
     @property
     def is_wider_than_prior(self) -> bool:
@@ -531,13 +530,10 @@ class CollapseReport:
             "is_wider_than_prior": self.is_wider_than_prior,
             "gap": None if gap is None else {**gap._asdict(), "is_clear": gap.is_clear},
             "histogram": {
-                "edges": [edge if math.isfinite(edge) else None for edge in edges],
+                "edges": _io.finite(edges),
                 "counts": histogram[:, first:end].tolist(),
             },
-            "latents": {
-                name: [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
-                for name, column in self._columns(epsilon, delta).items()
-            },
+            "latents": _io.finite(self._columns(epsilon, delta)),
         }
 
     def to_json(
@@ -624,6 +620,11 @@ class CollapseReport:
 
     def __repr__(self) -> str:
         return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"
+
+
+def _gap_ratio(begin: ArrayLike, end: ArrayLike) -> _Floats:
+    ratio: _Floats = np.maximum(end, NO_GAP_BELOW) / np.maximum(begin, NO_GAP_BELOW)
+    return ratio
 
 
 def clopper_pearson(low: _Ints, high: _Ints, total: _Ints | int, level: float) -> Interval:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,16 +36,8 @@ def show(*parts: RenderableType, err: bool = False) -> None:
 
 
 def show_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout; numbers that are not finite, which JSON lacks, are null."""
-    typer.echo(json.dumps(_finite(document), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Print one JSON object on stdout, all of whose numbers are finite."""
+    typer.echo(json.dumps(document, allow_nan=False))
 
 
 def check_device(device: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from lineavae._io import finite
 from lineavae.commands._common import cannot_write, check_device, fail, show, show_json
 from lineavae.data import DataError
 
@@ -91,7 +92,7 @@ def reproduce(
         if failure is not None:
             break
     if as_json:
-        show_json({"runs": done})
+        show_json(finite({"runs": done}))
     if failure is not None:
         fail(failure, 1)
 
