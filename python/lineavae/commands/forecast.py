@@ -9,6 +9,7 @@ import torch
 import typer
 
 from lineavae._array_files import ArrayFileError, safetensors_arrays
+from lineavae._io import finite
 from lineavae.commands._common import fail, show_json
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def forecast(
         result = forecast_collapse(_read(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:
         fail(str(error).removeprefix("forecast_collapse: "))
-    show_json(result.to_dict()) if as_json else typer.echo(str(result))
+    show_json(finite(result.to_dict())) if as_json else typer.echo(str(result))
 
 
 def _read(path: Path, key: str | None) -> Moments:
