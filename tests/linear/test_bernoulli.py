@@ -9,9 +9,10 @@ from scipy.integrate import simpson
 from scipy.special import expit, roots_hermitenorm
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from lineavae import _ascent as ascent
 from lineavae import reference
 from lineavae.collapse import CollapseStatistics
-from lineavae.linear import BernoulliLinearVAE, LinearVAE, ascent, bernoulli
+from lineavae.linear import BernoulliLinearVAE, LinearVAE, bernoulli
 
 NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 40, 6, 2
 PARAMETERS = ("weight", "encoder", "encoder_bias", "mu", "log_d")

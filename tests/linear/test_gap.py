@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lineavae.linear import PPCA, LinearVAE, Moments, ascent, decompose_gap
+from lineavae import _ascent as ascent
+from lineavae.linear import PPCA, LinearVAE, Moments, decompose_gap
 from lineavae.linear.gap import PARTS
 
 NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 60, 7, 4

@@ -416,5 +416,5 @@ class TestLanczos:
             hessian_eigenpairs(model, moments, 31, objective="likelihood")
         with pytest.raises(ValueError, match="count must be at least 1, got 0"):
             hessian_eigenpairs(model, moments, 0)
-        with pytest.raises(ValueError, match="the data must have 30 features, got 6"):
+        with pytest.raises(ValueError, match="moments must have the 30 features of the model, got 6"):
             hessian_eigenpairs(model, moments_with(SPECTRA["distinct"]))

@@ -230,7 +230,7 @@ class TestStationarity:
         assert 0 < stationarity(model, moments).weight < 1e-5
 
     def test_bad_arguments(self, moments):
-        with pytest.raises(ValueError, match="the data must have 3 features, got 6"):
+        with pytest.raises(ValueError, match="moments must have the 3 features of the model, got 6"):
             stationarity(LinearVAE(3, 1), moments)
         found = stationarity(StationaryPoint(moments, [0]).to_vae(), moments)
         with pytest.raises(ValueError, match="objective must be 'likelihood' or 'elbo'"):

@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
+from lineavae import _ascent as ascent
 from lineavae import reference
-from lineavae.linear import PPCA, LinearVAE, Moments, ascent
+from lineavae.linear import PPCA, LinearVAE, Moments, training
 
 NUM_SAMPLES, NUM_FEATURES, LATENT_DIM = 50, 6, 2
 PARAMETERS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
@@ -243,13 +244,13 @@ def test_randomness_is_a_function_of_the_seed(x, batch_size):
 
 def test_each_step_has_its_own_noise(x, monkeypatch):
     drawn = []
-    estimator = LinearVAE.stochastic_elbo
+    estimator = training.stochastic_elbo
 
-    def spy(self, batch, num_samples=1, generator=None, beta=1.0):
+    def spy(parameters, batch, num_samples, generator, beta):
         drawn.append(torch.randn(1000, generator=generator.clone_state()))
-        return estimator(self, batch, num_samples, generator, beta)
+        return estimator(parameters, batch, num_samples, generator, beta)
 
-    monkeypatch.setattr(LinearVAE, "stochastic_elbo", spy)
+    monkeypatch.setattr(training, "stochastic_elbo", spy)
     make().fit(x, objective="stochastic", steps=40, progress=False)
     correlation = torch.corrcoef(torch.stack(drawn)) - torch.eye(40)
     assert correlation.abs().max() < 0.2  # 6 standard errors of independent draws
@@ -257,13 +258,13 @@ def test_each_step_has_its_own_noise(x, monkeypatch):
 
 def test_every_epoch_visits_every_sample_in_its_own_order(x, monkeypatch):
     batches = []
-    estimator = LinearVAE.stochastic_elbo
+    estimator = training.stochastic_elbo
 
-    def spy(self, batch, *args, **kwargs):
+    def spy(parameters, batch, *args):
         batches.append(batch)
-        return estimator(self, batch, *args, **kwargs)
+        return estimator(parameters, batch, *args)
 
-    monkeypatch.setattr(LinearVAE, "stochastic_elbo", spy)
+    monkeypatch.setattr(training, "stochastic_elbo", spy)
     make().fit(x, objective="stochastic", batch_size=20, steps=6, progress=False)
     assert [len(batch) for batch in batches] == [20, 20, 10] * 2
     epochs = [torch.cat(batches[:3]), torch.cat(batches[3:])]
@@ -524,7 +525,7 @@ def test_bad_options(x, options, error, message):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (torch.randn(5, 4), {}, ValueError, "data must have the 6 features of the module, got 4"),
+        (torch.randn(5, 4), {}, ValueError, "data must have the 6 features of the model, got 4"),
         (torch.ones(5, 6), {"drop_constant_features": True}, ValueError, "data must vary in some feature"),
         (torch.full((5, 6), float("nan")), {}, ValueError, "data must be finite"),
         ([[1.0] * 6], {}, TypeError, "data must be a NumPy array or a torch.Tensor, got list"),

@@ -398,11 +398,15 @@ def test_load_refuses_other_files(tmp_path, x):
             }.items()
         ),
         (lambda vae: vae.optimal_encoder_(0.0), ValueError, "beta must be finite and > 0, got 0.0"),
-        (lambda vae: vae.optimal_noise_(torch.randn(4, 6)), ValueError, "must have 7 features, got 6"),
+        (
+            lambda vae: vae.optimal_noise_(torch.randn(4, 6)),
+            ValueError,
+            "must have the 7 features of the model, got 6",
+        ),
         (
             lambda vae: vae.principal_components(Moments.from_data(torch.randn(4, 6))),
             ValueError,
-            "must have 7 features, got 6",
+            "must have the 7 features of the model, got 6",
         ),
     ],
 )

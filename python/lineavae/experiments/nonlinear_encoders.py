@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from lineavae._ascent import Problem, Settings, ascend, batches
 from lineavae.data import Images, LogitPixels, logit_transform
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
 from lineavae.linear import PPCA, LinearVAE, Moments
-from lineavae.linear.ascent import Problem, Settings, ascend, batches
 from lineavae.nn import GaussianVAE, MLPEncoder, ObservationNoise
 
 if TYPE_CHECKING:
@@ -163,10 +163,9 @@ class _Settings(Settings):
 class _Problem(Problem):
     """The ELBO of a VAE with a linear decoder, in float32 on batches and in float64 on all images."""
 
-    model: LinearDecoderVAE
-
     def __init__(self, settings: Settings, model: LinearDecoderVAE, x: Tensor) -> None:
-        super().__init__(settings, model)
+        super().__init__(settings, dict(model.named_parameters()), model.latent_dim)
+        self.model = model
         self._x = x
         self._batch = batches(settings, x.to(model.weight))
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
 from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
-from lineavae.linear.stability import log_likelihood_and_gap
+from lineavae.linear.closed_forms import log_likelihood_and_gap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

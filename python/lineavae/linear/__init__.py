@@ -12,6 +12,7 @@ from lineavae.linear.identifiability import (
 )
 from lineavae.linear.landscape import Landscape, landscape
 from lineavae.linear.moments import Moments
+from lineavae.linear.parameters import LinearParameters
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.stability import Stability, hessian_eigenpairs, stability, stable_sigma2
 from lineavae.linear.stationary import Stationarity, StationaryPoint, stationarity, symmetric_saddle
@@ -27,6 +28,7 @@ __all__ = [
     "GapDecomposition",
     "History",
     "Landscape",
+    "LinearParameters",
     "LinearVAE",
     "Moments",
     "Stability",

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lineavae._arguments import check_integer, check_whole
+from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, noise
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
-from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
+from lineavae._terms import weighted
 from lineavae.linear.module import LinearModule
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
-from lineavae.reference.gaussian_kl import weighted
 
 # Rows of data that are held in float64 at a time.
 _EXACT_ROWS = 1024
@@ -383,10 +383,9 @@ class _Settings(Settings):
 class _Problem(Problem):
     """The ELBO of samples, over the parameters of a copy of the model."""
 
-    model: BernoulliLinearVAE
-
     def __init__(self, settings: _Settings, model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> None:
-        super().__init__(settings, copy.deepcopy(model))
+        self.model = copy.deepcopy(model)
+        super().__init__(settings, dict(self.model.named_parameters()), model.latent_dim)
         self._samples = _read_data(model, data)
         self._batch = batches(settings, self._samples)
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
 from lineavae.linear.gap import EPSILON
 from lineavae.linear.moments import Moments
-
-_Floats = NDArray[np.float64]
+from lineavae.linear.spectrum import Floats, Spectrum, kl_of_eigenvalues, num_above
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +65,17 @@ class CollapseForecast:
     learned_sigma2: float
     elbo: float
     elbo_cost: float
-    eigenvalues: _Floats
+    eigenvalues: Floats
 
     @cached_property
-    def kl(self) -> _Floats:
+    def kl(self) -> Floats:
         """Mean KL of each latent in nats, (K,), descending: ½ log(λ_j / βσ²), zero for a collapsed one."""
-        return _kl(self.eigenvalues, self.beta * self.sigma2)
+        return kl_of_eigenvalues(self.eigenvalues, self.beta * self.sigma2)
 
     @property
     def num_active(self) -> int:
         """Number of latents that can live, #{λ_j > βσ²}."""
-        return _num_above(self.eigenvalues, self.beta * self.sigma2)
+        return num_above(self.eigenvalues, self.beta * self.sigma2)
 
     @property
     def num_collapsed(self) -> int:
@@ -165,7 +163,7 @@ class CollapseForecast:
             ("ELBO", f"{self.elbo:.6g} nats per sample{below}"),
         ]
         if not self.is_learned:
-            live = _num_above(self.eigenvalues, self.beta * self.learned_sigma2)
+            live = num_above(self.eigenvalues, self.beta * self.learned_sigma2)
             rows.append(("learned σ²", f"converges to {self.learned_sigma2:.4g}: {live} latents live"))
         kept = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k < self.latent_dim]
         kept.append(self.latent_dim)
@@ -243,7 +241,7 @@ def forecast_collapse(
     latent_dim = check_integer("forecast_collapse", "latent_dim", latent_dim, minimum=1)
     beta = check_number("forecast_collapse", "beta", beta, above=0)
     moments = data if isinstance(data, Moments) else Moments.from_data(data)
-    spectrum = _Spectrum(moments, latent_dim)
+    spectrum = Spectrum(moments, latent_dim)
     learned = spectrum.learned_sigma2(beta)
     if sigma2 is not None:
         noise = check_number("forecast_collapse", "sigma2", sigma2, above=0)
@@ -268,41 +266,3 @@ def forecast_collapse(
         elbo_cost=max(spectrum.elbo(best, 1.0) - elbo, 0.0) if best > 0 else math.inf,
         eigenvalues=spectrum.eigenvalues,
     )
-
-
-class _Spectrum:
-    """The eigenvalues of the data, of which K latents can explain the first K."""
-
-    def __init__(self, moments: Moments, latent_dim: int) -> None:
-        eigenvalues = moments.eigh()[0].cpu().numpy()
-        self.rank = int((eigenvalues > 0).sum())
-        self._num_features = moments.num_features
-        padded = np.append(eigenvalues, np.zeros(max(latent_dim + 1 - len(eigenvalues), 0)))
-        self.eigenvalues: _Floats = padded[:latent_dim]
-        # (K + 1,): the variance that 0 to K latents leave
-        self._unexplained = padded[::-1].cumsum()[::-1][: latent_dim + 1]
-
-    def learned_sigma2(self, beta: float) -> float:
-        """Give the stationary σ², of which there is one; 0 where there is none."""
-        # The slope by log σ² is ½ (Σ_{j<=K} min(β, λ_j/σ²) + R_K/σ² - D), which falls as σ² rises. So
-        # latent q lives at the root iff the slope is negative at βσ² = λ_q.
-        counts = self._num_features - beta * np.arange(len(self.eigenvalues) + 1)
-        num_live = int((self.eigenvalues * counts[1:] > beta * self._unexplained[1:]).sum())
-        return float(self._unexplained[num_live] / counts[num_live])
-
-    def elbo(self, sigma2: float, beta: float) -> float:
-        """ELBO, with KL weight 1, at the maximum of the β-ELBO for this σ²."""
-        threshold = beta * sigma2
-        num_live = _num_above(self.eigenvalues, threshold)
-        distortion = num_live * threshold + float(self._unexplained[num_live])
-        normaliser = self._num_features * math.log(2 * math.pi * sigma2)
-        return -0.5 * (distortion / sigma2 + normaliser) - float(_kl(self.eigenvalues, threshold).sum())
-
-
-def _num_above(eigenvalues: _Floats, threshold: float) -> int:
-    return int((eigenvalues > threshold).sum())
-
-
-def _kl(eigenvalues: _Floats, threshold: float) -> _Floats:
-    kl: _Floats = 0.5 * np.log(np.maximum(eigenvalues, threshold) / threshold)
-    return kl

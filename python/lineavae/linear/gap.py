@@ -10,25 +10,19 @@ so that all that remains is in 2K + 2 numbers.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import brentq
-from torch import Tensor
 
 from lineavae._arguments import check_number
-from lineavae.linear.closed_forms import optimal_encoder, principal_axes
-from lineavae.linear.moments import Moments
-
-if TYPE_CHECKING:
-    from lineavae.linear.vae import LinearVAE
-
-_Floats = NDArray[np.float64]
+from lineavae.linear.closed_forms import log_density, optimal_encoder, principal_axes
+from lineavae.linear.elbo import exact_elbo
+from lineavae.linear.moments import Moments, check_features
+from lineavae.linear.parameters import LinearModel, LinearParameters
+from lineavae.linear.spectrum import Floats, Spectrum
 
 # In the order of the steps.
 PARTS = ("encoder", "rotation", "mean", "noise", "components", "collapsed")
@@ -111,7 +105,7 @@ class GapDecomposition:
 
 
 @torch.no_grad()
-def decompose_gap(model: LinearVAE, moments: Moments, epsilon: float = EPSILON) -> GapDecomposition:
+def decompose_gap(model: LinearModel, moments: Moments, epsilon: float = EPSILON) -> GapDecomposition:
     """Split what the ELBO of a model lacks to the largest possible one into six causes.
 
     The model is repaired in six steps, each of which can only raise the ELBO, the last of which ends at the
@@ -133,7 +127,7 @@ def decompose_gap(model: LinearVAE, moments: Moments, epsilon: float = EPSILON) 
     Parameters
     ----------
     model
-        The linear VAE, of any floating dtype; it is not changed.
+        The linear VAE, of any floating dtype, or its `LinearParameters`; it is not changed.
     moments
         Moments of the data, on any device.
     epsilon
@@ -178,60 +172,45 @@ def decompose_gap(model: LinearVAE, moments: Moments, epsilon: float = EPSILON) 
       + collapsed          0.616280  latents that are not used: 1 of 2
     largest ELBO          -7.285192  that of probabilistic PCA
     """
-    if not isinstance(moments, Moments):
-        raise TypeError(f"decompose_gap: moments must be Moments, got {type(moments).__name__}")
-    if moments.num_features != model.num_features:
-        raise ValueError(
-            f"decompose_gap: moments must have the {model.num_features} features of the model, "
-            f"got {moments.num_features}"
-        )
+    parameters = LinearParameters.of(model)
+    check_features("decompose_gap", "moments", moments, parameters.num_features)
     epsilon = check_number("decompose_gap", "epsilon", epsilon, at_least=0)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters._asdict().items():
         if not parameter.isfinite().all():
             raise ValueError(f"decompose_gap: {name} of the model must be finite, got a NaN or an infinity")
-    exact = copy.deepcopy(model).double()
-    optimum = Optimum("decompose_gap", moments, model.latent_dim, like=exact.weight)
-    return optimum.decompose(exact, exact.elbo(moments).item(), epsilon)
+    optimum = Optimum("decompose_gap", moments, parameters.latent_dim)
+    return optimum.decompose(parameters, exact_elbo(parameters, moments).item(), epsilon)
 
 
 class Optimum:
     """The largest likelihood of the data for each number of latents, and the way there from a model."""
 
     def __init__(
-        self, caller: str, moments: Moments, latent_dim: int, *, like: Tensor, num_features: int | None = None
+        self, caller: str, moments: Moments, latent_dim: int, num_features: int | None = None
     ) -> None:
         """Collect what is needed of the data; ``num_features`` counts features left out as constant too."""
-        eigenvalues = moments.eigh()[0].cpu().numpy()
-        rank = int((eigenvalues > 0).sum())
-        if latent_dim >= rank:
+        if latent_dim >= moments.rank:
             raise ValueError(
-                f"{caller}: the model must have fewer latents than the rank of the covariance, {rank}, "
-                f"for a largest likelihood to exist, got {latent_dim}"
+                f"{caller}: the model must have fewer latents than the rank of the covariance, "
+                f"{moments.rank}, for a largest likelihood to exist, got {latent_dim}"
             )
+        self._moments = moments
         self._num_features = num_features or moments.num_features
-        self._latent_dim = latent_dim
-        self._sample_mean = moments.sample_mean.to(like)
-        self._root = moments._root.to(like)
-        counts = self._num_features - np.arange(latent_dim + 1)
-        self._unexplained = eigenvalues[::-1].cumsum()[::-1][: latent_dim + 1]
-        log_det = np.append(0, np.log(eigenvalues[:latent_dim]).cumsum())
-        log_det += counts * np.log(self._unexplained / counts)
         # (K + 1,): with 0 to K latents
-        self._maxima = -0.5 * (self._num_features * (math.log(2 * math.pi) + 1) + log_det)
+        self._maxima = Spectrum(moments, latent_dim, num_features).max_log_likelihoods()
 
-    def decompose(self, model: LinearVAE, elbo: float, epsilon: float = EPSILON) -> GapDecomposition:
+    def decompose(self, model: LinearModel, elbo: float, epsilon: float = EPSILON) -> GapDecomposition:
         """Split the gap of a model whose ELBO is known; see `decompose_gap`."""
-        weight, encoder, mu, log_d, log_sigma2 = (
-            parameter.detach().double()
-            for parameter in (model.weight, model.encoder, model.mu, model.log_d, model.log_sigma2)
-        )
-        offset, sigma2 = self._sample_mean - mu, log_sigma2.exp()
+        parameters = LinearParameters.of(model).detach().to(torch.float64)
+        weight, encoder, mu, log_d, log_sigma2 = parameters
+        about_mu, sigma2 = self._moments._root_about(mu), log_sigma2.exp()
+        root, offset = about_mu[:, :-1], about_mu[:, -1]
         best_encoder, best_log_d, rotation = optimal_encoder(weight, sigma2)
         axes, lengths = principal_axes(weight)
 
         # ½ tr(ΔV S_μ ΔVᵀ M̃) / σ², with S_μ about μ, and the divergence of d from d*
-        change = encoder - best_encoder
-        distortion = self._variance(weight @ change, offset) + sigma2 * self._variance(change, offset)
+        change = (encoder - best_encoder) @ about_mu
+        distortion = (weight @ change).square().sum() + sigma2 * change.square().sum()
         ratio = log_d - best_log_d
         encoder_part = 0.5 * (distortion / sigma2 + (ratio.expm1() - ratio).sum())
 
@@ -239,16 +218,16 @@ class Optimum:
         aside = (offset - axes @ along).square().sum()
         mean_part = 0.5 * ((along.square() / (lengths.square() + sigma2)).sum() + aside / sigma2)
 
-        explained = axes.mT @ self._root
-        spectrum = _Spectrum(
+        explained = axes.mT @ root
+        columns = _Columns(
             lengths.square().cpu().numpy(),
             explained.square().sum(1).cpu().numpy(),
-            (self._root - axes @ explained).square().sum().item(),
+            (root - axes @ explained).square().sum().item(),
             self._num_features,
         )
-        current = float(spectrum.log_likelihood(sigma2.cpu().numpy()))
-        num_live = int((spectrum.mean_kl(sigma2.item()) >= max(epsilon, np.finfo(np.float64).tiny)).sum())
-        tuned = max(current, spectrum.best_log_likelihood())
+        current = float(columns.log_likelihood(sigma2.cpu().numpy()))
+        num_live = int((columns.mean_kl(sigma2.item()) >= max(epsilon, np.finfo(np.float64).tiny)).sum())
+        tuned = max(current, columns.best_log_likelihood())
         reached = max(tuned, float(self._maxima[num_live]))
         maximum = max(reached, float(self._maxima[-1]))
         return GapDecomposition(
@@ -260,21 +239,17 @@ class Optimum:
             noise=tuned - current,
             components=reached - tuned,
             collapsed=maximum - reached,
-            latent_dim=self._latent_dim,
+            latent_dim=parameters.latent_dim,
             num_live=num_live,
         )
 
-    def _variance(self, rows: Tensor, offset: Tensor) -> Tensor:
-        """Tr(A S Aᵀ), with S about another mean."""
-        return (rows @ self._root).square().sum() + (rows @ offset).square().sum()
-
 
 @dataclass(frozen=True)
-class _Spectrum:
+class _Columns:
     """The likelihood of orthogonal columns, as a function of σ² alone."""
 
-    squared_lengths: _Floats
-    variances: _Floats
+    squared_lengths: Floats
+    variances: Floats
     rest: float
     """Variance outside the span of the columns."""
     num_features: int
@@ -283,20 +258,19 @@ class _Spectrum:
     def codimension(self) -> int:
         return self.num_features - len(self.variances)
 
-    def log_likelihood(self, sigma2: _Floats) -> _Floats:
+    def log_likelihood(self, sigma2: Floats) -> Floats:
         """Mean log p(x) for each σ²: (...) -> (...)."""
         model = self.squared_lengths + np.expand_dims(sigma2, -1)
         log_det = np.log(model).sum(-1) + self.codimension * np.log(sigma2)
-        distance = (self.variances / model).sum(-1) + self.rest / sigma2
-        result: _Floats = -0.5 * (self.num_features * math.log(2 * math.pi) + log_det + distance)
-        return result
+        distance: Floats = (self.variances / model).sum(-1) + self.rest / sigma2
+        return log_density(log_det, distance, self.num_features)
 
-    def slope(self, log_sigma2: _Floats) -> _Floats:
+    def slope(self, log_sigma2: Floats) -> Floats:
         """Twice the derivative of the likelihood by log σ²: (...) -> (...)."""
         sigma2 = np.exp(log_sigma2)
         model = self.squared_lengths + np.expand_dims(sigma2, -1)
         explained = ((self.variances / model - 1) / model).sum(-1) * sigma2
-        result: _Floats = explained + self.rest / sigma2 - self.codimension
+        result: Floats = explained + self.rest / sigma2 - self.codimension
         return result
 
     def best_log_likelihood(self) -> float:
@@ -310,10 +284,10 @@ class _Spectrum:
         roots = [brentq(self.slope, points[peak], points[peak + 1], xtol=1e-14) for peak in peaks]
         return float(self.log_likelihood(np.exp(np.array(roots))).max())
 
-    def mean_kl(self, sigma2: float) -> _Floats:
+    def mean_kl(self, sigma2: float) -> Floats:
         """Mean KL of each latent at the best encoder, (K,)."""
         model = self.squared_lengths + sigma2
         mean_square = self.variances * self.squared_lengths / model**2
         excess = mean_square - self.squared_lengths / model
-        kl: _Floats = 0.5 * (excess + np.log1p(self.squared_lengths / sigma2))
+        kl: Floats = 0.5 * (excess + np.log1p(self.squared_lengths / sigma2))
         return kl

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
-from lineavae.linear.stability import log_likelihood_and_gap
+from lineavae.linear.closed_forms import log_likelihood_and_gap
 from lineavae.linear.stationary import StationaryPoint
 
 # Elements of the (K, K) matrices held at a time: 32 MB of each kind in float64.

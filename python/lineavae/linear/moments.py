@@ -251,6 +251,11 @@ class Moments:
         """Sum of the variances, the trace of the covariance."""
         return self.variances.sum().item()
 
+    @property
+    def rank(self) -> int:
+        """Rank of the covariance up to its rounding: the number of positive eigenvalues that `eigh` gives."""
+        return self._root.shape[1]
+
     def constant_features(self) -> Tensor:
         """Mask of the features with zero variance, (D,), bool: those that had one value in all rows."""
         return self.variances == 0
@@ -346,9 +351,10 @@ class Moments:
     def _root_about(self, mean: Tensor) -> Tensor:
         """Factor R, (D, rank + 1), of the second moment about another mean: S + (x̄ - μ)(x̄ - μ)ᵀ = R Rᵀ.
 
-        Distances of its columns add up to those of the data, without the cancellation of tr S - tr(...).
+        Distances of its columns add up to those of the data, without the cancellation of tr S - tr(...). It
+        is on the device of the mean, and differentiable by it.
         """
-        return torch.cat([self._root, (self.sample_mean - mean).unsqueeze(1)], 1)
+        return torch.cat([self._root.to(mean), (self.sample_mean.to(mean) - mean).unsqueeze(1)], 1)
 
     @property
     def _rounding(self) -> float:
@@ -608,6 +614,16 @@ def _check_finite(rows: Tensor, first_row: int) -> float:
             f"got {rows[row, feature].item()} in row {first_row + row}, feature {feature}"
         )
     return largest
+
+
+def check_features(caller: str, name: str, moments: Moments, num_features: int) -> None:
+    """Check that an argument is moments, and of as many features as a model has."""
+    if not isinstance(moments, Moments):
+        raise TypeError(f"{caller}: {name} must be Moments, got {type(moments).__name__}")
+    if moments.num_features != num_features:
+        raise ValueError(
+            f"{caller}: {name} must have the {num_features} features of the model, got {moments.num_features}"
+        )
 
 
 def _check_state(path: str | Path, state: dict[str, Tensor]) -> None:

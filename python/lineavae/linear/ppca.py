@@ -3,13 +3,7 @@
     p(x) = N(μ, C),  C = W Wᵀ + σ² I
 
 with the sample mean μ, W = U (Λ - σ² I)^½ from the K largest eigenvalues of the biased covariance and σ² the
-mean of the other D - K. Every density goes through the K x K matrix M = WᵀW + σ² I and the mean of the
-posterior over the latents, m = M⁻¹ Wᵀ (x - μ):
-
-    log det C = (D - K) log σ² + log det M
-    (x - μ)ᵀ C⁻¹ (x - μ) = ‖x - μ - W m‖² / σ² + ‖m‖²
-
-This form of the distance has none of the cancellation of Woodbury's.
+mean of the other D - K. Its density is that of :class:`lineavae.linear.closed_forms.Marginal`.
 """
 
 # ruff: noqa: N803 (X is scikit-learn's name)
@@ -18,8 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -33,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from lineavae._arguments import check_whole
+from lineavae.linear.closed_forms import Marginal
 from lineavae.linear.moments import Moments, blocks, to_float64
 
 # What the methods take, and give back in kind.
@@ -169,7 +162,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             (K, K), the same for all samples.
         """
         samples, model = self._validate_samples(X)
-        means = _in_blocks(samples, lambda rows: model.posterior_mean(rows - model.mean))
+        means = _in_blocks(samples, model.posterior_mean)
         return _in_kind_of(X, means), _in_kind_of(X, model.posterior_covariance())
 
     def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
@@ -188,8 +181,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def score_samples(self, X: ArrayLike | Tensor) -> Array:
         """Log-density log p(x) of each sample in nats: (N, D) -> (N,)."""
         samples, model = self._validate_samples(X)
-        distances = _in_blocks(samples, lambda rows: model.squared_distance(rows - model.mean))
-        return _in_kind_of(X, -0.5 * (model.log_normaliser() + distances))
+        return _in_kind_of(X, _in_blocks(samples, model.log_density))
 
     def score(self, X: ArrayLike | Tensor | Moments, y: None = None) -> float:
         """Average log-density in nats per sample, of samples (N, D) or of the data that moments summarise.
@@ -200,8 +192,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return float(self.score_samples(X).mean())
         check_is_fitted(self)
         self._validate_moments(X, reset=False)
-        model = self._model(X.device)
-        return -0.5 * (model.log_normaliser() + model.mean_squared_distance(X)).item()
+        return self._model(X.device).mean_log_density(X).item()
 
     def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> Array:
         """Draw samples from the model: (n_samples, D).
@@ -220,7 +211,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         model = self._model()
         latents = _tensor(random.standard_normal((n_samples, self.n_components_)), model.mean.device)
         noise = _tensor(random.standard_normal((n_samples, self.n_features_in_)), model.mean.device)
-        samples = latents @ model.weight.mT + model.mean + math.sqrt(model.noise_variance) * noise
+        samples = latents @ model.weight.mT + model.mean + math.sqrt(self.noise_variance_) * noise
         return _in_kind_of(self.mean_, samples)
 
     def get_covariance(self) -> Array:
@@ -231,7 +222,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def get_precision(self) -> Array:
         """Inverse of the covariance of the model, (I - W M⁻¹ Wᵀ) / σ²: (D, D)."""
         check_is_fitted(self)
-        return _in_kind_of(self.mean_, self._model().precision())
+        return _in_kind_of(self.mean_, self._model().inverse_covariance())
 
     @property
     def _n_features_out(self) -> int:
@@ -241,7 +232,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         """Choose K and σ² from the eigenvalues of the covariance, or say why there is no such model."""
         shape = f"n_samples = {moments.num_samples}, n_features = {moments.num_features}"
         if self.noise_variance is None:
-            rank = int((eigenvalues > 0).sum())
+            rank = moments.rank
             if rank < 2:
                 raise ValueError(
                     "PPCA: X must have variance left for the noise beside one component, "
@@ -262,8 +253,8 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return latent_dim, float(self.noise_variance)
         return latent_dim, eigenvalues[latent_dim:].sum().item() / (moments.num_features - latent_dim)
 
-    def _model(self, device: torch.device | None = None) -> _Gaussian:
-        return _Gaussian(_tensor(self.mean_, device), _tensor(self.weight_, device), self.noise_variance_)
+    def _model(self, device: torch.device | None = None) -> Marginal:
+        return Marginal(*(_tensor(v, device) for v in (self.mean_, self.weight_, self.noise_variance_)))
 
     def _validate_moments(self, X: ArrayLike | Tensor | Moments, *, reset: bool = True) -> Moments:
         """Give the moments of X, whose features become, or must be, those of the estimator."""
@@ -272,7 +263,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             return X
         return Moments.from_data(self._validate(X, reset=reset))
 
-    def _validate_samples(self, X: ArrayLike | Tensor) -> tuple[Array, _Gaussian]:
+    def _validate_samples(self, X: ArrayLike | Tensor) -> tuple[Array, Marginal]:
         """Give the samples, and the model on their device."""
         check_is_fitted(self)
         samples = self._validate(X, reset=False)
@@ -285,62 +276,6 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             raise ValueError(f"PPCA: X must have shape (N, D) with N >= 1, got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
         return samples
-
-
-@dataclass(frozen=True)
-class _Gaussian:
-    """N(mean, W Wᵀ + σ² I): all of the algebra, in float64."""
-
-    mean: Tensor
-    weight: Tensor
-    noise_variance: float
-
-    @cached_property
-    def cholesky(self) -> Tensor:
-        """Cholesky factor of M = WᵀW + σ² I, (K, K)."""
-        gram = self.weight.mT @ self.weight
-        gram.diagonal().add_(self.noise_variance)
-        factor: Tensor = torch.linalg.cholesky(gram)
-        return factor
-
-    @cached_property
-    def encoder(self) -> Tensor:
-        """M⁻¹ Wᵀ, (K, D)."""
-        return torch.cholesky_solve(self.weight.mT, self.cholesky)
-
-    def posterior_mean(self, centred: Tensor) -> Tensor:
-        return centred @ self.encoder.mT
-
-    def posterior_covariance(self) -> Tensor:
-        return torch.cholesky_inverse(self.cholesky) * self.noise_variance
-
-    def log_normaliser(self) -> Tensor:
-        """Return D log 2π + log det C."""
-        features, latents = self.weight.shape
-        log_det_m = 2 * self.cholesky.diagonal().log().sum()
-        log_det = (features - latents) * math.log(self.noise_variance) + log_det_m
-        return features * math.log(2 * math.pi) + log_det
-
-    def squared_distance(self, centred: Tensor) -> Tensor:
-        """Return rᵀ C⁻¹ r of each row r: (N, D) -> (N,)."""
-        mean = self.posterior_mean(centred)
-        residual = centred - mean @ self.weight.mT
-        return residual.square().sum(1) / self.noise_variance + mean.square().sum(1)
-
-    def mean_squared_distance(self, moments: Moments) -> Tensor:
-        """Return tr(C⁻¹ S) with S about the mean of the model, ()."""
-        return self.squared_distance(moments._root_about(self.mean).mT).sum()
-
-    def covariance(self) -> Tensor:
-        covariance = self.weight @ self.weight.mT
-        covariance.diagonal().add_(self.noise_variance)
-        return covariance
-
-    def precision(self) -> Tensor:
-        half = torch.linalg.solve_triangular(self.cholesky, self.weight.mT, upper=False)
-        precision: Tensor = half.mT @ half / -self.noise_variance
-        precision.diagonal().add_(1 / self.noise_variance)
-        return precision
 
 
 def _in_blocks(samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -27,9 +27,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from lineavae._arguments import check_integer
-from lineavae.linear.moments import Moments
+from lineavae.linear.closed_forms import log_likelihood_and_gap
+from lineavae.linear.moments import Moments, check_features
+from lineavae.linear.parameters import LinearModel, LinearParameters
 from lineavae.linear.stationary import Noise, Objective, StationaryPoint, check_choices
-from lineavae.linear.vae import LinearVAE
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
 
 # Relative distance from the stationary σ² up to which a point counts as stationary in it.
@@ -223,7 +224,7 @@ def stable_sigma2(point: StationaryPoint) -> tuple[float, float] | None:
 
 
 def hessian_eigenpairs(
-    model: LinearVAE,
+    model: LinearModel,
     moments: Moments,
     count: int = 6,
     *,
@@ -241,8 +242,8 @@ def hessian_eigenpairs(
     Parameters
     ----------
     model
-        A linear VAE of any dtype; the computation is in float64 on its device. The likelihood does not
-        depend on its encoder.
+        A linear VAE of any dtype, or its `LinearParameters`; the computation is in float64 on its device. The
+        likelihood does not depend on the encoder.
     moments
         Moments of the data.
     count
@@ -281,13 +282,10 @@ def hessian_eigenpairs(
     True
     """
     check_choices("hessian_eigenpairs", objective, noise)
-    if moments.num_features != model.num_features:
-        raise ValueError(
-            f"hessian_eigenpairs: the data must have {model.num_features} features, "
-            f"got {moments.num_features}"
-        )
-    function, names = _function(model, moments, objective, noise)
-    parameters = [getattr(model, name).detach().double().requires_grad_() for name in names]
+    held = LinearParameters.of(model).detach().to(torch.float64)
+    check_features("hessian_eigenpairs", "moments", moments, held.num_features)
+    function, names = _function(held, moments, objective, noise)
+    parameters = [getattr(held, name).detach().requires_grad_() for name in names]
     size = sum(parameter.numel() for parameter in parameters)
     if check_integer("hessian_eigenpairs", "count", count, minimum=1) > size:
         raise ValueError(f"hessian_eigenpairs: count must be at most the {size} parameters, got {count}")
@@ -325,43 +323,6 @@ def hessian_eigenpairs(
         eigenvalues, eigenvectors = (torch.from_numpy(part).to(gradient) for part in found)
     order = eigenvalues.argsort(descending=largest)[:count]
     return eigenvalues[order].detach(), eigenvectors[:, order].detach()
-
-
-def log_likelihood_and_gap(
-    gram: Tensor, projected: Tensor, total_variance: Tensor, log_sigma2: Tensor, num_features: int
-) -> tuple[Tensor, Tensor]:
-    """Average log-likelihood from WᵀW and WᵀSW, and how far the ELBO of the best encoder stays below it.
-
-    Parameters
-    ----------
-    gram, projected
-        WᵀW and WᵀSW, (..., K, K).
-    total_variance
-        tr S, ().
-    log_sigma2
-        Log of the noise σ², ().
-    num_features
-        Observed dimensions D.
-
-    Returns
-    -------
-    log_likelihood, gap
-        (...), in nats per sample; differentiable.
-    """
-    latent_dim = gram.shape[-1]
-    identity = torch.eye(latent_dim, dtype=gram.dtype, device=gram.device)
-    precision = gram + log_sigma2.exp() * identity
-    cholesky = torch.linalg.cholesky(precision)
-    log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    explained = torch.cholesky_solve(projected, cholesky).diagonal(dim1=-2, dim2=-1).sum(-1)
-    log_likelihood = -0.5 * (
-        num_features * math.log(2 * math.pi)
-        + (num_features - latent_dim) * log_sigma2
-        + log_det
-        + (total_variance - explained) / log_sigma2.exp()
-    )
-    gap = 0.5 * (precision.diagonal(dim1=-2, dim2=-1).log().sum(-1) - log_det)
-    return log_likelihood, gap
 
 
 def _curvature(point: StationaryPoint) -> Tensor:
@@ -448,28 +409,22 @@ def _arrow(core: Tensor, border: Tensor, corner: Tensor) -> Tensor:
 
 
 def _function(
-    model: LinearVAE, moments: Moments, objective: Objective, noise: Noise
+    held: LinearParameters, moments: Moments, objective: Objective, noise: Noise
 ) -> tuple[Callable[..., Tensor], list[str]]:
     """Give the objective as a function of its parameters, which go by name, and their names."""
-    held = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-    sample_mean, covariance = moments.sample_mean.to(held["mu"]), moments.covariance.to(held["mu"])
+    sample_mean, covariance = moments.sample_mean.to(held.mu), moments.covariance.to(held.mu)
     learned = ["log_sigma2"] if noise == "learned" else []
     if objective == "elbo":
 
         def elbo(**parameters: Tensor) -> Tensor:
-            weight, encoder, mu, log_d, log_sigma2 = (
-                (held | parameters)[name] for name in ("weight", "encoder", "mu", "log_d", "log_sigma2")
-            )
-            return linear_vae_elbo_from_moments(
-                sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2
-            )
+            return linear_vae_elbo_from_moments(sample_mean, covariance, *held._replace(**parameters))
 
         return elbo, ["weight", "encoder", "log_d", *learned]
 
-    offset = sample_mean - held["mu"]
+    offset = sample_mean - held.mu
     second_moment = covariance + offset.outer(offset)
 
-    def likelihood(weight: Tensor, log_sigma2: Tensor = held["log_sigma2"]) -> Tensor:
+    def likelihood(weight: Tensor, log_sigma2: Tensor = held.log_sigma2) -> Tensor:
         gram, projected = weight.mT @ weight, weight.mT @ second_moment @ weight
         return log_likelihood_and_gap(gram, projected, second_moment.trace(), log_sigma2, len(offset))[0]
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
-from lineavae.linear.closed_forms import optimal_encoder
-from lineavae.linear.moments import Moments
+from lineavae.linear.closed_forms import Marginal, log_density
+from lineavae.linear.moments import Moments, check_features
+from lineavae.linear.parameters import LinearModel, LinearParameters
 from lineavae.linear.vae import LinearVAE
 
 Objective = Literal["likelihood", "elbo"]
@@ -181,8 +182,9 @@ class StationaryPoint:
         -½ (D log 2π + Σ_kept log λ_j + q + Σ_unused (log σ² + λ_j / σ²))
         """
         kept, unused = self.kept_eigenvalues, self.unused_eigenvalues
-        total = kept.log().sum() + len(kept) + (math.log(self.sigma2) + unused / self.sigma2).sum()
-        return -0.5 * (self.num_features * math.log(2 * math.pi) + total.item())
+        log_det = kept.log().sum().item() + len(unused) * math.log(self.sigma2)
+        distance = len(kept) + unused.sum().item() / self.sigma2
+        return log_density(log_det, distance, self.num_features)
 
     @property
     def elbo(self) -> float:
@@ -357,13 +359,13 @@ class Stationarity:
 
 
 @torch.no_grad()
-def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
+def stationarity(model: LinearModel, moments: Moments) -> Stationarity:
     """Measure how far a linear VAE is from a stationary point of its ELBO and of its likelihood.
 
     Parameters
     ----------
     model
-        A linear VAE of any dtype; the computation is in float64 on its device.
+        A linear VAE of any dtype, or its `LinearParameters`; the computation is in float64 on its device.
     moments
         Moments of the data.
 
@@ -390,17 +392,12 @@ def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
     >>> round(stationarity(model, Moments.from_data(x)).log_sigma2, 4)
     0.0952
     """
-    if moments.num_features != model.num_features:
-        raise ValueError(
-            f"stationarity: the data must have {model.num_features} features, got {moments.num_features}"
-        )
-    weight, encoder, mu, log_d, log_sigma2 = (
-        parameter.double()
-        for parameter in (model.weight, model.encoder, model.mu, model.log_d, model.log_sigma2)
-    )
+    parameters = LinearParameters.of(model)
+    check_features("stationarity", "moments", moments, parameters.num_features)
+    weight, encoder, mu, log_d, log_sigma2 = parameters.to(torch.float64)
     noise, d = log_sigma2.exp(), log_d.exp()
-    offset = moments.sample_mean.to(mu) - mu
-    root = moments._root_about(mu.to(moments.device)).to(mu)  # S = R Rᵀ
+    root = moments._root_about(mu)  # S = R Rᵀ
+    offset = root[:, -1]  # x̄ - μ
     squared_lengths = weight.square().sum(0)
 
     encoded = encoder @ root
@@ -414,7 +411,7 @@ def stationarity(model: LinearVAE, moments: Moments) -> Stationarity:
     by_log_sigma2 = 0.5 * (distortion / noise - len(mu))
 
     # with V* = M⁻¹ Wᵀ, C⁻¹ W = V*ᵀ and C⁻¹ = (I - W V*) / σ²
-    best_encoder, _, _ = optimal_encoder(weight, noise)
+    best_encoder = Marginal(mu, weight, noise).encoder
     encoded = best_encoder @ root
     residual = root - weight @ encoded
     likelihood_by_weight = residual @ encoded.mT / noise - best_encoder.mT

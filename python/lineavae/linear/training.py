@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,17 +14,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae.linear.ascent import Problem, Settings, as_tensor, ascend, batches, noise
+from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, noise
+from lineavae._terms import gaussian_term
+from lineavae.linear.elbo import MeanELBO, exact_elbo, stochastic_elbo
 from lineavae.linear.gap import PARTS, Optimum
-from lineavae.linear.moments import Moments
-from lineavae.ops import linear_vae_elbo, linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
-from lineavae.reference.linear_vae_elbo import gaussian_term
-
-if TYPE_CHECKING:
-    from lineavae.linear.vae import LinearVAE
-
-# In the order in which the operators take them.
-_ARGUMENTS = ("weight", "encoder", "mu", "log_d", "log_sigma2")
+from lineavae.linear.moments import Moments, check_features
+from lineavae.linear.parameters import LinearModel, LinearParameters
 
 # Those with an entry for each feature.
 _OF_FEATURES = ("weight", "encoder", "mu")
@@ -69,7 +62,7 @@ class History:
 
 
 def fit(
-    model: LinearVAE,
+    model: LinearModel,
     data: Tensor | NDArray[Any] | Moments,
     *,
     objective: Literal["analytic", "stochastic"] = "analytic",
@@ -184,11 +177,12 @@ def fit(
         history_every=history_every,
         history_gap=history_gap,
     )
-    problem = _Problem(model, data, settings)
+    parameters = LinearParameters.of(model)
+    problem = _Problem(parameters, data, settings)
     num_dropped = len(problem.dropped)
     if num_dropped:
         console = Console(stderr=True, quiet=not progress)
-        console.print(f"{num_dropped} of {model.num_features} features are constant and left out")
+        console.print(f"{num_dropped} of {parameters.num_features} features are constant and left out")
     recorded, elbo, log_sigma2, *gap = ascend(
         problem,
         optimizer=optimizer,
@@ -198,7 +192,7 @@ def fit(
         resume=resume,
         progress=progress,
     )
-    problem.write_back(model)
+    problem.write_back(parameters)
     return History(
         recorded.astype(np.int64),
         elbo,
@@ -206,33 +200,6 @@ def fit(
         problem.dropped.cpu().numpy(),
         dict(zip(PARTS, gap, strict=True)) if gap else None,
     )
-
-
-def exact_elbo(moments: Moments, parameters: tuple[Tensor, ...], beta: Tensor | float = 1.0) -> Tensor:
-    """Mean ELBO over the data in float64, without the cancellation of tr S - tr(...) of the moments' form.
-
-    With S_x̄ = R Rᵀ it is the ELBO at x̄ plus what each column r of R changes, all of them squares: the ELBO
-    at μ + r less that at μ. The parameters are weight, encoder, mu, log_d and log_sigma2.
-    """
-    weight, encoder, mu, log_d, log_sigma2 = (parameter.double() for parameter in parameters)
-    mean, root = moments.sample_mean.to(mu), moments._root.to(mu)
-    shared = (log_d, log_sigma2, beta.double() if isinstance(beta, Tensor) else beta)
-    columns = torch.nn.functional.pad(root, (1, 0)).mT
-    at_columns = linear_vae_elbo(columns, weight, encoder, torch.zeros_like(mean), *shared)
-    at_mean = linear_vae_elbo(mean.unsqueeze(0), weight, encoder, mu, *shared)
-    return at_mean.squeeze(0) + (at_columns[1:] - at_columns[0]).sum()
-
-
-def mean_elbo(moments: Moments, like: Tensor) -> Callable[..., Tensor]:
-    """Give the mean ELBO over the data as a function of weight, encoder, mu, log_d, log_sigma2 and beta.
-
-    It is what a step of training takes. The statistics are cast here, once, to the dtype and device of
-    ``like``: those of the parameters.
-    """
-    sample_mean, factor = moments.sample_mean.to(like), moments._factor
-    if factor is not None and 2 * factor.shape[1] <= factor.shape[0]:  # 8 D r K flops against 4 D² K
-        return partial(linear_vae_elbo_from_factor, sample_mean, factor.to(like))
-    return partial(linear_vae_elbo_from_moments, sample_mean, moments.covariance.to(like))
 
 
 @dataclass(kw_only=True)
@@ -255,21 +222,21 @@ class _Settings(Settings):
 
 
 class _Problem(Problem):
-    """The ELBO of the linear VAE, over the parameters of a copy on the features that are kept."""
+    """The ELBO of the linear VAE, over copies of its parameters on the features that are kept."""
 
-    model: LinearVAE
-
-    def __init__(self, model: LinearVAE, data: Tensor | NDArray[Any] | Moments, settings: _Settings) -> None:
-        moments, samples = _read_data(model, data, settings)
-        constant = moments.constant_features().to(model.weight.device)
+    def __init__(
+        self, given: LinearParameters, data: Tensor | NDArray[Any] | Moments, settings: _Settings
+    ) -> None:
+        moments, samples = _read_data(given, data, settings)
+        constant = moments.constant_features().to(given.weight.device)
         if not settings.drop_constant_features:
             constant.zero_()
         self.kept, self.dropped = (~constant).nonzero()[:, 0], constant.nonzero()[:, 0]
-        self._dropped_mean = moments.sample_mean.to(model.mu)[self.dropped]
+        self._dropped_mean = moments.sample_mean.to(given.mu)[self.dropped]
         if not len(self.kept):
             raise ValueError("LinearVAE.fit: data must vary in some feature where constant ones are dropped")
         if len(self.dropped):
-            frozen = [name for name in _OF_FEATURES if not model.get_parameter(name).requires_grad]
+            frozen = [name for name in _OF_FEATURES if not getattr(given, name).requires_grad]
             if frozen:
                 raise ValueError(
                     "LinearVAE.fit: drop_constant_features must be False where weight, encoder or mu is "
@@ -279,39 +246,47 @@ class _Problem(Problem):
             samples = None if samples is None else samples[:, self.kept]
 
         self._data = data
-        working = _working_copy(model, self.kept)
-        working.log_sigma2.requires_grad_(settings.learn_sigma2 and model.log_sigma2.requires_grad)
-        super().__init__(settings, working)
-        self._parameters = tuple(self.model.get_parameter(name) for name in _ARGUMENTS)
-        self._beta, self._num_features = settings.beta, model.num_features
         self._moments = moments
+        self._working = _working_copy(given, self.kept, settings.learn_sigma2)
+        super().__init__(settings, self._working._asdict(), given.latent_dim)
+        num_features = given.num_features
         self._optimum = None
         if settings.history_gap:
-            self._optimum = Optimum(
-                "LinearVAE.fit",
-                moments,
-                model.latent_dim,
-                like=self.model.weight.double(),
-                num_features=model.num_features,
-            )
-        self._objective = self._analytic(moments) if samples is None else self._stochastic(samples)
+            self._optimum = Optimum("LinearVAE.fit", moments, given.latent_dim, num_features)
+        like = self._working.weight
+        self._mean_elbo = MeanELBO(moments, like, beta=settings.beta, num_features=num_features)
+        self._batch = None if samples is None else batches(settings, samples)
 
     def objective(self, step: int) -> Tensor:
         """Mean ELBO of the moments, or an estimate of it from a batch."""
-        return self._objective(step)
+        if self._batch is None:
+            return self._mean_elbo(self._working)
+        generator, batch = noise(self.settings, step, self.device), self._batch(step)
+        elbo = stochastic_elbo(self._working, batch, 1, generator, self.settings.beta)
+        return elbo.mean() + self._of_dropped(self._working.log_sigma2)
+
+    def differentiate(self, step: int) -> Tensor:
+        """Give the loss and set its gradients; from moments without autograd."""
+        if self._batch is not None or not self._mean_elbo.is_native:
+            return super().differentiate(step)
+        loss, gradients = self._mean_elbo.loss(self._working)
+        for parameter, gradient in zip(self._working, gradients, strict=True):
+            if parameter.requires_grad:
+                parameter.grad = gradient
+        return loss
 
     def exact_elbo(self) -> float:
         """Analytic ELBO of the data, evaluated in float64."""
         with torch.no_grad():
-            of_kept = exact_elbo(self._moments, self._parameters, self._beta)
-            return (of_kept + self._of_dropped(self.model.log_sigma2.double())).item()
+            of_kept = exact_elbo(self._working, self._moments, self.settings.beta)
+            return (of_kept + self._of_dropped(self._working.log_sigma2.double())).item()
 
     def record(self, elbo: float) -> tuple[float, ...]:
         """Give log σ², and the parts of the gap to the largest ELBO where they are asked for."""
-        log_sigma2 = self.model.log_sigma2.item()
+        log_sigma2 = self._working.log_sigma2.item()
         if self._optimum is None:
             return (log_sigma2,)
-        return log_sigma2, *self._optimum.decompose(self.model, elbo).parts.values()
+        return log_sigma2, *self._optimum.decompose(self._working, elbo).parts.values()
 
     def data(self) -> list[Tensor]:
         """Give the samples, or the tensors that make up the moments."""
@@ -321,31 +296,17 @@ class _Problem(Problem):
         num_samples = torch.tensor(float(self._data.num_samples), device="cpu")
         return [num_samples, self._data.sample_mean, spread]
 
-    def write_back(self, model: LinearVAE) -> None:
-        """Set ``model`` to the result."""
-        with torch.no_grad():
-            model.weight[self.kept] = self.model.weight
-            model.weight[self.dropped] = 0
-            model.encoder[:, self.kept] = self.model.encoder
-            model.encoder[:, self.dropped] = 0
-            model.mu[self.kept] = self.model.mu
-            model.mu[self.dropped] = self._dropped_mean
-            model.log_d.copy_(self.model.log_d)
-            model.log_sigma2.copy_(self.model.log_sigma2)
-
-    def _analytic(self, moments: Moments) -> Callable[[int], Tensor]:
-        elbo = mean_elbo(moments, self.model.weight)
-        return lambda step: elbo(*self._parameters, self._beta, num_features=self._num_features)
-
-    def _stochastic(self, samples: Tensor) -> Callable[[int], Tensor]:
-        batch = batches(self.settings, samples)
-
-        def elbo(step: int) -> Tensor:
-            generator = noise(self.settings, step, samples.device)
-            of_kept = self.model.stochastic_elbo(batch(step), generator=generator, beta=self._beta).mean()
-            return of_kept + self._of_dropped(self.model.log_sigma2)
-
-        return elbo
+    @torch.no_grad()
+    def write_back(self, given: LinearParameters) -> None:
+        """Set the parameters that were given to the result."""
+        given.weight[self.kept] = self._working.weight
+        given.weight[self.dropped] = 0
+        given.encoder[:, self.kept] = self._working.encoder
+        given.encoder[:, self.dropped] = 0
+        given.mu[self.kept] = self._working.mu
+        given.mu[self.dropped] = self._dropped_mean
+        given.log_d.copy_(self._working.log_d)
+        given.log_sigma2.copy_(self._working.log_sigma2)
 
     def _of_dropped(self, log_sigma2: Tensor) -> Tensor:
         """Give what the features that were left out add to the ELBO: they have no distortion."""
@@ -353,11 +314,12 @@ class _Problem(Problem):
 
 
 def _read_data(
-    model: LinearVAE, data: Tensor | NDArray[Any] | Moments, settings: _Settings
+    parameters: LinearParameters, data: Tensor | NDArray[Any] | Moments, settings: _Settings
 ) -> tuple[Moments, Tensor | None]:
     """Moments of the data, and the samples where the objective needs them."""
-    if model.weight.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"LinearVAE.fit: the module must be float32 or float64, got {model.weight.dtype}")
+    weight = parameters.weight
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"LinearVAE.fit: the module must be float32 or float64, got {weight.dtype}")
     samples = None
     if isinstance(data, Moments):
         moments = data
@@ -366,20 +328,21 @@ def _read_data(
     else:
         moments = Moments.from_data(data)
         if settings.objective == "stochastic":
-            samples = as_tensor(data).to(model.weight)
-    if moments.num_features != model.num_features:
-        raise ValueError(
-            f"LinearVAE.fit: data must have the {model.num_features} features of the module, "
-            f"got {moments.num_features}"
-        )
+            samples = as_tensor(data).to(weight)
+    check_features("LinearVAE.fit", "data", moments, parameters.num_features)
     return moments, samples
 
 
-def _working_copy(model: LinearVAE, kept: Tensor) -> LinearVAE:
-    """Copy the model on some of its features."""
-    working = copy.deepcopy(model)
-    selected = {"weight": model.weight[kept], "encoder": model.encoder[:, kept], "mu": model.mu[kept]}
-    for name, values in selected.items():
-        requires_grad = model.get_parameter(name).requires_grad
-        setattr(working, name, nn.Parameter(values.detach().contiguous(), requires_grad))
+def _working_copy(given: LinearParameters, kept: Tensor, learn_sigma2: bool) -> LinearParameters:
+    """Copy the parameters on some of the features."""
+    selected = given.detach()._replace(
+        weight=given.weight[kept], encoder=given.encoder[:, kept], mu=given.mu[kept]
+    )
+    working = LinearParameters(
+        *(
+            nn.Parameter(values.detach().clone().contiguous(), parameter.requires_grad)
+            for values, parameter in zip(selected, given, strict=True)
+        )
+    )
+    working.log_sigma2.requires_grad_(learn_sigma2 and given.log_sigma2.requires_grad)
     return working

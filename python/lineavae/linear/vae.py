@@ -10,17 +10,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
-from lineavae._noise import standard_normal
 from lineavae._tensor_file import read_tensors, write_tensors
-from lineavae.linear import training
-from lineavae.linear.closed_forms import optimal_encoder, orthonormal_basis, principal_axes
+from lineavae.linear import elbo, training
+from lineavae.linear.closed_forms import Marginal, optimal_encoder, orthonormal_basis, principal_axes
 from lineavae.linear.module import LinearModule
-from lineavae.linear.moments import Moments, with_fixed_signs
+from lineavae.linear.moments import Moments, check_features, with_fixed_signs
+from lineavae.linear.parameters import LinearParameters
 from lineavae.linear.ppca import PPCA
-from lineavae.linear.training import exact_elbo
-from lineavae.ops import gaussian_kl, linear_vae_elbo
-from lineavae.reference.gaussian_kl import weighted
-from lineavae.reference.linear_vae_elbo import gaussian_term
+from lineavae.ops import linear_vae_elbo
 
 
 class LinearVAE(LinearModule):
@@ -116,8 +113,7 @@ class LinearVAE(LinearModule):
         The log-variances are the same in every row, and share its memory.
         """
         self._check_samples("encode", x)
-        mean = (x - self.mu) @ self.encoder.mT
-        return mean, self.log_d.expand_as(mean)
+        return elbo.encode(LinearParameters.of(self), x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Means W z + μ of p(x|z): (..., K) -> (..., D)."""
@@ -148,7 +144,11 @@ class LinearVAE(LinearModule):
         float32 it takes a third of the time.
         """
         _check_data("elbo", data)
-        return _elbo(data, self.weight, self.encoder, self.mu, self.log_d, self.log_sigma2, beta)
+        parameters = LinearParameters.of(self)
+        if isinstance(data, Moments):
+            check_features("LinearVAE.elbo", "data", data, self.num_features)
+            return elbo.exact_elbo(parameters, data, beta)
+        return linear_vae_elbo(data, *parameters, beta)
 
     def stochastic_elbo(
         self,
@@ -178,12 +178,7 @@ class LinearVAE(LinearModule):
         """
         num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
         self._check_samples("stochastic_elbo", x)
-        mean, logvar = self.encode(x)
-        noise = standard_normal((num_samples, *mean.shape), mean, generator)
-        residual = x - self.decode(mean + (0.5 * logvar).exp() * noise)
-        distortion = residual.square().sum(-1).mean(0)
-        reconstruction = gaussian_term(distortion, self.log_sigma2, self.num_features)
-        return reconstruction - weighted(beta, gaussian_kl(mean, logvar))
+        return elbo.stochastic_elbo(LinearParameters.of(self), x, num_samples, generator, beta)
 
     def log_marginal_likelihood(self, data: Tensor | Moments) -> Tensor:
         """Exact log p(x) of the decoder, which is that of probabilistic PCA, in nats.
@@ -200,9 +195,10 @@ class LinearVAE(LinearModule):
 
         Notes
         -----
-        With M̃ = WᵀW + σ² I, log p(x) is the ELBO at the best encoder of this decoder plus its gap there,
-        ½ (Σ_j log M̃_jj - log det M̃). That is Woodbury's identity with the matrix determinant lemma, in K x K
-        algebra, without the cancellation that they suffer at small σ²; from moments as from samples.
+        With r = x - μ, M̃ = WᵀW + σ² I and V* = M̃⁻¹ Wᵀ, the best encoder of this decoder, it is
+        -½ (‖r - W V* r‖² / σ² + ‖V* r‖² + log det M̃ + (D - K) log σ² + D log 2π): Woodbury's
+        identity and the matrix determinant lemma, without the cancellation that they suffer at small σ²; from
+        moments as from samples.
 
         Examples
         --------
@@ -214,11 +210,12 @@ class LinearVAE(LinearModule):
         tensor([-1.8379], dtype=torch.float64)
         """
         _check_data("log_marginal_likelihood", data)
-        weight, mu, log_sigma2 = self.weight.double(), self.mu.double(), self.log_sigma2.double()
-        encoder, log_d, gap = optimal_encoder(weight, log_sigma2.exp())
-        if not isinstance(data, Moments):
-            data = data.double()
-        return _elbo(data, weight, encoder, mu, log_d, log_sigma2) + gap
+        marginal = Marginal(self.mu.double(), self.weight.double(), self.log_sigma2.double().exp())
+        if isinstance(data, Moments):
+            check_features("LinearVAE.log_marginal_likelihood", "data", data, self.num_features)
+            return marginal.mean_log_density(data)
+        self._check_samples("log_marginal_likelihood", data)
+        return marginal.log_density(data.double())
 
     @torch.no_grad()
     def optimal_encoder_(self, beta: float = 1.0) -> LinearVAE:
@@ -240,11 +237,9 @@ class LinearVAE(LinearModule):
         T is the mean expected squared error E‖x - W z - μ‖², the same for every β.
         """
         moments = data if isinstance(data, Moments) else Moments.from_data(data)
-        _check_features("optimal_noise_", moments, self.num_features)
-        weight, encoder, mu, log_d = (
-            parameter.double() for parameter in (self.weight, self.encoder, self.mu, self.log_d)
-        )
-        root = moments._root_about(mu.to(moments.device)).to(mu)
+        check_features("LinearVAE.optimal_noise_", "data", moments, self.num_features)
+        weight, encoder, mu, log_d, _ = LinearParameters.of(self).to(torch.float64)
+        root = moments._root_about(mu)
         residual = root - weight @ (encoder @ root)
         distortion = residual.square().sum() + (log_d.exp() * weight.square().sum(0)).sum()
         if not distortion > 0:
@@ -289,7 +284,7 @@ class LinearVAE(LinearModule):
         directions : Tensor
             (D, r), float64, orthonormal columns; the largest entry of each is positive.
         """
-        _check_features("principal_components", moments, self.num_features)
+        check_features("LinearVAE.principal_components", "moments", moments, self.num_features)
         basis = orthonormal_basis(self.weight)
         explained = basis.mT @ moments._root.to(basis)
         padded = torch.nn.functional.pad(explained, (0, len(explained)))  # of low rank there are r as well
@@ -347,7 +342,7 @@ class LinearVAE(LinearModule):
 
     def save(self, path: str | Path) -> None:
         """Write the parameters to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
-        write_tensors(Path(path), "LinearVAE", dict(self.named_parameters()))
+        write_tensors(Path(path), "LinearVAE", LinearParameters.of(self)._asdict())
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> LinearVAE:
@@ -395,29 +390,8 @@ def _without_initialisation(
     return model.to_empty(device=device or torch.get_default_device())
 
 
-def _elbo(
-    data: Tensor | Moments,
-    weight: Tensor,
-    encoder: Tensor,
-    mu: Tensor,
-    log_d: Tensor,
-    log_sigma2: Tensor,
-    beta: Tensor | float = 1.0,
-) -> Tensor:
-    if isinstance(data, Moments):
-        return exact_elbo(data, (weight, encoder, mu, log_d, log_sigma2), beta)
-    return linear_vae_elbo(data, weight, encoder, mu, log_d, log_sigma2, beta)
-
-
 def _check_data(method: str, data: Tensor | Moments) -> None:
     if not isinstance(data, Tensor | Moments):
         raise TypeError(
             f"LinearVAE.{method}: data must be a torch.Tensor or Moments, got {type(data).__name__}"
-        )
-
-
-def _check_features(method: str, moments: Moments, num_features: int) -> None:
-    if moments.num_features != num_features:
-        raise ValueError(
-            f"LinearVAE.{method}: the data must have {num_features} features, got {moments.num_features}"
         )

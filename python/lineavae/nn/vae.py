@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from lineavae._arguments import check_integer, check_number, check_whole
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
+from lineavae._terms import weighted
 from lineavae.nn.noise import ObservationNoise, check_event
 from lineavae.ops import (
     expected_gaussian_log_likelihood,
@@ -24,7 +25,6 @@ from lineavae.ops import (
     reparameterized_kl,
 )
 from lineavae.ops._arguments import widen, without_autocast
-from lineavae.reference.gaussian_kl import weighted
 
 _LOG_2_PI = math.log(2 * math.pi)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lineavae import _ext
 from lineavae._arguments import check_integer, check_number, check_whole
-from lineavae.reference.gaussian_kl import weighted
+from lineavae._terms import weighted
 
 _T = TypeVar("_T")
 

@@ -26,15 +26,6 @@ def expm1_minus_x(x: Tensor) -> Tensor:
     return torch.where(near_zero, 0.5 * t * t * series, torch.expm1(x) - x)
 
 
-def weighted(weight: Tensor | float, value: Tensor) -> Tensor:
-    """Multiply by a weight; 0 gives 0, and no gradient, whatever the value is."""
-    if isinstance(weight, Tensor):
-        return torch.where(weight == 0, 0, weight * value)
-    if weight == 0:
-        return value.masked_fill(torch.ones((), dtype=torch.bool, device=value.device), 0)
-    return weight * value
-
-
 def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL of each latent: (..., K), (..., K) -> (..., K), in nats."""
     return _kl(*double(mean, logvar)).to(mean.dtype)

@@ -5,12 +5,11 @@ With r = x - μ, h = V r and e = r - W h:
     ELBO(x) = -(‖e‖² + Σ_j d_j ‖w_j‖²) / (2σ²) - (D/2) log(2πσ²) - (β/2) (Σ_j (d_j - log d_j - 1) + ‖h‖²)
 """
 
-import math
-
 from torch import Tensor
 
+from lineavae._terms import gaussian_term, weighted
 from lineavae.reference._range import in_double
-from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
+from lineavae.reference.gaussian_kl import expm1_minus_x
 
 
 @in_double
@@ -30,12 +29,6 @@ def linear_vae_elbo(
     distortion = residual.square().sum(-1) + (log_d.exp() * weight.square().sum(-2)).sum(-1, keepdim=True)
     kl = 0.5 * (expm1_minus_x(log_d).sum(-1, keepdim=True) + code.square().sum(-1))
     return gaussian_term(distortion, log_sigma2.unsqueeze(-1), x.shape[-1]) - weighted(_column(beta), kl)
-
-
-def gaussian_term(distortion: Tensor, log_sigma2: Tensor, num_features: int) -> Tensor:
-    """-T / (2σ²) - (D/2) log(2πσ²), the expected Gaussian log-likelihood with distortion T."""
-    log_normaliser = 0.5 * num_features * (math.log(2 * math.pi) + log_sigma2)
-    return -0.5 * distortion * (-log_sigma2).exp() - log_normaliser
 
 
 def _column(beta: Tensor | float) -> Tensor | float:

@@ -8,9 +8,9 @@ With S = S_x̄ + (x̄-μ)(x̄-μ)ᵀ, B = V S, M = WᵀW and P = B Vᵀ:
 
 from torch import Tensor
 
+from lineavae._terms import gaussian_term, weighted
 from lineavae.reference._range import in_double
-from lineavae.reference.gaussian_kl import expm1_minus_x, weighted
-from lineavae.reference.linear_vae_elbo import gaussian_term
+from lineavae.reference.gaussian_kl import expm1_minus_x
 
 
 @in_double

@@ -1,4 +1,4 @@
-"""Gradient ascent on a mean ELBO, resumable to the bit: what the training of all linear models shares.
+"""Gradient ascent on a mean ELBO, resumable to the bit: what every training of models here shares.
 
 Everything random is a function of (seed, step), so that a run killed at any moment and resumed from its last
 checkpoint ends where the uninterrupted run ends.
@@ -66,20 +66,30 @@ class Settings:
 
 
 class Problem(ABC):
-    """What is maximised, over what: the ELBO of some data, over the parameters of a copy of the model."""
+    """What is maximised, over what: the ELBO of some data, over parameters that belong to the run."""
 
-    def __init__(self, settings: Settings, model: nn.Module) -> None:
+    def __init__(self, settings: Settings, parameters: Mapping[str, nn.Parameter], latent_dim: int) -> None:
         self.settings = settings
-        self.model = model
-        self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.parameters = dict(parameters)
+        self.latent_dim = latent_dim
+        self.trained = {name: value for name, value in self.parameters.items() if value.requires_grad}
         if not self.trained:
             raise ValueError(f"{settings.caller}: some parameter must require grad, got all frozen")
-        first = next(model.parameters())
+        first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
 
     @abstractmethod
     def objective(self, step: int) -> Tensor:
         """Mean ELBO, or an estimate of it, whose gradient the step follows."""
+
+    def differentiate(self, step: int) -> Tensor:
+        """Give the loss, the objective's negative, and set its gradients."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+        with torch.enable_grad():  # also where the caller has switched gradients off
+            loss = -self.objective(step)
+            torch.autograd.backward(loss)
+        return loss
 
     @abstractmethod
     def exact_elbo(self) -> float:
@@ -205,7 +215,7 @@ class _Run:
 
     def advance(self) -> None:
         """Take one step."""
-        self.optimizer.step(self._loss_with_gradients)
+        self.optimizer.step(self._differentiate)
         self.step += 1
 
     def finite_elbo(self) -> float:
@@ -223,12 +233,8 @@ class _Run:
         """Add an entry to the history."""
         self.records.append((self.step, elbo, *self.problem.record(elbo)))
 
-    def _loss_with_gradients(self) -> Any:
-        self.optimizer.zero_grad()
-        with torch.enable_grad():  # also where the caller has switched gradients off
-            loss = -self.problem.objective(self.step)
-            torch.autograd.backward(loss)
-        return loss
+    def _differentiate(self) -> Any:
+        return self.problem.differentiate(self.step)
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,9 @@ class _Checkpoint:
 
     def save(self, run: _Run) -> None:
         """Write the state of the run."""
-        tensors: dict[str, Tensor] = dict(run.problem.model.named_parameters(prefix="parameter"))
+        tensors: dict[str, Tensor] = {
+            f"parameter.{name}": parameter for name, parameter in run.problem.parameters.items()
+        }
         tensors["history"] = torch.tensor(run.records, dtype=torch.float64, device="cpu")
         optimizer = _pack(self.caller, run.optimizer.state_dict(), "optimizer", tensors)
         state = {"identity": self.identity, "step": run.step, "optimizer": optimizer}
@@ -264,8 +272,8 @@ class _Checkpoint:
             raise ValueError(f"{self.caller}: {self.path} is of another run, with {', '.join(differences)}")
         try:
             with torch.no_grad():
-                for name, parameter in run.problem.model.named_parameters(prefix="parameter"):
-                    parameter.copy_(tensors[name])
+                for name, parameter in run.problem.parameters.items():
+                    parameter.copy_(tensors[f"parameter.{name}"])
             run.optimizer.load_state_dict(_unpack(state["optimizer"], tensors))
             run.records = [tuple(record) for record in tensors["history"].tolist()]
             run.step = check_integer(self.caller, "step", state["step"], minimum=0)
@@ -328,7 +336,7 @@ def _identity(run: _Run) -> dict[str, Any]:
         **asdict(problem.settings),
         "optimizer": type(run.optimizer).__qualname__,
         **{f"optimizer's {option}": [repr(group[option]) for group in groups] for option in groups[0]},
-        "latent_dim": problem.model.latent_dim,
+        "latent_dim": problem.latent_dim,
         "trained": list(problem.trained),
         "dtype": str(problem.dtype),
         "data": _fingerprint(problem.data()),
