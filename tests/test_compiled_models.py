@@ -47,9 +47,9 @@ MODELS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 ESTIMATORS: dict[str, Callable[[], Callable[..., Tensor]]] = {
     "LinearVAE.stochastic_elbo": lambda: LinearVAE(D, K).stochastic_elbo,
     "BernoulliLinearVAE.stochastic_elbo": lambda: BernoulliLinearVAE(D, K).stochastic_elbo,
-    "importance_weighted_bound": lambda: partial(gaussian().importance_weighted_bound, num_samples=3),
+    "importance_weighted_bound": lambda: partial(gaussian().importance_weighted_bound, num_draws=3),
     "BernoulliLinearVAE.importance_weighted_bound": lambda: partial(
-        BernoulliLinearVAE(D, K).importance_weighted_bound, num_samples=3
+        BernoulliLinearVAE(D, K).importance_weighted_bound, num_draws=3
     ),
 }
 

@@ -16,7 +16,7 @@ def importance_weighted_bound(
     log_likelihood: Callable[[Tensor], Tensor],
     mean: Tensor,
     logvar: Tensor,
-    num_samples: int,
+    num_draws: int,
     generator: torch.Generator | None,
 ) -> Tensor:
     """Bound on log p(x) from samples of q(z|x) = N(mean, exp(logvar)), in nats: (N, K), (N, K) -> (N,).
@@ -26,10 +26,10 @@ def importance_weighted_bound(
     """
     std = (0.5 * logvar).exp()
     bound = torch.full((), -math.inf, device=mean.device)
-    for _ in range(num_samples):
+    for _ in range(num_draws):
         eps = standard_normal(mean.shape, mean, generator)
         z = mean + std * eps
         # log p(z) - log q(z|x); from z - m instead, all digits of a narrow posterior would be lost
         log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(-1)
         bound = torch.logaddexp(bound, log_likelihood(z) + log_ratio)
-    return bound - math.log(num_samples)
+    return bound - math.log(num_draws)

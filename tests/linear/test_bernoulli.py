@@ -126,6 +126,19 @@ def test_gradients_of_the_elbo(x):
     assert torch.autograd.gradcheck(elbo, tuple(model.parameters()))
 
 
+def test_save_and_load(tmp_path, x):
+    model = BernoulliLinearVAE(NUM_FEATURES, LATENT_DIM, center=x.mean(0).float())
+    model.save(tmp_path / "model")
+    state = torch.random.get_rng_state()
+    loaded = BernoulliLinearVAE.load(tmp_path / "model")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded.elbo(x.float()), model.elbo(x.float()))
+    with pytest.raises(ValueError, match=r"must be a file of lineavae\.LinearVAE"):
+        LinearVAE.load(tmp_path / "model")
+
+
 def test_encode_decode_and_sample(x):
     model = make()
     mean, logvar = model.encode(x)
@@ -467,9 +480,9 @@ def test_errors_of_the_module(x):
         (lambda: BernoulliLinearVAE(1, 1, center=torch.ones(1) * 2), ValueError, r"\[0, 1\], got \[2\.0\]"),
         (lambda: model.elbo(x.numpy()), TypeError, r"encode: x must be a torch\.Tensor, got ndarray"),
         (lambda: model.elbo(x[:, :4]), ValueError, r"encode: x must have shape \(N, D\) with D=6, got"),
-        (lambda: model.stochastic_elbo(x, 0), ValueError, r"stochastic_elbo: num_samples must be at least 1"),
-        (lambda: model.importance_weighted_bound(x, 0), ValueError, r"bound: num_samples must be at least 1"),
-        (lambda: model.sample(-1), ValueError, r"sample: num_samples must be at least 0"),
+        (lambda: model.stochastic_elbo(x, 0), ValueError, r"stochastic_elbo: num_draws must be at least 1"),
+        (lambda: model.importance_weighted_bound(x, 0), ValueError, r"bound: num_draws must be at least 1"),
+        (lambda: model.sample(-1), ValueError, r"sample: num_draws must be at least 0"),
         (lambda: model.bfloat16().fit(x), TypeError, r"fit: the module must be float32 or float64"),
     ):
         with pytest.raises(error, match=message):

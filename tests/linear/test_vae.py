@@ -322,6 +322,13 @@ def test_ppca_round_trip(x):
         np.testing.assert_allclose(getattr(again, name), getattr(ppca, name), rtol=1e-10, atol=1e-12)
 
 
+def test_samples_are_the_decoder_of_draws_of_the_prior(vae):
+    means = vae.sample(20_000, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(20_000, LATENT_DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(means, z @ vae.weight.detach().mT + vae.mu.detach())
+    assert vae.sample(0).shape == (0, NUM_FEATURES)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_save_and_load(tmp_path, generator, dtype):
     model = LinearVAE(NUM_FEATURES, LATENT_DIM, generator=generator, dtype=dtype)
@@ -340,9 +347,9 @@ def spoil(name, tensor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("mu"), "must hold the parameters"),
-        (spoil("weight", torch.zeros(())), "must hold the parameters"),
-        (spoil("encoder", torch.zeros(NUM_FEATURES, LATENT_DIM)), "must hold the parameters"),
+        (lambda tensors: tensors.pop("mu"), "must hold the tensors of a LinearVAE"),
+        (spoil("weight", torch.zeros(())), "must hold the tensors of a LinearVAE"),
+        (spoil("encoder", torch.zeros(NUM_FEATURES, LATENT_DIM)), "must hold the tensors of a LinearVAE"),
         (
             spoil("mu", torch.zeros(NUM_FEATURES, dtype=torch.float64)),
             "one floating dtype, got torch.float64 for mu",
@@ -388,8 +395,8 @@ def test_load_refuses_other_files(tmp_path, x):
             ValueError,
             r"stochastic_elbo: x must .* got \(7,\)",
         ),
-        (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 0), ValueError, "num_samples must be .* got 0"),
-        (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 1.5), TypeError, "num_samples must be an int"),
+        (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 0), ValueError, "num_draws must be .* got 0"),
+        (lambda vae: vae.stochastic_elbo(torch.zeros(1, 7), 1.5), TypeError, "num_draws must be an int"),
         *(
             (call, TypeError, rf"LinearVAE\.{name}: data must be a torch\.Tensor or Moments, got ndarray")
             for name, call in {

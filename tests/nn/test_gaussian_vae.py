@@ -63,7 +63,7 @@ def dense_parts(vae: GaussianVAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]
 @each_decoder
 def test_elbo_is_that_of_torch_distributions(noise: str, linear: bool, x: Tensor) -> None:
     vae = make_vae(noise, linear=linear, closed_form=False, beta=0.3)
-    terms = vae(x, seed=5, num_samples=2)
+    terms = vae(x, seed=5, num_draws=2)
     z, _ = reparameterized_kl(*vae.encode(x), num_samples=2, seed=5)
     parts = [dense_parts(vae, x, sample) for sample in z]
     torch.testing.assert_close(terms.reconstruction, (parts[0][0] + parts[1][0]) / 2)
@@ -325,7 +325,7 @@ def test_spatial_posteriors_are_flattened(as_pair: bool) -> None:
     assert mean.shape == logvar.shape == (5, *shape)
     sampled = reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_samples=2, seed=3)[0]
     parts = [dense_parts(vae, x, z.unflatten(-1, shape)) for z in sampled]
-    terms = vae(x, seed=3, num_samples=2)
+    terms = vae(x, seed=3, num_draws=2)
     torch.testing.assert_close(terms.kl, parts[0][1].sum((1, 2)))
     torch.testing.assert_close(terms.reconstruction, sum(part[0].sum((1, 2)) for part in parts) / 2)
     for options in ({"free_bits": 0.02}, {"capacity": 3.0}):
@@ -444,7 +444,7 @@ def test_samples_and_interpolation(x: Tensor) -> None:
         (
             lambda: make_vae().importance_weighted_bound(torch.zeros(5, NUM_FEATURES), 0),
             ValueError,
-            "num_samples must be at least 1, got 0",
+            "num_draws must be at least 1, got 0",
         ),
     ],
 )  # fmt: skip

@@ -27,7 +27,8 @@ from lineavae._ascent import Problem, Settings, ascend, batches
 from lineavae.data import Images, LogitPixels, logit_transform
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
-from lineavae.linear import PPCA, LinearVAE, Moments
+from lineavae.linear import PPCA, Moments
+from lineavae.linear.closed_forms import Marginal
 from lineavae.nn import GaussianVAE, MLPEncoder, ObservationNoise
 
 if TYPE_CHECKING:
@@ -148,11 +149,8 @@ class LinearDecoderVAE(GaussianVAE):
     @torch.no_grad()
     def log_marginal_likelihood(self, moments: Moments) -> Tensor:
         """Give the mean of log p(x), which the encoder does not enter, (), float64, in nats."""
-        model = LinearVAE(*self.weight.shape, dtype=torch.float64).to(self.weight.device)
-        model.weight.copy_(self.weight)
-        model.mu.copy_(self.decoder.bias)
-        model.log_sigma2.copy_(self.noise.log_sigma2)
-        return model.log_marginal_likelihood(moments)
+        sigma2 = self.noise.log_sigma2.double().exp()
+        return Marginal(self.decoder.bias.double(), self.weight.double(), sigma2).mean_log_density(moments)
 
 
 @dataclass(kw_only=True)

@@ -175,21 +175,11 @@ class BernoulliLinearVAE(LinearModule):
         return mean, self.log_d.expand_as(mean)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Means sigmoid(W z + μ) of p(x|z), the probabilities of ones: (..., K) -> (..., D)."""
-        return self._logits(z).sigmoid()
+        """Means sigmoid(W z + μ) of p(x|z), the probabilities of ones: (..., K) -> (..., D).
 
-    @torch.no_grad()
-    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Give what the decoder makes of samples of the prior: means of p(x|z), (num_samples, D).
-
-        ``torch.bernoulli`` of them gives binary samples. ``generator``, on the parameters' device, fixes the
-        samples.
+        ``torch.bernoulli`` of those of :meth:`sample` gives binary samples.
         """
-        num_samples = check_integer("BernoulliLinearVAE.sample", "num_samples", num_samples, minimum=0)
-        like = self.weight
-        size = (num_samples, self.latent_dim)
-        z = standard_normal(size, like, generator)
-        return self.decode(z)
+        return super().decode(z).sigmoid()
 
     def elbo(self, x: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         """ELBO of each sample without sampling, in nats: (N, D) -> (N,), differentiable.
@@ -213,7 +203,7 @@ class BernoulliLinearVAE(LinearModule):
     def stochastic_elbo(
         self,
         x: Tensor,
-        num_samples: int = 1,
+        num_draws: int = 1,
         generator: torch.Generator | None = None,
         beta: Tensor | float = 1.0,
     ) -> Tensor:
@@ -225,7 +215,7 @@ class BernoulliLinearVAE(LinearModule):
         ----------
         x
             Samples (N, D) in [0, 1], of the module's dtype and device. Their values are not looked at.
-        num_samples
+        num_draws
             Draws of z per sample, averaged over.
         generator
             Source of the draws, on the module's device; torch's global one if None.
@@ -237,15 +227,15 @@ class BernoulliLinearVAE(LinearModule):
         The estimator of Kingma and Welling (2014), by which such models are trained elsewhere.
         """
         caller = "BernoulliLinearVAE.stochastic_elbo"
-        num_samples = check_integer(caller, "num_samples", num_samples, minimum=1)
+        num_draws = check_integer(caller, "num_draws", num_draws, minimum=1)
         mean, logvar = self.encode(x)
-        eps = standard_normal((num_samples, *mean.shape), mean, generator)
+        eps = standard_normal((num_draws, *mean.shape), mean, generator)
         logits = self._logits(mean + (0.5 * logvar).exp() * eps)
         return bernoulli_log_likelihood(x, logits).mean(0) - weighted(beta, gaussian_kl(mean, logvar))
 
     @torch.no_grad()
     def importance_weighted_bound(
-        self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+        self, x: Tensor, num_draws: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Bound of Burda et al. (2016) on log p(x) of each sample, in nats: (N, D) -> (N,).
 
@@ -254,13 +244,13 @@ class BernoulliLinearVAE(LinearModule):
         the samples.
         """
         caller = "BernoulliLinearVAE.importance_weighted_bound"
-        num_samples = check_integer(caller, "num_samples", num_samples, minimum=1)
+        num_draws = check_integer(caller, "num_draws", num_draws, minimum=1)
         mean, logvar = self.encode(x)
 
         def log_likelihood(z: Tensor) -> Tensor:
             return bernoulli_log_likelihood(x, self._logits(z))
 
-        return importance_weighted_bound(log_likelihood, mean, logvar, num_samples, generator)
+        return importance_weighted_bound(log_likelihood, mean, logvar, num_draws, generator)
 
     def fit(
         self,
@@ -373,7 +363,7 @@ class BernoulliLinearVAE(LinearModule):
         return BernoulliHistory(recorded.astype(np.int64), elbo)
 
     def _logits(self, z: Tensor) -> Tensor:
-        return z @ self.weight.mT + self.mu
+        return super().decode(z)
 
 
 class _Settings(Settings):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae.linear.moments import Moments, with_fixed_signs
+from lineavae.linear.parameters import LinearParameters
 
 _Values = TypeVar("_Values", float, Tensor, NDArray[np.float64])
 
@@ -83,6 +84,12 @@ def optimal_encoder(weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tens
     """
     precision = LatentPrecision(weight.mT @ weight, noise)
     return precision.solve(weight.mT), precision.best_log_d, precision.rotation_gap
+
+
+def with_optimal_encoder(weight: Tensor, mu: Tensor, log_sigma2: Tensor) -> LinearParameters:
+    """Add the best encoder to a decoder."""
+    encoder, log_d, _ = optimal_encoder(weight, log_sigma2.exp())
+    return LinearParameters(weight, encoder, mu, log_d, log_sigma2)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ def encode(parameters: LinearParameters, x: Tensor) -> tuple[Tensor, Tensor]:
 def stochastic_elbo(
     parameters: LinearParameters,
     x: Tensor,
-    num_samples: int,
+    num_draws: int,
     generator: torch.Generator | None,
     beta: Tensor | float,
 ) -> Tensor:
     """Unbiased estimate of the ELBO of each sample: see :meth:`LinearVAE.stochastic_elbo`."""
     mean, logvar = encode(parameters, x)
-    noise = standard_normal((num_samples, *mean.shape), mean, generator)
+    noise = standard_normal((num_draws, *mean.shape), mean, generator)
     z = mean + (0.5 * logvar).exp() * noise
     residual = x - (z @ parameters.weight.mT + parameters.mu)
     distortion = residual.square().sum(-1).mean(0)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
-from lineavae.linear.closed_forms import Marginal, log_density
+from lineavae.linear.closed_forms import Marginal, log_density, with_optimal_encoder
 from lineavae.linear.moments import Moments, check_features
 from lineavae.linear.parameters import LinearModel, LinearParameters
 from lineavae.linear.vae import LinearVAE
@@ -239,13 +239,11 @@ class StationaryPoint:
 
     def to_vae(self) -> LinearVAE:
         """Make the linear VAE that is at this point: its W, σ² and mean, and the best encoder for them."""
-        model = LinearVAE(self.num_features, self.latent_dim, dtype=torch.float64, device="meta")
-        model = model.to_empty(device=self.eigenvalues.device)
-        with torch.no_grad():
-            model.weight.copy_(self.weight)
-            model.mu.copy_(self._mean)
-            model.log_sigma2.fill_(math.log(self.sigma2))
-        return model.optimal_encoder_()
+        return self._to_vae(self.weight)
+
+    def _to_vae(self, weight: Tensor) -> LinearVAE:
+        log_sigma2 = weight.new_tensor(self.sigma2).log()
+        return LinearVAE.from_parameters(with_optimal_encoder(weight, self._mean, log_sigma2))
 
     def _check_kept(self, kept: Sequence[int]) -> tuple[int, ...]:
         indices = tuple(check_integer("StationaryPoint", "kept", index, minimum=0) for index in kept)
@@ -488,13 +486,10 @@ def symmetric_saddle(
             "symmetric_saddle: kept must hold unequal eigenvalues, or leave a column empty, "
             f"got {list(point.kept)} with latent_dim = {size}"
         )
-    model = point.to_vae()
     lengths = (variances - point.sigma2).sqrt()[: len(roots)]
-    with torch.no_grad():
-        model.weight.zero_()
-        model.weight[:, : len(roots)] = point.eigenvectors[:, list(point.kept)] * lengths
-        model.weight.copy_(model.weight @ _levelling_rotation(variances))
-    return model.optimal_encoder_()
+    columns = point.eigenvectors[:, list(point.kept)] * lengths
+    weight = torch.nn.functional.pad(columns, (0, empty)) @ _levelling_rotation(variances)
+    return point._to_vae(weight)
 
 
 def _levelling_rotation(values: Tensor) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
-from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import elbo, training
-from lineavae.linear.closed_forms import Marginal, optimal_encoder, orthonormal_basis, principal_axes
+from lineavae.linear.closed_forms import (
+    Marginal,
+    optimal_encoder,
+    orthonormal_basis,
+    principal_axes,
+    with_optimal_encoder,
+)
 from lineavae.linear.module import LinearModule
 from lineavae.linear.moments import Moments, check_features, with_fixed_signs
 from lineavae.linear.parameters import LinearParameters
@@ -115,10 +119,6 @@ class LinearVAE(LinearModule):
         self._check_samples("encode", x)
         return elbo.encode(LinearParameters.of(self), x)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Means W z + μ of p(x|z): (..., K) -> (..., D)."""
-        return z @ self.weight.mT + self.mu
-
     def elbo(self, data: Tensor | Moments, beta: Tensor | float = 1.0) -> Tensor:
         """Analytic ELBO, in nats: of each sample, or its mean over the data that the moments summarise.
 
@@ -153,7 +153,7 @@ class LinearVAE(LinearModule):
     def stochastic_elbo(
         self,
         x: Tensor,
-        num_samples: int = 1,
+        num_draws: int = 1,
         generator: torch.Generator | None = None,
         beta: Tensor | float = 1.0,
     ) -> Tensor:
@@ -165,7 +165,7 @@ class LinearVAE(LinearModule):
         ----------
         x
             Samples (N, D) of the module's dtype and device.
-        num_samples
+        num_draws
             Draws of z per sample, averaged over.
         generator
             Source of the draws, on the module's device; torch's global one if None.
@@ -176,9 +176,9 @@ class LinearVAE(LinearModule):
         -----
         The estimator of Kingma and Welling (2014) that Lucas et al. (2019) compare with in their figure 3.
         """
-        num_samples = check_integer("LinearVAE.stochastic_elbo", "num_samples", num_samples, minimum=1)
+        num_draws = check_integer("LinearVAE.stochastic_elbo", "num_draws", num_draws, minimum=1)
         self._check_samples("stochastic_elbo", x)
-        return elbo.stochastic_elbo(LinearParameters.of(self), x, num_samples, generator, beta)
+        return elbo.stochastic_elbo(LinearParameters.of(self), x, num_draws, generator, beta)
 
     def log_marginal_likelihood(self, data: Tensor | Moments) -> Tensor:
         """Exact log p(x) of the decoder, which is that of probabilistic PCA, in nats.
@@ -292,6 +292,16 @@ class LinearVAE(LinearModule):
         return singular_values.square(), with_fixed_signs(basis @ rotation)
 
     @classmethod
+    def from_parameters(cls, parameters: LinearParameters) -> LinearVAE:
+        """Make the module with copies of these parameters, of their dtype and on their device."""
+        weight = parameters.weight
+        model = cls(*weight.shape, dtype=weight.dtype, device="meta").to_empty(device=weight.device)
+        with torch.no_grad():
+            for own, given in zip(LinearParameters.of(model), parameters, strict=True):
+                own.copy_(given)
+        return model
+
+    @classmethod
     def from_ppca(
         cls, ppca: PPCA, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> LinearVAE:
@@ -312,13 +322,9 @@ class LinearVAE(LinearModule):
             raise ValueError(
                 f"LinearVAE.from_ppca: noise_variance_ must be positive, got {ppca.noise_variance_}"
             )
-        model = _without_initialisation(*ppca.weight_.shape, dtype=dtype, device=device)
-        with torch.no_grad():
-            density = ppca._model()
-            model.weight.copy_(density.weight)
-            model.mu.copy_(density.mean)
-            model.log_sigma2.fill_(math.log(ppca.noise_variance_))
-        return model.optimal_encoder_()
+        density = ppca._model(torch.get_default_device() if device is None else torch.device(device))
+        parameters = with_optimal_encoder(density.weight, density.mean, density.sigma2.log())
+        return cls.from_parameters(parameters.to(dtype))
 
     @torch.no_grad()
     def to_ppca(self) -> PPCA:
@@ -339,55 +345,6 @@ class LinearVAE(LinearModule):
         ppca.n_components_ = len(lengths)
         ppca.n_features_in_ = self.num_features
         return ppca
-
-    def save(self, path: str | Path) -> None:
-        """Write the parameters to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
-        write_tensors(Path(path), "LinearVAE", LinearParameters.of(self)._asdict())
-
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str | None = None) -> LinearVAE:
-        """Read a module that :meth:`save` wrote.
-
-        Raises
-        ------
-        OSError
-            The file cannot be read: there is none, or it is a folder.
-        ValueError
-            The file is not such a file, or its tensors are not the parameters of a linear VAE, finite and of
-            one dtype.
-        """
-        tensors, _ = read_tensors("LinearVAE.load", Path(path), "LinearVAE")
-        weight = tensors.get("weight", torch.empty(0))
-        num_features, latent_dim = weight.shape if weight.ndim == 2 else (0, 0)
-        expected = {
-            "weight": (num_features, latent_dim),
-            "encoder": (latent_dim, num_features),
-            "mu": (num_features,),
-            "log_d": (latent_dim,),
-            "log_sigma2": (),
-        }
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected or weight.numel() == 0:
-            raise ValueError(f"LinearVAE.load: {path} must hold the parameters of a linear VAE, got {found}")
-        for name, tensor in tensors.items():
-            if tensor.dtype != weight.dtype or not tensor.is_floating_point():
-                raise ValueError(
-                    f"LinearVAE.load: {path}: the parameters must have one floating dtype, "
-                    f"got {tensor.dtype} for {name}"
-                )
-            if not tensor.isfinite().all():
-                raise ValueError(f"LinearVAE.load: {path}: {name} must be finite, got a NaN or an infinity")
-        model = _without_initialisation(num_features, latent_dim, dtype=weight.dtype, device=device)
-        model.load_state_dict(tensors)
-        return model
-
-
-def _without_initialisation(
-    num_features: int, latent_dim: int, *, dtype: torch.dtype, device: torch.device | str | None
-) -> LinearVAE:
-    """Make a module whose parameters are yet to be set, without drawing random numbers."""
-    model = LinearVAE(num_features, latent_dim, dtype=dtype, device="meta")
-    return model.to_empty(device=device or torch.get_default_device())
 
 
 def _check_data(method: str, data: Tensor | Moments) -> None:

@@ -159,7 +159,7 @@ class GaussianVAE(nn.Module):
         beta: Tensor | float | None = None,
         free_bits: float = 0.0,
         capacity: float | None = None,
-        num_samples: int = 1,
+        num_draws: int = 1,
         seed: Tensor | int | None = None,
     ) -> ELBOTerms:
         """Give the ELBO of each sample and its parts.
@@ -177,8 +177,8 @@ class GaussianVAE(nn.Module):
             position.
         capacity
             Target C of the KL: the penalty is β |KL - C| with the batch's mean KL (Burgess et al. 2018).
-        num_samples
-            Posterior samples that the reconstruction term is averaged over. In closed form there are none.
+        num_draws
+            Posterior draws that the reconstruction term is averaged over. In closed form there are none.
         seed
             Fixes the samples, see `reparameterized_kl`.
 
@@ -213,7 +213,7 @@ class GaussianVAE(nn.Module):
             kl = gaussian_kl(mean, logvar)
             reconstruction, log_sigma2 = self._expected_reconstruction(x, mean, logvar)
         else:
-            z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed)
+            z, kl = reparameterized_kl(mean, logvar, num_samples=num_draws, seed=seed)
             reconstruction, log_sigma2 = self._sampled_reconstruction(x, z, latents)
         penalty = kl
         if free_bits:
@@ -263,19 +263,19 @@ class GaussianVAE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, latent_dim: int | Sequence[int], *, generator: torch.Generator | None = None
+        self, num_draws: int, latent_dim: int | Sequence[int], *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Give what the decoder makes of samples of the prior: means of p(x|z), without observation noise.
+        """Give what the decoder makes of draws of the prior: means of p(x|z), without observation noise.
 
         ``latent_dim`` is K, or the shape (C, H, W) of a spatial latent. ``generator``, on the parameters'
-        device, fixes the samples. The model is in evaluation mode meanwhile.
+        device, fixes the draws. The model is in evaluation mode meanwhile.
         """
-        check_integer("GaussianVAE", "num_samples", num_samples, 0)
+        check_integer("GaussianVAE", "num_draws", num_draws, 0)
         sizes = tuple(latent_dim) if isinstance(latent_dim, Sequence) else (latent_dim,)
         for size in sizes:
             check_integer("GaussianVAE", "latent_dim", size, 1)
         like = next(self.decoder.parameters(), self.noise.log_sigma2)
-        z = standard_normal((num_samples, *sizes), like, generator)
+        z = standard_normal((num_draws, *sizes), like, generator)
         with self._evaluating():
             return self.decode(z)
 
@@ -350,16 +350,16 @@ class GaussianVAE(nn.Module):
 
     @torch.no_grad()
     def importance_weighted_bound(
-        self, x: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+        self, x: Tensor, num_draws: int, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Give the bound of Burda et al. (2016) on log p(x), in nats, (N,).
 
-        log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S samples of q: the ELBO for one, and closer to the
+        log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S draws of q: the ELBO for one, and closer to the
         likelihood with each. Memory does not grow with S. ``generator``, on the data's device, fixes the
-        samples. The model is in evaluation mode meanwhile.
+        draws. The model is in evaluation mode meanwhile.
         """
         _check_data(x)
-        check_integer("GaussianVAE", "num_samples", num_samples, 1)
+        check_integer("GaussianVAE", "num_draws", num_draws, 1)
 
         def log_likelihood(z: Tensor) -> Tensor:
             return self._sampled_reconstruction(x, z[None], latents)[0]
@@ -367,7 +367,7 @@ class GaussianVAE(nn.Module):
         with self._evaluating():
             mean, logvar, latents = self._posterior(x)
             mean, logvar = widen(mean), widen(logvar)
-            return importance_weighted_bound(log_likelihood, mean, logvar, num_samples, generator)
+            return importance_weighted_bound(log_likelihood, mean, logvar, num_draws, generator)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
