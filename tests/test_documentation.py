@@ -15,7 +15,8 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(lineavae.__path__, "lineavae.")
     if not module.name.endswith(("__main__", "._C"))
 )
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -32,6 +33,20 @@ def test_public_functions_have_examples() -> None:
         for name in module.__all__:
             docstring = getattr(module, name).__doc__ or ""
             assert ">>> " in docstring, f"{package}.{name} has no example"
+
+
+def test_models_have_what_their_table_says() -> None:
+    rows = re.findall(r"^\|(.+)\|$", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), re.MULTILINE)
+    _, *names = [cell.strip(" `") for cell in rows[0].split("|")]
+    models = [getattr(lineavae.linear, name, None) or getattr(lineavae.nn, name) for name in names]
+    checked = 0
+    for row in rows[2:]:
+        _, *cells = re.split(r"(?<!\\)\|", row)
+        for model, cell in zip(models, cells, strict=True):
+            for method in re.findall(r"`([a-z][a-z_0-9]*)`", cell):
+                assert hasattr(model, method), (model, method)
+                checked += 1
+    assert checked > 30
 
 
 @pytest.mark.slow
