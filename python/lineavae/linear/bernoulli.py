@@ -239,9 +239,9 @@ class BernoulliLinearVAE(LinearModule):
     ) -> Tensor:
         """Bound of Burda et al. (2016) on log p(x) of each sample, in nats: (N, D) -> (N,).
 
-        log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S samples of q: the ELBO in expectation for one, and closer
+        log 1/S Σ_s p(x|z_s) p(z_s)/q(z_s|x), with S draws of q: the ELBO in expectation for one, and closer
         to the likelihood with each. Memory does not grow with S. ``generator``, on the module's device, fixes
-        the samples.
+        the draws.
         """
         caller = "BernoulliLinearVAE.importance_weighted_bound"
         num_draws = check_integer(caller, "num_draws", num_draws, minimum=1)
@@ -271,8 +271,8 @@ class BernoulliLinearVAE(LinearModule):
     ) -> BernoulliHistory:
         """Train the parameters that require grad to maximise the mean ELBO of the data.
 
-        What is not told here is as in :meth:`LinearVAE.fit`: the module changes when the run has ended, and
-        an interrupted run goes on from its checkpoint, to the bit.
+        As with :meth:`LinearVAE.fit`, the module changes when the run has ended, and an interrupted run goes
+        on from its checkpoint, to the bit.
 
         Parameters
         ----------
@@ -281,31 +281,13 @@ class BernoulliLinearVAE(LinearModule):
         objective
             ``"analytic"``: the ELBO without sampling. ``"stochastic"``: one reparameterised draw per sample
             and step.
-        optimizer
-            ``"adam"`` or ``"sgd"``, both fused, or a function from the list of parameters to any
-            ``torch.optim.Optimizer``, LBFGS included.
-        lr
-            Step size of ``"adam"`` and ``"sgd"``; a function sets its own.
-        steps
-            Steps of the optimizer, including those before a resumption.
         batch_size
             Samples per step of either objective, all if None. Each epoch has its own order, and its last
             batch may be smaller.
-        beta
-            Weight of the KL term.
-        seed
-            The noise of a step is a function of (seed, step), the order of the samples one of (seed, epoch).
         history_every
             Steps between two entries of the history; each costs one evaluation of all data in float64.
-        checkpoint
-            A file for the parameters, the state of the optimizer and the history. It is replaced, atomically,
-            every ``checkpoint_every`` steps and at the end.
-        checkpoint_every
-            Steps between two checkpoints.
-        resume
-            Go on from the checkpoint where there is one, whatever the parameters of the module are now.
-        progress
-            Show a progress bar on stderr, where that is a terminal, or in a notebook that has ipywidgets.
+        optimizer, lr, steps, beta, seed, checkpoint, checkpoint_every, resume, progress
+            As in :meth:`LinearVAE.fit`.
 
         Returns
         -------
