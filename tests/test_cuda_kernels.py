@@ -178,7 +178,7 @@ def test_occupancy_by_hand() -> None:
 
 def test_kernels_keep_to_the_shared_vocabulary() -> None:
     # The wrappers of common/cuda.cuh are what lets a kernel file run on a CPU in tests.
-    for path in (ROOT / "csrc/ops/cuda").glob("*.cuh"):
+    for path in (ROOT / "csrc/ops/cuda").glob("*.cu"):
         text = path.read_text(encoding="utf-8")
         assert "<<<" not in text, f"{path.name} launches without cuda::launch"
         assert "__shared__" not in text, f"{path.name} declares shared memory without common/cuda.cuh"

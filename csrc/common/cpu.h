@@ -48,18 +48,19 @@ class WithoutDenormals {
 
 }  // namespace lineavae
 
-// Defines the CPU kernel `name` for float and double from the template `name_body(arguments, begin, end)`, which works
-// on the indices [begin, end) of `count`; `count` and `cost`, the elements behind one index, are expressions in `a`.
-#define LINEAVAE_CPU_KERNEL(name, Arguments, count, cost)                                            \
-  LINEAVAE_CLONES static void name##_clone(const Arguments<float>& a, int64_t begin, int64_t end) {  \
-    name##_body(a, begin, end);                                                                      \
-  }                                                                                                  \
-  LINEAVAE_CLONES static void name##_clone(const Arguments<double>& a, int64_t begin, int64_t end) { \
-    name##_body(a, begin, end);                                                                      \
-  }                                                                                                  \
-  template <class T>                                                                                 \
-  void name(Cpu, const Arguments<T>& a) {                                                            \
-    parallel_for(count, cost, [&](int64_t begin, int64_t end) { name##_clone(a, begin, end); });     \
-  }                                                                                                  \
-  template void name(Cpu, const Arguments<float>&);                                                  \
-  template void name(Cpu, const Arguments<double>&);
+// The clones of the always-inline template `name_body(a, begin, end)` for one dtype.
+#define LINEAVAE_CLONE(T, name, Arguments)                                                      \
+  LINEAVAE_CLONES static void name##_clone(const Arguments<T>& a, int64_t begin, int64_t end) { \
+    name##_body(a, begin, end);                                                                 \
+  }
+
+// Defines the CPU kernel `name` for these dtypes from `name_body`, which works on the indices [begin, end) of `count`;
+// `count` and `cost`, the elements behind one index, are expressions in `a`. (In parentheses where there is a `*`,
+// which clang-format takes for a pointer's.)
+#define LINEAVAE_CPU_KERNEL(DTYPES, name, Arguments, count, cost)                                \
+  DTYPES(LINEAVAE_CLONE, name, Arguments)                                                        \
+  template <class T>                                                                             \
+  void name(Cpu, const Arguments<T>& a) {                                                        \
+    parallel_for(count, cost, [&](int64_t begin, int64_t end) { name##_clone(a, begin, end); }); \
+  }                                                                                              \
+  DTYPES(LINEAVAE_INSTANTIATE, Cpu, name, Arguments)

@@ -113,3 +113,13 @@ __device__ __forceinline__ T block_sum(T value, T (&partial)[kWarps]) {
 }
 
 }  // namespace lineavae::cuda
+
+// Defines the CUDA kernel `name` for these dtypes as one launch of `cuda::name_kernel<T>`; `grid` is an expression in
+// `a`.
+#define LINEAVAE_CUDA_KERNEL(DTYPES, name, Arguments, grid)     \
+  template <class T>                                            \
+  void name(Cuda device, const Arguments<T>& a) {               \
+    using namespace cuda;                                       \
+    launch(&cuda::name##_kernel<T>, grid, kThreads, device, a); \
+  }                                                             \
+  DTYPES(LINEAVAE_INSTANTIATE, Cuda, name, Arguments)

@@ -36,14 +36,8 @@ struct BernoulliLogLikelihoodBackward {
   T* grad_logits;               // (models, N, D)
 };
 
-#define LINEAVAE_DECLARE(Device)                                           \
-  template <class T>                                                       \
-  void bernoulli_log_likelihood(Device, const BernoulliLogLikelihood<T>&); \
-  template <class T>                                                       \
-  void bernoulli_log_likelihood_backward(Device, const BernoulliLogLikelihoodBackward<T>&);
-LINEAVAE_DECLARE(Cpu)
-LINEAVAE_DECLARE(Cuda)
-#undef LINEAVAE_DECLARE
+LINEAVAE_KERNEL(bernoulli_log_likelihood, BernoulliLogLikelihood)
+LINEAVAE_KERNEL(bernoulli_log_likelihood_backward, BernoulliLogLikelihoodBackward)
 
 // -log p(x|a), where `excess` is softplus(a) - max(a, 0).
 template <class A>

@@ -253,9 +253,5 @@ LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, d
   a.nan[index] = a.rows - static_cast<int64_t>(count);
 }
 
-template <class T>
-void collapse_statistics(Cpu, const CollapseStatistics<T>&);
-template <class T>
-void collapse_statistics(Cuda, const CollapseStatistics<T>&);
-
+LINEAVAE_KERNEL(collapse_statistics, CollapseStatistics)
 }  // namespace lineavae

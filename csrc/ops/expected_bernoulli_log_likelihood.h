@@ -83,20 +83,11 @@ struct BernoulliWeightGradient {
   T* grad_weight;      // (weights): Σ r (g μ)ᵀ in, dW out
 };
 
-#define LINEAVAE_DECLARE(Device)                                  \
-  template <class T>                                              \
-  void variances(Device, const Variances<T>&);                    \
-  template <class T>                                              \
-  void squared_weights(Device, const SquaredWeights<T>&);         \
-  template <class T>                                              \
-  void expected_bernoulli(Device, const ExpectedBernoulli<T>&);   \
-  template <class T>                                              \
-  void posterior_gradients(Device, const PosteriorGradients<T>&); \
-  template <class T>                                              \
-  void bernoulli_weight_gradient(Device, const BernoulliWeightGradient<T>&);
-LINEAVAE_DECLARE(Cpu)
-LINEAVAE_DECLARE(Cuda)
-#undef LINEAVAE_DECLARE
+LINEAVAE_KERNEL(variances, Variances)
+LINEAVAE_KERNEL(squared_weights, SquaredWeights)
+LINEAVAE_KERNEL(expected_bernoulli, ExpectedBernoulli)
+LINEAVAE_KERNEL(posterior_gradients, PosteriorGradients)
+LINEAVAE_KERNEL(bernoulli_weight_gradient, BernoulliWeightGradient)
 
 // The weights p and the variances τ² of the mixture; tests/ops/fit_softplus_mixture.py derives p and τ.
 constexpr int kMixtureTerms = 6;

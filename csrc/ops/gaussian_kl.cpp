@@ -28,8 +28,8 @@ Tensor value(const Tensor& mean, const Tensor& logvar, const std::optional<Tenso
   Tensor kl = empty_value(R, mean);
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
-    gaussian_kl<R>(backend.device(), GaussianKL<T>{m.size(0), m.size(1), input<T>(m), input<T>(t),
-                                                   input_kl_weight<T>(w), output<accumulate_t<T>>(kl)});
+    gaussian_kl(backend.device(), GaussianKL<T>{R, m.size(0), m.size(1), input<T>(m), input<T>(t),
+                                                input_kl_weight<T>(w), output<accumulate_t<T>>(kl)});
   });
   return kl;
 }
@@ -51,9 +51,9 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& mean, con
   Tensor grad_mean = empty({m.size(0), m.size(1)}, mean), grad_logvar = empty({m.size(0), m.size(1)}, mean);
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
-    gaussian_kl_backward<R>(backend.device(), GaussianKLBackward<T>{m.size(0), m.size(1), input<accumulate_t<T>>(g),
-                                                                    input<T>(m), input<T>(t), input_kl_weight<T>(w),
-                                                                    output<T>(grad_mean), output<T>(grad_logvar)});
+    gaussian_kl_backward(backend.device(), GaussianKLBackward<T>{R, m.size(0), m.size(1), input<accumulate_t<T>>(g),
+                                                                 input<T>(m), input<T>(t), input_kl_weight<T>(w),
+                                                                 output<T>(grad_mean), output<T>(grad_logvar)});
   });
   return {grad_mean, grad_logvar};
 }

@@ -27,6 +27,7 @@ enum class Reduction { kRow, kNone };
 // Everything contiguous.
 template <class T>
 struct GaussianKL {
+  Reduction reduction;
   int64_t rows, latents;
   const T* mean;          // (rows, latents)
   const T* logvar;        // (rows, latents)
@@ -36,6 +37,7 @@ struct GaussianKL {
 
 template <class T>
 struct GaussianKLBackward {
+  Reduction reduction;
   int64_t rows, latents;
   const accumulate_t<T>* grad;  // (rows) or (rows, latents)
   const T* mean;                // (rows, latents)
@@ -45,16 +47,8 @@ struct GaussianKLBackward {
   T* grad_logvar;               // (rows, latents)
 };
 
-template <Reduction R, class T>
-void gaussian_kl(Cpu, const GaussianKL<T>&);
-template <Reduction R, class T>
-void gaussian_kl(Cuda, const GaussianKL<T>&);
-
-template <Reduction R, class T>
-void gaussian_kl_backward(Cpu, const GaussianKLBackward<T>&);
-template <Reduction R, class T>
-void gaussian_kl_backward(Cuda, const GaussianKLBackward<T>&);
-
+LINEAVAE_KERNEL(gaussian_kl, GaussianKL)
+LINEAVAE_KERNEL(gaussian_kl_backward, GaussianKLBackward)
 // w KL from a = e^(t/2) - 1 and φ(t/2)
 template <class A>
 LINEAVAE_HOST_DEVICE A gaussian_kl_of_half(A mean, A a, A phi, A weight) {

@@ -3,7 +3,6 @@
 #include "ops/gaussian_log_likelihood.h"
 
 #include <tuple>
-#include <type_traits>
 
 #include "common/backend.h"
 
@@ -20,30 +19,18 @@ void check(const char* op, const Tensor& x, const Tensor& x_hat, const Tensor& l
   check_like(op, "log_sigma2", log_sigma2, x_hat);
 }
 
-template <class T>
-GaussianData<T> data_of(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
-  const int64_t of_sample = log_sigma2.size(1) == 1 ? 0 : log_sigma2.size(2);
-  const int64_t of_model = log_sigma2.size(0) == 1 ? 0 : log_sigma2.size(1) * log_sigma2.size(2);
-  return {x_hat.size(0), x_hat.size(1),   x_hat.size(2),       x.size(0) == 1 && x_hat.size(0) > 1, of_model, of_sample,
-          input<T>(x),   input<T>(x_hat), input<T>(log_sigma2)};
-}
-
 Noise noise_of(const Tensor& log_sigma2) {
   if (log_sigma2.size(2) == 1) return Noise::kRow;
   return log_sigma2.size(1) == 1 ? Noise::kFeature : Noise::kElement;
 }
 
-// Calls f(R) with the kind of noise as a compile-time constant.
-template <class F>
-void dispatch_noise(const Tensor& log_sigma2, const F& f) {
-  switch (noise_of(log_sigma2)) {
-    case Noise::kRow:
-      return f(std::integral_constant<Noise, Noise::kRow>());
-    case Noise::kFeature:
-      return f(std::integral_constant<Noise, Noise::kFeature>());
-    case Noise::kElement:
-      return f(std::integral_constant<Noise, Noise::kElement>());
-  }
+template <class T>
+GaussianData<T> data_of(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
+  const int64_t M = x_hat.size(0), N = x_hat.size(1), D = x_hat.size(2);
+  const int64_t of_sample = log_sigma2.size(1) == 1 ? 0 : log_sigma2.size(2);
+  const int64_t of_model = log_sigma2.size(0) == 1 ? 0 : log_sigma2.size(1) * log_sigma2.size(2);
+  return {noise_of(log_sigma2), M, N, D, x.size(0) == 1 && M > 1, of_model, of_sample, input<T>(x), input<T>(x_hat),
+          input<T>(log_sigma2)};
 }
 
 // The gradients, and the memory to make them in.
@@ -72,10 +59,6 @@ class Gradients {
   Tensor squares_, grad_sums_;
 };
 
-ScalarType value_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // -> value, distortion
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x_, const Tensor& x_hat_, const Tensor& log_sigma2_) {
@@ -87,9 +70,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x_, const Tensor& x_hat_, const
   Tensor distortion = empty({x_hat.size(0), x_hat.size(1)}, x, value_dtype(x));
   const Backend<Device> backend(x_hat);
   dispatch_all_floating(kOp, x, [&]<class T>() {
-    const GaussianLogLikelihood<T> a{data_of<T>(x, x_hat, log_sigma2), output<accumulate_t<T>>(value),
-                                     output<accumulate_t<T>>(distortion)};
-    dispatch_noise(log_sigma2, [&](auto noise) { gaussian_log_likelihood<noise()>(backend.device(), a); });
+    gaussian_log_likelihood(backend.device(),
+                            GaussianLogLikelihood<T>{data_of<T>(x, x_hat, log_sigma2), output<accumulate_t<T>>(value),
+                                                     output<accumulate_t<T>>(distortion)});
   });
   return {value, distortion};
 }
@@ -110,9 +93,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   const Backend<Device> backend(x_hat);
   Gradients<Device> gradients(x_hat, log_sigma2, value_dtype(x));
   dispatch_all_floating(kOp, x, [&]<class T>() {
-    const GaussianLogLikelihoodBackward<T> a{data_of<T>(x, x_hat, log_sigma2), input<accumulate_t<T>>(grad),
-                                             input<accumulate_t<T>>(distortion), gradients.template of<T>()};
-    dispatch_noise(log_sigma2, [&](auto noise) { gaussian_log_likelihood_backward<noise()>(backend.device(), a); });
+    gaussian_log_likelihood_backward(
+        backend.device(),
+        GaussianLogLikelihoodBackward<T>{data_of<T>(x, x_hat, log_sigma2), input<accumulate_t<T>>(grad),
+                                         input<accumulate_t<T>>(distortion), gradients.template of<T>()});
   });
   return {gradients.x_hat, gradients.log_sigma2};
 }
@@ -129,9 +113,10 @@ std::tuple<Tensor, Tensor, Tensor> mean(const Tensor& x_, const Tensor& x_hat_, 
   Tensor value = empty({x_hat.size(0), x_hat.size(1)}, x), distortion = empty({x_hat.size(0), x_hat.size(1)}, x);
   Gradients<Device> gradients(x_hat, log_sigma2, x.scalar_type());
   dispatch_floating(kOp, x, [&]<class T>() {
-    const GaussianLogLikelihoodMean<T> a{data_of<T>(x, x_hat, log_sigma2), output<T>(mean), output<T>(value),
-                                         output<T>(distortion), gradients.template of<T>()};
-    dispatch_noise(log_sigma2, [&](auto noise) { gaussian_log_likelihood_mean<noise()>(backend.device(), a); });
+    gaussian_log_likelihood_mean(
+        backend.device(),
+        GaussianLogLikelihoodMean<T>{data_of<T>(x, x_hat, log_sigma2), output<T>(mean), output<T>(value),
+                                     output<T>(distortion), gradients.template of<T>()});
   });
   return {mean, gradients.x_hat, gradients.log_sigma2};
 }

@@ -30,6 +30,7 @@ enum class Noise { kRow, kFeature, kElement };
 // Everything contiguous.
 template <class T>
 struct GaussianData {
+  Noise noise;
   int64_t models, samples, features;
   bool shared_x;                            // one x for all models
   int64_t noise_of_model, noise_of_sample;  // strides of log_sigma2, 0 where it is shared
@@ -94,16 +95,9 @@ struct GaussianLogLikelihoodMean {
   GaussianGradients<T> gradients;
 };
 
-#define LINEAVAE_DECLARE(Device)                                                          \
-  template <Noise R, class T>                                                             \
-  void gaussian_log_likelihood(Device, const GaussianLogLikelihood<T>&);                  \
-  template <Noise R, class T>                                                             \
-  void gaussian_log_likelihood_backward(Device, const GaussianLogLikelihoodBackward<T>&); \
-  template <Noise R, class T>                                                             \
-  void gaussian_log_likelihood_mean(Device, const GaussianLogLikelihoodMean<T>&);
-LINEAVAE_DECLARE(Cpu)
-LINEAVAE_DECLARE(Cuda)
-#undef LINEAVAE_DECLARE
+LINEAVAE_KERNEL(gaussian_log_likelihood, GaussianLogLikelihood)
+LINEAVAE_KERNEL(gaussian_log_likelihood_backward, GaussianLogLikelihoodBackward)
+LINEAVAE_KERNEL(gaussian_log_likelihood_mean, GaussianLogLikelihoodMean)
 
 // ½ g (q - 1), the gradient of one log variance, from q = r² / σ².
 template <class A>

@@ -106,23 +106,12 @@ struct DecoderGradients {
   T* grad_mu;                  // (models, D)
 };
 
-#define LINEAVAE_DECLARE(Device)                            \
-  template <class T>                                        \
-  void centre(Device, const CentreArguments<T>&);           \
-  template <class T>                                        \
-  void column_norms(Device, const ColumnNormArguments<T>&); \
-  template <class T>                                        \
-  void latent_constants(Device, const LatentConstants<T>&); \
-  template <class T>                                        \
-  void residual(Device, const ResidualArguments<T>&);       \
-  template <class T>                                        \
-  void code_gradients(Device, const CodeGradients<T>&);     \
-  template <class T>                                        \
-  void sample_sums(Device, const SampleSums<T>&);           \
-  template <class T>                                        \
-  void decoder_gradients(Device, const DecoderGradients<T>&);
-LINEAVAE_DECLARE(Cpu)
-LINEAVAE_DECLARE(Cuda)
-#undef LINEAVAE_DECLARE
+LINEAVAE_KERNEL(centre, CentreArguments)
+LINEAVAE_KERNEL(column_norms, ColumnNormArguments)
+LINEAVAE_KERNEL(latent_constants, LatentConstants)
+LINEAVAE_KERNEL(residual, ResidualArguments)
+LINEAVAE_KERNEL(code_gradients, CodeGradients)
+LINEAVAE_KERNEL(sample_sums, SampleSums)
+LINEAVAE_KERNEL(decoder_gradients, DecoderGradients)
 
 }  // namespace lineavae

@@ -134,23 +134,12 @@ struct DiagonalProduct {
   T* out;
 };
 
-#define LINEAVAE_DECLARE(Device)                                  \
-  template <class T>                                              \
-  void subtract_mean(Device, const OffsetArguments<T>&);          \
-  template <class T>                                              \
-  void distortion_parts(Device, const DistortionArguments<T>&);   \
-  template <class T>                                              \
-  void elbo(Device, const ElboArguments<T>&);                     \
-  template <class T>                                              \
-  void latent_gradients(Device, const LatentGradients<T>&);       \
-  template <class T>                                              \
-  void weight_gradients(Device, const WeightGradients<T>&);       \
-  template <class T>                                              \
-  void remaining_gradients(Device, const RemainingGradients<T>&); \
-  template <class T>                                              \
-  void diagonal_product(Device, const DiagonalProduct<T>&);
-LINEAVAE_DECLARE(Cpu)
-LINEAVAE_DECLARE(Cuda)
-#undef LINEAVAE_DECLARE
+LINEAVAE_KERNEL(subtract_mean, OffsetArguments)
+LINEAVAE_KERNEL(distortion_parts, DistortionArguments)
+LINEAVAE_KERNEL(elbo, ElboArguments)
+LINEAVAE_KERNEL(latent_gradients, LatentGradients)
+LINEAVAE_KERNEL(weight_gradients, WeightGradients)
+LINEAVAE_KERNEL(remaining_gradients, RemainingGradients)
+LINEAVAE_KERNEL(diagonal_product, DiagonalProduct)
 
 }  // namespace lineavae

@@ -47,16 +47,8 @@ struct ReparameterizedKLBackward : GaussianPosterior<T> {
   T* grad_logvar;                  // (models, rows, latents)
 };
 
-template <class T>
-void reparameterized_kl(Cpu, const ReparameterizedKL<T>&);
-template <class T>
-void reparameterized_kl(Cuda, const ReparameterizedKL<T>&);
-
-template <class T>
-void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>&);
-template <class T>
-void reparameterized_kl_backward(Cuda, const ReparameterizedKLBackward<T>&);
-
+LINEAVAE_KERNEL(reparameterized_kl, ReparameterizedKL)
+LINEAVAE_KERNEL(reparameterized_kl_backward, ReparameterizedKLBackward)
 // One polynomial serves all: at t/4, with ρ = e^(t/4), b = ρ - 1 and φ(t/4), of which none leaves the range of A,
 //
 //   σ = ρ²,   a = σ - 1 = b (2 + b),   φ(t/2) = b² + 2 φ(t/4)

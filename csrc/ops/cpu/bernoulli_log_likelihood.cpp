@@ -5,10 +5,9 @@
 #include "common/cpu.h"
 
 namespace lineavae {
-namespace {
 
 template <class T>
-LINEAVAE_INLINE void body(const BernoulliLogLikelihood<T>& a, int64_t begin, int64_t end) {
+LINEAVAE_INLINE void bernoulli_log_likelihood_body(const BernoulliLogLikelihood<T>& a, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
     const T* logits = a.logits + row * a.features;
@@ -18,9 +17,12 @@ LINEAVAE_INLINE void body(const BernoulliLogLikelihood<T>& a, int64_t begin, int
     a.value[row] = -loss;
   }
 }
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, bernoulli_log_likelihood, BernoulliLogLikelihood, (a.models * a.samples),
+                    a.features)
 
 template <class T>
-LINEAVAE_INLINE void body(const BernoulliLogLikelihoodBackward<T>& a, int64_t begin, int64_t end) {
+LINEAVAE_INLINE void bernoulli_log_likelihood_backward_body(const BernoulliLogLikelihoodBackward<T>& a, int64_t begin,
+                                                            int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* x = a.x + (a.shared ? row % a.samples : row) * a.features;
     const T* logits = a.logits + row * a.features;
@@ -32,40 +34,7 @@ LINEAVAE_INLINE void body(const BernoulliLogLikelihoodBackward<T>& a, int64_t be
     }
   }
 }
-
-#define LINEAVAE_CLONE(Arguments) \
-  LINEAVAE_CLONES void clone(const Arguments& a, int64_t begin, int64_t end) { body(a, begin, end); }
-#define LINEAVAE_CLONE_BOTH(T)              \
-  LINEAVAE_CLONE(BernoulliLogLikelihood<T>) \
-  LINEAVAE_CLONE(BernoulliLogLikelihoodBackward<T>)
-LINEAVAE_CLONE_BOTH(float)
-LINEAVAE_CLONE_BOTH(double)
-LINEAVAE_CLONE_BOTH(Float16)
-LINEAVAE_CLONE_BOTH(BFloat16)
-
-template <class Arguments>
-void over_rows(const Arguments& a) {
-  parallel_for(a.models * a.samples, a.features, [&](int64_t begin, int64_t end) { clone(a, begin, end); });
-}
-
-}  // namespace
-
-template <class T>
-void bernoulli_log_likelihood(Cpu, const BernoulliLogLikelihood<T>& a) {
-  over_rows(a);
-}
-
-template <class T>
-void bernoulli_log_likelihood_backward(Cpu, const BernoulliLogLikelihoodBackward<T>& a) {
-  over_rows(a);
-}
-
-#define LINEAVAE_INSTANTIATE(T)                                                  \
-  template void bernoulli_log_likelihood(Cpu, const BernoulliLogLikelihood<T>&); \
-  template void bernoulli_log_likelihood_backward(Cpu, const BernoulliLogLikelihoodBackward<T>&);
-LINEAVAE_INSTANTIATE(float)
-LINEAVAE_INSTANTIATE(double)
-LINEAVAE_INSTANTIATE(Float16)
-LINEAVAE_INSTANTIATE(BFloat16)
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, bernoulli_log_likelihood_backward, BernoulliLogLikelihoodBackward,
+                    (a.models * a.samples), a.features)
 
 }  // namespace lineavae

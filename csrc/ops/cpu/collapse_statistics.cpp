@@ -167,18 +167,31 @@ LINEAVAE_INLINE void end_block(int columns, int64_t rows, const Block<A>& block,
   }
 }
 
-// Some rows and columns of one model.
+// Some columns of one model.
 struct Tile {
-  int64_t model, begin, end, first;
+  int64_t model, first;
   int columns;
 };
 
+// What the rows of a tile are added to.
 template <class T>
-LINEAVAE_INLINE void tile_body(const CollapseStatistics<T>& a, const Tile& tile, LatentMoments* moments,
-                               uint16_t* counters, Block<accumulate_t<T>>& block) {
+struct TileRows {
+  const CollapseStatistics<T>& a;
+  Tile tile;
+  LatentMoments* moments;
+  uint16_t* counters;  // of cells, or null
+  Block<accumulate_t<T>>& block;
+};
+
+template <class T>
+LINEAVAE_INLINE void add_rows_body(const TileRows<T>& to, int64_t first_row, int64_t last_row) {
+  const CollapseStatistics<T>& a = to.a;
+  const Tile tile = to.tile;
+  uint16_t* const counters = to.counters;
+  Block<accumulate_t<T>>& block = to.block;
   const int64_t stride = num_cells(a.with_histogram, a.thresholds);
-  for (int64_t begin = tile.begin; begin < tile.end; begin += kBlockRows) {
-    const int64_t end = std::min(tile.end, begin + kBlockRows);
+  for (int64_t begin = first_row; begin < last_row; begin += kBlockRows) {
+    const int64_t end = std::min(last_row, begin + kBlockRows);
     bool shifted = false;
     begin_block(tile.columns, block);
     for (int64_t row = begin; row < end;) {
@@ -203,19 +216,10 @@ LINEAVAE_INLINE void tile_body(const CollapseStatistics<T>& a, const Tile& tile,
       }
       row += rows;
     }
-    end_block(tile.columns, end - begin, block, moments);
+    end_block(tile.columns, end - begin, block, to.moments);
   }
 }
-
-#define LINEAVAE_TILE(T)                                                                                    \
-  LINEAVAE_CLONES void tile_clone(const CollapseStatistics<T>& a, const Tile& tile, LatentMoments* moments, \
-                                  uint16_t* counters, Block<accumulate_t<T>>& block) {                      \
-    tile_body(a, tile, moments, counters, block);                                                           \
-  }
-LINEAVAE_TILE(float)
-LINEAVAE_TILE(double)
-LINEAVAE_TILE(Float16)
-LINEAVAE_TILE(BFloat16)
+LINEAVAE_ALL_FLOATING(LINEAVAE_CLONE, add_rows, TileRows)
 
 // What one task counts, until it adds that to the cells.
 template <class T>
@@ -237,12 +241,13 @@ class Task {
     LatentMoments* moments = a_.parts + (model * parts + part) * a_.latents + first;
     std::fill_n(moments, columns, no_moments());
     for (int64_t begin = part * part_rows; begin < part_end; begin += kMostRows) {
-      const Tile tile{model, begin, std::min(part_end, begin + kMostRows), first, columns};
+      const int64_t end = std::min(part_end, begin + kMostRows);
       const bool same_columns = counted_.model == model && counted_.first == first;
-      if (!same_columns || counted_rows_ + tile.end - tile.begin > kMostRows) add_to_cells();
-      counted_ = tile;
-      counted_rows_ += tile.end - tile.begin;
-      tile_clone(a_, tile, moments, a_.with_histogram ? counters_.data() : nullptr, *block_);
+      if (!same_columns || counted_rows_ + end - begin > kMostRows) add_to_cells();
+      counted_ = {model, first, columns};
+      counted_rows_ += end - begin;
+      uint16_t* counters = a_.with_histogram ? counters_.data() : nullptr;
+      add_rows_clone(TileRows<T>{a_, counted_, moments, counters, *block_}, begin, end);
     }
   }
 
@@ -264,7 +269,7 @@ class Task {
   const CollapseStatistics<T>& a_;
   std::mutex& cells_mutex_;
   const int64_t stride_;
-  Tile counted_{0, 0, 0, 0, 0};  // what the counters are of
+  Tile counted_{0, 0, 0};  // what the counters are of
   int64_t counted_rows_ = 0;
   std::vector<uint16_t> counters_;
   std::unique_ptr<Block<accumulate_t<T>>> block_ = std::make_unique<Block<accumulate_t<T>>>();
@@ -323,10 +328,6 @@ void collapse_statistics(Cpu, const CollapseStatistics<T>& a) {
     for (int64_t i = begin; i < end; ++i) finish(a, i);
   });
 }
-
-template void collapse_statistics(Cpu, const CollapseStatistics<float>&);
-template void collapse_statistics(Cpu, const CollapseStatistics<double>&);
-template void collapse_statistics(Cpu, const CollapseStatistics<Float16>&);
-template void collapse_statistics(Cpu, const CollapseStatistics<BFloat16>&);
+LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cpu, collapse_statistics, CollapseStatistics)
 
 }  // namespace lineavae

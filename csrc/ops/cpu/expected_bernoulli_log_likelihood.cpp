@@ -24,14 +24,14 @@ LINEAVAE_INLINE void variances_body(const Variances<T>& a, int64_t begin, int64_
     for (int64_t k = 0; k < a.latents; ++k) variance[k] = static_cast<T>(std::exp(logvar[k] - shift));
   }
 }
-LINEAVAE_CPU_KERNEL(variances, Variances, a.samples, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, variances, Variances, a.samples, a.latents)
 
 template <class T>
 LINEAVAE_INLINE void squared_weights_body(const SquaredWeights<T>& a, int64_t begin, int64_t end) {
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i) a.squared_weight[i] = a.weight[i] * a.weight[i];
 }
-LINEAVAE_CPU_KERNEL(squared_weights, SquaredWeights, a.weights, 1)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, squared_weights, SquaredWeights, a.weights, 1)
 
 template <bool kScaled, class T>
 LINEAVAE_INLINE void expected_bernoulli_row(const ExpectedBernoulli<T>& a, int64_t row) {
@@ -61,7 +61,8 @@ LINEAVAE_INLINE void expected_bernoulli_body(const ExpectedBernoulli<T>& a, int6
     }
   }
 }
-LINEAVAE_CPU_KERNEL(expected_bernoulli, ExpectedBernoulli, a.models* a.samples, a.features* kMixtureTerms)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, expected_bernoulli, ExpectedBernoulli, (a.models * a.samples),
+                    (a.features * kMixtureTerms))
 
 template <class T>
 LINEAVAE_INLINE void posterior_gradients_body(const PosteriorGradients<T>& a, int64_t begin, int64_t end) {
@@ -79,13 +80,13 @@ LINEAVAE_INLINE void posterior_gradients_body(const PosteriorGradients<T>& a, in
     }
   }
 }
-LINEAVAE_CPU_KERNEL(posterior_gradients, PosteriorGradients, a.models* a.samples, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, posterior_gradients, PosteriorGradients, (a.models * a.samples), a.latents)
 
 template <class T>
 LINEAVAE_INLINE void bernoulli_weight_gradient_body(const BernoulliWeightGradient<T>& a, int64_t begin, int64_t end) {
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i) a.grad_weight[i] += 2 * a.weight[i] * a.by_square[i];
 }
-LINEAVAE_CPU_KERNEL(bernoulli_weight_gradient, BernoulliWeightGradient, a.weights, 1)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, bernoulli_weight_gradient, BernoulliWeightGradient, a.weights, 1)
 
 }  // namespace lineavae

@@ -198,7 +198,7 @@ LINEAVAE_INLINE void add_rows(const FeatureGradients<T>& a, int64_t row, const a
 
 // For kFeature: gradients of x̂, and the sums of [begin, end) of all models' parts.
 template <class T>
-LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) {
+LINEAVAE_INLINE void feature_parts_body(const FeatureGradients<T>& a, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   const GaussianData<T>& data = a.data;
   InverseScale<Noise::kFeature, T> inverse_scale(data);
@@ -217,51 +217,28 @@ LINEAVAE_INLINE void parts(const FeatureGradients<T>& a, int64_t begin, int64_t 
     a.gradients.grad_sums[part] = grad_sum;
   }
 }
-
-#define LINEAVAE_CLONE_VALUES(R, T)                                                                              \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihood<T>& a, int64_t begin, \
-                             int64_t end) {                                                                      \
-    values<R, false>(a.data, a.value, a.distortion, {}, begin, end);                                             \
-  }
-#define LINEAVAE_CLONE_GRADIENTS(R, T)                                                                    \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodBackward<T>& a, \
-                             int64_t begin, int64_t end) {                                                \
-    gradients<R>(a, begin, end);                                                                          \
-  }
-#define LINEAVAE_CLONE_MEAN(R, T)                                                                                    \
-  LINEAVAE_CLONES void clone(std::integral_constant<Noise, R>, const GaussianLogLikelihoodMean<T>& a, int64_t begin, \
-                             int64_t end) {                                                                          \
-    values<R, true>(a.data, a.value, a.distortion, a.gradients, begin, end);                                         \
-  }
-#define LINEAVAE_CLONE_PARTS(T) \
-  LINEAVAE_CLONES void clone_parts(const FeatureGradients<T>& a, int64_t begin, int64_t end) { parts(a, begin, end); }
-#define LINEAVAE_CLONE_DTYPE(T)                \
-  LINEAVAE_CLONE_VALUES(Noise::kRow, T)        \
-  LINEAVAE_CLONE_VALUES(Noise::kFeature, T)    \
-  LINEAVAE_CLONE_VALUES(Noise::kElement, T)    \
-  LINEAVAE_CLONE_GRADIENTS(Noise::kRow, T)     \
-  LINEAVAE_CLONE_GRADIENTS(Noise::kElement, T) \
-  LINEAVAE_CLONE_PARTS(T)
-LINEAVAE_CLONE_DTYPE(float)
-LINEAVAE_CLONE_DTYPE(double)
-LINEAVAE_CLONE_DTYPE(Float16)
-LINEAVAE_CLONE_DTYPE(BFloat16)
-LINEAVAE_CLONE_MEAN(Noise::kRow, float)
-LINEAVAE_CLONE_MEAN(Noise::kRow, double)
-LINEAVAE_CLONE_MEAN(Noise::kElement, float)
-LINEAVAE_CLONE_MEAN(Noise::kElement, double)
-
-template <Noise R, class Arguments>
-void over_rows(const Arguments& a) {
-  parallel_for(a.data.rows(), a.data.features,
-               [&](int64_t begin, int64_t end) { clone(std::integral_constant<Noise, R>(), a, begin, end); });
-}
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, feature_parts, FeatureGradients, (a.data.models * a.gradients.parts),
+                    (kRowsOfPart * a.data.features))
 
 template <class T>
-void feature_gradients(const FeatureGradients<T>& a) {
+LINEAVAE_INLINE void element_gradients_body(const GaussianLogLikelihoodBackward<T>& a, int64_t begin, int64_t end) {
+  a.data.noise == Noise::kRow ? gradients<Noise::kRow>(a, begin, end) : gradients<Noise::kElement>(a, begin, end);
+}
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, element_gradients, GaussianLogLikelihoodBackward, a.data.rows(),
+                    a.data.features)
+
+template <class T>
+LINEAVAE_INLINE void element_mean_body(const GaussianLogLikelihoodMean<T>& a, int64_t begin, int64_t end) {
+  a.data.noise == Noise::kRow ? values<Noise::kRow, true>(a.data, a.value, a.distortion, a.gradients, begin, end)
+                              : values<Noise::kElement, true>(a.data, a.value, a.distortion, a.gradients, begin, end);
+}
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, element_mean, GaussianLogLikelihoodMean, a.data.rows(), a.data.features)
+
+template <class T>
+void feature_gradients(Cpu device, const FeatureGradients<T>& a) {
   const GaussianData<T>& data = a.data;
   const int64_t parts = a.gradients.parts, D = data.features;
-  parallel_for(data.models * parts, kRowsOfPart * D, [&](int64_t begin, int64_t end) { clone_parts(a, begin, end); });
+  feature_parts(device, a);
   const int64_t tasks = (D + kColumnsOfTask - 1) / kColumnsOfTask;
   parallel_for(data.models * tasks, parts * kColumnsOfTask, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -316,26 +293,34 @@ void row_noise_gradient(const GaussianData<T>& data, const accumulate_t<T>* grad
 
 }  // namespace
 
-template <Noise R, class T>
-void gaussian_log_likelihood(Cpu, const GaussianLogLikelihood<T>& a) {
-  over_rows<R>(a);
-}
-
-template <Noise R, class T>
-void gaussian_log_likelihood_backward(Cpu, const GaussianLogLikelihoodBackward<T>& a) {
-  if constexpr (R == Noise::kFeature) {
-    feature_gradients(FeatureGradients<T>{a.data, a.grad, a.gradients});
-  } else {
-    over_rows<R>(a);
-    if constexpr (R == Noise::kRow) row_noise_gradient(a.data, a.grad, a.distortion, a.gradients.log_sigma2);
+template <class T>
+LINEAVAE_INLINE void gaussian_log_likelihood_body(const GaussianLogLikelihood<T>& a, int64_t begin, int64_t end) {
+  switch (a.data.noise) {
+    case Noise::kRow:
+      return values<Noise::kRow, false>(a.data, a.value, a.distortion, {}, begin, end);
+    case Noise::kFeature:
+      return values<Noise::kFeature, false>(a.data, a.value, a.distortion, {}, begin, end);
+    case Noise::kElement:
+      return values<Noise::kElement, false>(a.data, a.value, a.distortion, {}, begin, end);
   }
 }
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, gaussian_log_likelihood, GaussianLogLikelihood, a.data.rows(),
+                    a.data.features)
 
-template <Noise R, class T>
-void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
+template <class T>
+void gaussian_log_likelihood_backward(Cpu device, const GaussianLogLikelihoodBackward<T>& a) {
+  if (a.data.noise == Noise::kFeature)
+    return feature_gradients(device, FeatureGradients<T>{a.data, a.grad, a.gradients});
+  element_gradients(device, a);
+  if (a.data.noise == Noise::kRow) row_noise_gradient(a.data, a.grad, a.distortion, a.gradients.log_sigma2);
+}
+LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cpu, gaussian_log_likelihood_backward, GaussianLogLikelihoodBackward)
+
+template <class T>
+void gaussian_log_likelihood_mean(Cpu device, const GaussianLogLikelihoodMean<T>& a) {
   const int64_t N = a.data.samples, D = a.data.features;
-  if constexpr (R == Noise::kFeature) {
-    feature_gradients(FeatureGradients<T>{a.data, nullptr, a.gradients});
+  if (a.data.noise == Noise::kFeature) {
+    feature_gradients(device, FeatureGradients<T>{a.data, nullptr, a.gradients});
     for (int64_t model = 0; model < a.data.models; ++model) {
       double sum = N == 0 ? std::numeric_limits<double>::quiet_NaN() : 0;
       // the mean is -½ Σ_i (q_i + s_i + log 2π) with ½ q_i = ½ - ∂s_i
@@ -346,35 +331,18 @@ void gaussian_log_likelihood_mean(Cpu, const GaussianLogLikelihoodMean<T>& a) {
       a.mean[model] = static_cast<T>(sum);
     }
   } else {
-    over_rows<R>(a);
+    element_mean(device, a);
     for (int64_t model = 0; model < a.data.models; ++model) {
       const double mean = sum_rows<T>(model * N, (model + 1) * N, [&]<class S>(int64_t row) {
-        return S(1 / static_cast<double>(N)) * saved_value<S>(a.data, R, a.value, row);
+        return S(1 / static_cast<double>(N)) * saved_value<S>(a.data, a.data.noise, a.value, row);
       });
       a.mean[model] = static_cast<T>(N == 0 ? std::numeric_limits<double>::quiet_NaN() : mean);
     }
-    if constexpr (R == Noise::kRow) {
+    if (a.data.noise == Noise::kRow) {
       row_noise_gradient<T>(a.data, nullptr, a.distortion, a.gradients.log_sigma2);
     }
   }
 }
-
-#define LINEAVAE_INSTANTIATE(R, T)                                                \
-  template void gaussian_log_likelihood<R>(Cpu, const GaussianLogLikelihood<T>&); \
-  template void gaussian_log_likelihood_backward<R>(Cpu, const GaussianLogLikelihoodBackward<T>&);
-#define LINEAVAE_INSTANTIATE_DTYPE(T)      \
-  LINEAVAE_INSTANTIATE(Noise::kRow, T)     \
-  LINEAVAE_INSTANTIATE(Noise::kFeature, T) \
-  LINEAVAE_INSTANTIATE(Noise::kElement, T)
-LINEAVAE_INSTANTIATE_DTYPE(float)
-LINEAVAE_INSTANTIATE_DTYPE(double)
-LINEAVAE_INSTANTIATE_DTYPE(Float16)
-LINEAVAE_INSTANTIATE_DTYPE(BFloat16)
-#define LINEAVAE_INSTANTIATE_MEAN(T)                                                                     \
-  template void gaussian_log_likelihood_mean<Noise::kRow>(Cpu, const GaussianLogLikelihoodMean<T>&);     \
-  template void gaussian_log_likelihood_mean<Noise::kFeature>(Cpu, const GaussianLogLikelihoodMean<T>&); \
-  template void gaussian_log_likelihood_mean<Noise::kElement>(Cpu, const GaussianLogLikelihoodMean<T>&);
-LINEAVAE_INSTANTIATE_MEAN(float)
-LINEAVAE_INSTANTIATE_MEAN(double)
+LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, gaussian_log_likelihood_mean, GaussianLogLikelihoodMean)
 
 }  // namespace lineavae

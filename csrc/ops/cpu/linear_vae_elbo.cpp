@@ -18,7 +18,7 @@ LINEAVAE_INLINE void centre_body(const CentreArguments<T>& a, int64_t begin, int
     for (int64_t i = 0; i < a.features; ++i) centred[i] = x[i] - mu[i];
   }
 }
-LINEAVAE_CPU_KERNEL(centre, CentreArguments, a.models* a.samples, a.features)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, centre, CentreArguments, (a.models * a.samples), a.features)
 
 // Row by row over the columns, so that W is read in memory order.
 template <class T>
@@ -33,7 +33,7 @@ LINEAVAE_INLINE void column_norms_body(const ColumnNormArguments<T>& a, int64_t 
     }
   }
 }
-LINEAVAE_CPU_KERNEL(column_norms, ColumnNormArguments, a.models, a.features* a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, column_norms, ColumnNormArguments, a.models, (a.features * a.latents))
 
 template <class T>
 LINEAVAE_INLINE void latent_constants_body(const LatentConstants<T>& a, int64_t begin, int64_t end) {
@@ -48,7 +48,7 @@ LINEAVAE_INLINE void latent_constants_body(const LatentConstants<T>& a, int64_t 
     a.divergence[model] = divergence;
   }
 }
-LINEAVAE_CPU_KERNEL(latent_constants, LatentConstants, a.models, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, latent_constants, LatentConstants, a.models, a.latents)
 
 // `sum` or, where that is not finite, once more in double.
 template <class T>
@@ -83,7 +83,7 @@ LINEAVAE_INLINE void residual_body(const ResidualArguments<T>& a, int64_t begin,
                                          weighted(a.beta[model], divergence)));
   }
 }
-LINEAVAE_CPU_KERNEL(residual, ResidualArguments, a.models* a.samples, a.features + a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, residual, ResidualArguments, (a.models * a.samples), a.features + a.latents)
 
 template <class T>
 LINEAVAE_INLINE void code_gradients_body(const CodeGradients<T>& a, int64_t begin, int64_t end) {
@@ -100,7 +100,7 @@ LINEAVAE_INLINE void code_gradients_body(const CodeGradients<T>& a, int64_t begi
     }
   }
 }
-LINEAVAE_CPU_KERNEL(code_gradients, CodeGradients, a.models* a.samples, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, code_gradients, CodeGradients, (a.models * a.samples), a.latents)
 
 template <class T>
 LINEAVAE_INLINE void sample_sums_body(const SampleSums<T>& a, int64_t begin, int64_t end) {
@@ -123,7 +123,7 @@ LINEAVAE_INLINE void sample_sums_body(const SampleSums<T>& a, int64_t begin, int
     a.grad_log_sigma2[model] = static_cast<T>(0.5 * (distortion_sum * precision - grad_sum * a.num_features));
   }
 }
-LINEAVAE_CPU_KERNEL(sample_sums, SampleSums, a.models, a.samples + a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, sample_sums, SampleSums, a.models, a.samples + a.latents)
 
 template <class T>
 LINEAVAE_INLINE void decoder_gradients_body(const DecoderGradients<T>& a, int64_t begin, int64_t end) {
@@ -140,6 +140,6 @@ LINEAVAE_INLINE void decoder_gradients_body(const DecoderGradients<T>& a, int64_
     a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
   }
 }
-LINEAVAE_CPU_KERNEL(decoder_gradients, DecoderGradients, a.models* a.features, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, decoder_gradients, DecoderGradients, (a.models * a.features), a.latents)
 
 }  // namespace lineavae

@@ -22,7 +22,7 @@ LINEAVAE_INLINE void subtract_mean_body(const OffsetArguments<T>& a, int64_t beg
     a.offset[i] = a.sample_mean[a.shared ? i % a.features : i] - a.mu[i];
   }
 }
-LINEAVAE_CPU_KERNEL(subtract_mean, OffsetArguments, a.models* a.features, 1)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, subtract_mean, OffsetArguments, (a.models * a.features), 1)
 
 // tr S, one feature's share of it
 template <class T>
@@ -64,7 +64,7 @@ LINEAVAE_INLINE void distortion_parts_body(const DistortionArguments<T>& a, int6
     a.parts[index] = sum;
   }
 }
-LINEAVAE_CPU_KERNEL(distortion_parts, DistortionArguments, a.models* num_parts(a.features),
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, distortion_parts, DistortionArguments, (a.models * num_parts(a.features)),
                     (a.features + a.latents) * a.latents / num_parts(a.features))
 
 template <class T>
@@ -85,7 +85,7 @@ LINEAVAE_INLINE void elbo_body(const ElboArguments<T>& a, int64_t begin, int64_t
                                weighted(a.beta[model], divergence)));
   }
 }
-LINEAVAE_CPU_KERNEL(elbo, ElboArguments, a.models, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, elbo, ElboArguments, a.models, a.latents)
 
 template <class T>
 LINEAVAE_INLINE void latent_gradients_body(const LatentGradients<T>& a, int64_t begin, int64_t end) {
@@ -109,7 +109,7 @@ LINEAVAE_INLINE void latent_gradients_body(const LatentGradients<T>& a, int64_t 
         static_cast<T>(-0.5 * a.grad[model] * (weighted(a.beta[model], expm1(log_d)) + d * gram[k] * precision));
   }
 }
-LINEAVAE_CPU_KERNEL(latent_gradients, LatentGradients, a.models* a.latents, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, latent_gradients, LatentGradients, (a.models * a.latents), a.latents)
 
 template <class T>
 LINEAVAE_INLINE void weight_gradients_body(const WeightGradients<T>& a, int64_t begin, int64_t end) {
@@ -134,7 +134,7 @@ LINEAVAE_INLINE void weight_gradients_body(const WeightGradients<T>& a, int64_t 
     a.grad_mu[row] = static_cast<T>(c * (offset - decoded));
   }
 }
-LINEAVAE_CPU_KERNEL(weight_gradients, WeightGradients, a.models* a.features, a.latents)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, weight_gradients, WeightGradients, (a.models * a.features), a.latents)
 
 template <class T>
 LINEAVAE_INLINE void remaining_gradients_body(const RemainingGradients<T>& a, int64_t begin, int64_t end) {
@@ -159,7 +159,8 @@ LINEAVAE_INLINE void remaining_gradients_body(const RemainingGradients<T>& a, in
     }
   }
 }
-LINEAVAE_CPU_KERNEL(remaining_gradients, RemainingGradients, a.models*(a.latents + 1), a.features)
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, remaining_gradients, RemainingGradients, (a.models * (a.latents + 1)),
+                    a.features)
 
 // Square blocks, so that both the rows read and the rows written stay in the cache.
 template <class T>
@@ -185,8 +186,8 @@ LINEAVAE_INLINE void diagonal_product_body(const DiagonalProduct<T>& a, int64_t 
     }
   }
 }
-LINEAVAE_CPU_KERNEL(diagonal_product, DiagonalProduct,
-                    a.models*(((a.features_first ? a.features : a.latents) + 15) / 16),
-                    16 * (a.features_first ? a.latents : a.features))
+LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, diagonal_product, DiagonalProduct,
+                    (a.models * (((a.features_first ? a.features : a.latents) + 15) / 16)),
+                    (16 * (a.features_first ? a.latents : a.features)))
 
 }  // namespace lineavae

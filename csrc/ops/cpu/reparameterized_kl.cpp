@@ -173,46 +173,25 @@ struct Gradients {
   }
 };
 
-#define LINEAVAE_REPARAMETERIZED_KL(T)                                                            \
-  LINEAVAE_CLONES void clone(const ReparameterizedKL<T>& a, int64_t begin, int64_t end) {         \
-    Values<T> work(a);                                                                            \
-    add_blocks(work, begin, end);                                                                 \
-  }                                                                                               \
-  LINEAVAE_CLONES void clone(const ReparameterizedKLBackward<T>& a, int64_t begin, int64_t end) { \
-    Gradients<T> work(a);                                                                         \
-    add_blocks(work, begin, end);                                                                 \
-  }
-LINEAVAE_REPARAMETERIZED_KL(float)
-LINEAVAE_REPARAMETERIZED_KL(double)
-LINEAVAE_REPARAMETERIZED_KL(Float16)
-LINEAVAE_REPARAMETERIZED_KL(BFloat16)
-
-template <class Arguments>
-void over_rows(const Arguments& a) {
-  parallel_for(a.models * a.rows, a.samples * a.latents, [&](int64_t begin, int64_t end) {
-    const WithoutDenormals guard;
-    clone(a, begin, end);
-  });
-}
-
 }  // namespace
 
 template <class T>
-void reparameterized_kl(Cpu, const ReparameterizedKL<T>& a) {
-  over_rows(a);
+LINEAVAE_INLINE void reparameterized_kl_body(const ReparameterizedKL<T>& a, int64_t begin, int64_t end) {
+  const WithoutDenormals guard;
+  Values<T> work(a);
+  add_blocks(work, begin, end);
 }
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, reparameterized_kl, ReparameterizedKL, (a.models * a.rows),
+                    (a.samples * a.latents))
 
 template <class T>
-void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>& a) {
-  over_rows(a);
+LINEAVAE_INLINE void reparameterized_kl_backward_body(const ReparameterizedKLBackward<T>& a, int64_t begin,
+                                                      int64_t end) {
+  const WithoutDenormals guard;
+  Gradients<T> work(a);
+  add_blocks(work, begin, end);
 }
-
-#define LINEAVAE_INSTANTIATE(T)                                       \
-  template void reparameterized_kl(Cpu, const ReparameterizedKL<T>&); \
-  template void reparameterized_kl_backward(Cpu, const ReparameterizedKLBackward<T>&);
-LINEAVAE_INSTANTIATE(float)
-LINEAVAE_INSTANTIATE(double)
-LINEAVAE_INSTANTIATE(Float16)
-LINEAVAE_INSTANTIATE(BFloat16)
+LINEAVAE_CPU_KERNEL(LINEAVAE_ALL_FLOATING, reparameterized_kl_backward, ReparameterizedKLBackward, (a.models * a.rows),
+                    (a.samples * a.latents))
 
 }  // namespace lineavae

@@ -1,4 +1,4 @@
-#include "ops/cuda/collapse_statistics.cuh"
+#include "ops/cuda/collapse_statistics.cu"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "ops/cuda/expected_bernoulli_log_likelihood.cuh"
+#include "ops/cuda/expected_bernoulli_log_likelihood.cu"
 
 #include "harness.h"
 

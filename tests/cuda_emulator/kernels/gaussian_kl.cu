@@ -1,4 +1,4 @@
-#include "ops/cuda/gaussian_kl.cuh"
+#include "ops/cuda/gaussian_kl.cu"
 
 #include "harness.h"
 
@@ -76,7 +76,7 @@ void forward(const Shape& s, size_t offset, Weights weights) {
   const T* logvar = c.input<T>("logvar", posterior.logvar);
   Value* out = c.output<Value>("kl", expected.size());
   const KLWeight<T> weight = posterior.kl_weight(c);
-  c.run([&] { gaussian_kl<R>(Cuda{}, GaussianKL<T>{s.rows, s.latents, mean, logvar, weight, out}); });
+  c.run([&] { gaussian_kl(Cuda{}, GaussianKL<T>{R, s.rows, s.latents, mean, logvar, weight, out}); });
   c.expect(out, expected);
   if (!offset && weights == Weights::kNone) c.expect_coalesced();
 }
@@ -101,8 +101,8 @@ void backward(const Shape& s, size_t offset, Weights weights) {
   T* grad_logvar = c.output<T>("grad_logvar", size, offset);
   const KLWeight<T> weight = posterior.kl_weight(c);
   c.run([&] {
-    gaussian_kl_backward<R>(
-        Cuda{}, GaussianKLBackward<T>{s.rows, s.latents, grad, mean, logvar, weight, grad_mean, grad_logvar});
+    gaussian_kl_backward(
+        Cuda{}, GaussianKLBackward<T>{R, s.rows, s.latents, grad, mean, logvar, weight, grad_mean, grad_logvar});
   });
   c.expect(grad_mean, rounded<T>(expected_mean));
   c.expect(grad_logvar, rounded<T>(expected_logvar));

@@ -1,4 +1,4 @@
-#include "ops/cuda/gaussian_log_likelihood.cuh"
+#include "ops/cuda/gaussian_log_likelihood.cu"
 
 #include <algorithm>
 #include <cmath>
@@ -48,14 +48,15 @@ const std::vector<Scale> kExtreme =
 template <class T>
 struct Problem {
   Shape s;
+  Noise noise;
   int64_t of_model, of_sample, noise_size, grad_size;  // grad_size: of σ², per model
   bool shared_x;
   std::vector<double> x, x_hat, log_sigma2, upstream;
 
-  Problem(const Shape& shape, Shared shared, Scale scale) : s(shape), shared_x(shape.models > 1) {
+  Problem(const Shape& shape, Shared shared, Scale scale) : s(shape), noise(kind(shared)), shared_x(shape.models > 1) {
     const int64_t row = shared == Shared::kElement ? s.features : 1;
     const bool samples = shared == Shared::kRow || shared == Shared::kElement;
-    const int64_t whole = kind(shared) == Noise::kFeature ? s.features : samples ? s.samples * row : 1;
+    const int64_t whole = noise == Noise::kFeature ? s.features : samples ? s.samples * row : 1;
     of_sample = samples ? row : 0;
     of_model = shared == Shared::kAll || shared == Shared::kFeature ? 0 : whole;
     noise_size = of_model == 0 ? whole : s.models * whole;
@@ -67,17 +68,15 @@ struct Problem {
   }
 
   // The kernels take features by stride 0 in rows of D, everything else by one number.
-  template <Noise R>
   double log_sigma2_at(int64_t row, int64_t i) const {
-    return log_sigma2[row / s.samples * of_model + row % s.samples * of_sample + (R == Noise::kRow ? 0 : i)];
+    return log_sigma2[row / s.samples * of_model + row % s.samples * of_sample + (noise == Noise::kRow ? 0 : i)];
   }
   double residual_at(int64_t row, int64_t i) const {
     return x[(shared_x ? row % s.samples : row) * s.features + i] - x_hat[row * s.features + i];
   }
-  template <Noise R>
   int64_t grad_index(int64_t row, int64_t i) const {
     const int64_t of_one = grad_size / s.models;
-    return row / s.samples * of_one + row % s.samples * of_sample + (R == Noise::kRow ? 0 : i);
+    return row / s.samples * of_one + row % s.samples * of_sample + (noise == Noise::kRow ? 0 : i);
   }
   int64_t rows() const { return s.models * s.samples; }
   int64_t size() const { return rows() * s.features; }
@@ -87,7 +86,8 @@ struct Problem {
 template <class T>
 GaussianData<T> data(Case& c, const Problem<T>& p, size_t offset) {
   const Shape& s = p.s;
-  return {s.models,
+  return {p.noise,
+          s.models,
           s.samples,
           s.features,
           p.shared_x,
@@ -98,21 +98,13 @@ GaussianData<T> data(Case& c, const Problem<T>& p, size_t offset) {
           c.input<T>("log_sigma2", p.log_sigma2)};
 }
 
-// As T has them: infinite where they are too large.
-template <class T, class Values>
-std::vector<double> fitted(const Values& values) {
-  std::vector<double> result;
-  for (const auto value : values) result.push_back(to_double(from_double<T>(static_cast<double>(value))));
-  return result;
-}
-
-template <Noise R, class T>
+template <class T>
 std::vector<double> values(const Problem<T>& p, std::vector<double>* distortion = nullptr) {
   std::vector<double> value(p.rows());
   for (int64_t row = 0; row < p.rows(); ++row) {
     long double q = 0, logs = 0;
     for (int64_t i = 0; i < p.s.features; ++i) {
-      const long double log_sigma2 = p.template log_sigma2_at<R>(row, i), residual = p.residual_at(row, i);
+      const long double log_sigma2 = p.log_sigma2_at(row, i), residual = p.residual_at(row, i);
       q += residual * residual * std::exp(-log_sigma2);
       logs += log_sigma2 + std::log(2 * M_PI);
     }
@@ -130,24 +122,24 @@ struct Expected {
   std::vector<long double> x_hat, log_sigma2;
 };
 
-template <Noise R, class T>
+template <class T>
 Expected gradients(const Problem<T>& p, const std::vector<double>& upstream) {
   Expected e{std::vector<long double>(p.size()), std::vector<long double>(p.grad_size)};
   for (int64_t row = 0; row < p.rows(); ++row) {
     for (int64_t i = 0; i < p.s.features; ++i) {
-      const long double log_sigma2 = p.template log_sigma2_at<R>(row, i), residual = p.residual_at(row, i);
+      const long double log_sigma2 = p.log_sigma2_at(row, i), residual = p.residual_at(row, i);
       const long double precision = std::exp(-log_sigma2), of_noise = (residual * residual * precision - 1) / 2;
       e.x_hat[row * p.s.features + i] = upstream[row] * residual * precision;
-      e.log_sigma2[p.template grad_index<R>(row, i)] += upstream[row] * of_noise;
+      e.log_sigma2[p.grad_index(row, i)] += upstream[row] * of_noise;
     }
   }
   return e;
 }
 
 template <class T>
-GaussianGradients<T> gradient_arrays(Case& c, const Problem<T>& p, Noise noise, size_t offset) {
+GaussianGradients<T> gradient_arrays(Case& c, const Problem<T>& p, size_t offset) {
   using A = accumulate_t<T>;
-  const int64_t models = noise == Noise::kFeature ? p.s.models : 0;
+  const int64_t models = p.noise == Noise::kFeature ? p.s.models : 0;
   return {c.output<T>("grad_x_hat", p.size(), offset), c.output<T>("grad_log_sigma2", p.grad_size), p.parts(),
           c.output<A>("squares", models * p.parts() * p.s.features), c.output<A>("grad_sums", models * p.parts())};
 }
@@ -161,66 +153,66 @@ std::string name(const char* kernel, const Shape& s, Shared shared, size_t offse
          (scale.data == 1 ? "" : " log σ² " + std::to_string(scale.log_sigma2));
 }
 
-template <Noise R, class T>
+template <class T>
 void forward(const Shape& s, Shared shared, size_t offset, Scale scale) {
   using A = accumulate_t<T>;
   const Problem<T> p(s, shared, scale);
   std::vector<double> distortion(p.rows());
-  const std::vector<double> value = values<R>(p, &distortion);
+  const std::vector<double> value = values(p, &distortion);
   Case c(name<T>("gaussian_log_likelihood", s, shared, offset, scale));
   const GaussianLogLikelihood<T> a{data(c, p, offset), c.output<A>("value", p.rows()),
                                    c.output<A>("distortion", p.rows())};
-  c.run([&] { gaussian_log_likelihood<R>(Cuda{}, a); });
-  c.expect(a.value, fitted<A>(value));
-  c.expect(a.distortion, fitted<A>(distortion));
+  c.run([&] { gaussian_log_likelihood(Cuda{}, a); });
+  c.expect(a.value, rounded<A>(value));
+  c.expect(a.distortion, rounded<A>(distortion));
   if (!offset) c.expect_coalesced();
 }
 
-template <Noise R, class T>
+template <class T>
 void backward(const Shape& s, Shared shared, size_t offset, Scale scale) {
   using A = accumulate_t<T>;
   const Problem<T> p(s, shared, scale);
   std::vector<double> distortion(p.rows());
-  values<R>(p, &distortion);
-  const Expected expected = gradients<R>(p, p.upstream);
+  values(p, &distortion);
+  const Expected expected = gradients(p, p.upstream);
   Case c(name<T>("gaussian_log_likelihood_backward", s, shared, offset, scale));
   const GaussianLogLikelihoodBackward<T> a{data(c, p, 0), c.input<A>("grad", p.upstream),
-                                           c.input<A>("distortion", distortion), gradient_arrays(c, p, R, offset)};
-  c.run([&] { gaussian_log_likelihood_backward<R>(Cuda{}, a); });
-  c.expect(a.gradients.x_hat, fitted<T>(expected.x_hat));
-  c.expect(a.gradients.log_sigma2, fitted<T>(expected.log_sigma2), kSumTolerance<T>);
+                                           c.input<A>("distortion", distortion), gradient_arrays(c, p, offset)};
+  c.run([&] { gaussian_log_likelihood_backward(Cuda{}, a); });
+  c.expect(a.gradients.x_hat, rounded<T>(expected.x_hat));
+  c.expect(a.gradients.log_sigma2, rounded<T>(expected.log_sigma2), kSumTolerance<T>);
   if (!offset) c.expect_coalesced();
 }
 
-template <Noise R, class T>
+template <class T>
 void mean(const Shape& s, Shared shared, size_t offset, Scale scale) {
   const Problem<T> p(s, shared, scale);
-  const std::vector<double> value = values<R>(p);
+  const std::vector<double> value = values(p);
   std::vector<double> mean(s.models, s.samples == 0 ? NAN : 0.0);
   for (int64_t row = 0; row < p.rows(); ++row) mean[row / s.samples] += value[row] / static_cast<double>(s.samples);
-  const Expected expected = gradients<R>(p, std::vector<double>(p.rows(), -1.0 / static_cast<double>(s.samples)));
+  const Expected expected = gradients(p, std::vector<double>(p.rows(), -1.0 / static_cast<double>(s.samples)));
   Case c(name<T>("gaussian_log_likelihood_mean", s, shared, offset, scale));
-  const int64_t rows = R == Noise::kFeature ? 0 : p.rows();
+  const int64_t rows = p.noise == Noise::kFeature ? 0 : p.rows();
   const GaussianLogLikelihoodMean<T> a{data(c, p, 0), c.output<T>("mean", s.models), c.output<T>("value", rows),
-                                       c.output<T>("distortion", rows), gradient_arrays(c, p, R, offset)};
-  c.run([&] { gaussian_log_likelihood_mean<R>(Cuda{}, a); });
-  c.expect(a.mean, fitted<T>(mean));
-  c.expect(a.gradients.x_hat, fitted<T>(expected.x_hat));
-  c.expect(a.gradients.log_sigma2, fitted<T>(expected.log_sigma2), kSumTolerance<T>);
+                                       c.output<T>("distortion", rows), gradient_arrays(c, p, offset)};
+  c.run([&] { gaussian_log_likelihood_mean(Cuda{}, a); });
+  c.expect(a.mean, rounded<T>(mean));
+  c.expect(a.gradients.x_hat, rounded<T>(expected.x_hat));
+  c.expect(a.gradients.log_sigma2, rounded<T>(expected.log_sigma2), kSumTolerance<T>);
   if (!offset) c.expect_coalesced();
 }
 
-template <Noise R, class T>
+template <class T>
 void all_shapes(Shared shared) {
   constexpr bool kHasMean = std::is_same_v<T, accumulate_t<T>>;
   const auto run = [&](const Shape& s, size_t offset, Scale scale = kUsual) {
-    forward<R, T>(s, shared, offset, scale);
-    backward<R, T>(s, shared, offset, scale);
-    if constexpr (kHasMean) mean<R, T>(s, shared, offset, scale);
+    forward<T>(s, shared, offset, scale);
+    backward<T>(s, shared, offset, scale);
+    if constexpr (kHasMean) mean<T>(s, shared, offset, scale);
   };
   for (const Shape& s : kShapes) {
     // sums over features have a block for 32 of them: too many threads to look for races in
-    if (!(kFewThreads && R == Noise::kFeature && s.features > 1000)) run(s, 0);
+    if (!(kFewThreads && kind(shared) == Noise::kFeature && s.features > 1000)) run(s, 0);
   }
   if (kFewThreads || kTraceMemory) return;
   run({1, 5, 24}, 1);
@@ -233,13 +225,13 @@ void all_shapes(Shared shared) {
 
 template <class T>
 void all_noises() {
-  all_shapes<Noise::kRow, T>(Shared::kAll);
-  all_shapes<Noise::kFeature, T>(Shared::kFeature);
-  all_shapes<Noise::kRow, T>(Shared::kRow);
-  all_shapes<Noise::kElement, T>(Shared::kElement);
+  all_shapes<T>(Shared::kAll);
+  all_shapes<T>(Shared::kFeature);
+  all_shapes<T>(Shared::kRow);
+  all_shapes<T>(Shared::kElement);
   if (kTraceMemory || kFewThreads) return;
-  all_shapes<Noise::kRow, T>(Shared::kModel);
-  all_shapes<Noise::kFeature, T>(Shared::kFeatureOfModel);
+  all_shapes<T>(Shared::kModel);
+  all_shapes<T>(Shared::kFeatureOfModel);
 }
 
 void run_all() {

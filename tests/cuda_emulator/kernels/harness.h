@@ -86,8 +86,8 @@ template <class T>
 std::vector<double> normal(size_t size, double scale = 1.0, double shift = 0.0);
 
 // As T has them: infinite where they do not fit.
-template <class T>
-std::vector<double> rounded(const std::vector<long double>& values) {
+template <class T, class Value>
+std::vector<double> rounded(const std::vector<Value>& values) {
   std::vector<double> out(values.size());
   for (size_t i = 0; i < values.size(); ++i) out[i] = to_double(from_double<T>(static_cast<double>(values[i])));
   return out;

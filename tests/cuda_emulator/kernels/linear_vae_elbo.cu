@@ -1,4 +1,4 @@
-#include "ops/cuda/linear_vae_elbo.cuh"
+#include "ops/cuda/linear_vae_elbo.cu"
 
 #include "harness.h"
 

@@ -1,4 +1,4 @@
-#include "ops/cuda/linear_vae_statistics.cuh"
+#include "ops/cuda/linear_vae_statistics.cu"
 
 #include "harness.h"
 

@@ -1,4 +1,4 @@
-#include "ops/cuda/reparameterized_kl.cuh"
+#include "ops/cuda/reparameterized_kl.cu"
 
 #include <cmath>
 
