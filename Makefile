@@ -20,8 +20,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
 $(shell mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $(VENV)/settings || echo '$(SETTINGS)' > $(VENV)/settings)
 
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
-CPP := $(filter-out %.cmake,$(NATIVE)) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := build/cuda_emulator
 LOWER := build/lower-bounds
 

@@ -72,7 +72,7 @@ def diagnose() -> Diagnosis:
     native_error, build, kernels = None, {}, {}
     try:
         build = _ext.load().build_info()
-        for op in _ext.OPS:
+        for op in _ext.ops():
             kernels[op] = {device: _ext.has_kernel(op, device) for device in ("cpu", "cuda")}
     except ImportError as error:
         native_error = str(error)
