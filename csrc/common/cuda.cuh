@@ -90,12 +90,19 @@ inline dim3 blocks_of_rows(int64_t rows) { return blocks((rows + kWarps - 1) / k
 __device__ __forceinline__ int64_t thread_index() { return blockIdx.x * int64_t{kThreads} + threadIdx.x; }
 inline dim3 blocks_of_threads(int64_t count) { return blocks((count + kThreads - 1) / kThreads); }
 
-// The sum over a warp, in every lane; the order is fixed.
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
+// `combine` over groups of kLanes lanes of a warp, in every lane of each; the order is fixed.
+template <int kLanes = kWarp, class T, class F>
+__device__ __forceinline__ T warp_reduce(T value, const F& combine) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    value = combine(value, __shfl_xor_sync(kFullMask, value, offset));
+  }
   return value;
+}
+
+template <int kLanes = kWarp, class T>
+__device__ __forceinline__ T warp_sum(T value) {
+  return warp_reduce<kLanes>(value, [](T a, T b) { return a + b; });
 }
 
 // The sum over a block of kThreads, in every thread, through one value per warp in shared memory. Ends with a barrier,

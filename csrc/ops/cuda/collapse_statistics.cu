@@ -186,10 +186,8 @@ __global__ void __launch_bounds__(kThreads) latent_results_kernel(const Collapse
       minimum = fmin(minimum, moments.minimum);
       maximum = fmax(maximum, moments.maximum);
     }
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      minimum = fmin(minimum, __shfl_xor_sync(kFullMask, minimum, offset));
-      maximum = fmax(maximum, __shfl_xor_sync(kFullMask, maximum, offset));
-    }
+    minimum = warp_reduce(minimum, [](double a, double b) { return fmin(a, b); });
+    maximum = warp_reduce(maximum, [](double a, double b) { return fmax(a, b); });
     count = warp_sum(count);
     infinite = warp_sum(infinite);
     if (lane() == 0) store(a, index, count, infinite, minimum, maximum);

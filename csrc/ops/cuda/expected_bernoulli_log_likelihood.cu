@@ -17,11 +17,7 @@ __global__ void __launch_bounds__(kThreads) variances_kernel(const Variances<T> 
     a.variance[row * a.latents + k] = exponential(logvar);
     largest = logvar > largest ? logvar : largest;
   }
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const T other = __shfl_xor_sync(kFullMask, largest, offset);
-    largest = other > largest ? other : largest;
-  }
+  largest = warp_reduce(largest, [](T a, T b) { return b > a ? b : a; });
   const double shift = log_squared_scale(largest);
   if (lane() == 0) a.scale[row] = static_cast<T>(exp(0.5 * shift));
   if (shift == 0) return;

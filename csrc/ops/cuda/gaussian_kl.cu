@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T>
       }
     }
   }
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullMask, sum, offset);
+  sum = warp_sum<kLanes>(sum);
   if (row < a.rows && threadIdx.x % kLanes == 0) a.kl[row] = sum;
 }
 

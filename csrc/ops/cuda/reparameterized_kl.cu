@@ -106,8 +106,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
       }
     }
   }
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullMask, sum, offset);
+  sum = warp_sum<kLanes>(sum);
   if (row_of_all < a.models * a.rows && threadIdx.x % kLanes == 0) a.kl[row_of_all] = sum;
 }
 
