@@ -113,5 +113,5 @@ def test_posteriors_are_counted_once(wrap: Callable[[Forward], Forward]) -> None
     assert monitor.step == 1
     for report in (monitor.last.report, encoder.statistics.compute()):
         assert report.num_samples == 200
-        assert report.collapse_test(epsilon=0.01, delta=0.01).tolist() == ["undetermined"]
+        assert report.at(epsilon=0.01, delta=0.01).collapse_test().tolist() == ["undetermined"]
     assert encoder.layer.weight.grad is not None

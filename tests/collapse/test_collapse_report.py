@@ -184,9 +184,9 @@ class TestStatistics:
         report = report_of(torch.zeros(0, 2), torch.zeros(0, 2))
         assert report.num_samples == 0
         assert np.isnan(report.mean_kl).all()
-        assert not report.collapsed(0.5, 0.5).any()
-        assert np.isnan(report.critical_epsilon().estimate).all()
-        assert report.collapse_test().tolist() == ["undetermined"] * 2
+        assert not report.at(0.5, 0.5).collapsed.any()
+        assert np.isnan(report.at().critical_epsilon.estimate).all()
+        assert report.at().collapse_test().tolist() == ["undetermined"] * 2
         assert report.classification().tolist() == ["undefined"] * 2
         assert "0 samples" in str(report)
 
@@ -197,19 +197,26 @@ class TestStatistics:
         logvar[:600] = 90.0
         report = report_of(torch.zeros_like(logvar), logvar)
         assert report.num_samples == 1000
-        assert report.fraction_below(0.01) == (0.4, 0.4)
-        assert not report.collapsed().any()
-        assert report.collapse_test().tolist() == ["not collapsed"]
+        assert report.at(0.01).fraction_below == (0.4, 0.4)
+        assert not report.at().collapsed.any()
+        assert report.at().collapse_test().tolist() == ["not collapsed"]
         assert report.classification().tolist() == ["mixed"]
         assert report.mean_kl.item() == math.inf if dtype == torch.float32 else report.mean_kl.item() > 1e38
-        assert report.critical_epsilon().lower.item() > 65535
-        assert report.critical_epsilon(0.61).upper.item() == 0
+        assert report.at().critical_epsilon.lower.item() > 65535
+        assert report.at(delta=0.61).critical_epsilon.upper.item() == 0
 
     def test_arrays_are_read_only(self, report: CollapseReport) -> None:
         for name, value in vars(report).items():
             if isinstance(value, np.ndarray) and not name.startswith("_"):
                 with pytest.raises(ValueError, match="read-only"):
                     value[...] = 0
+
+    def test_what_is_computed_once_is_read_only(self, report: CollapseReport) -> None:
+        at = report.at()
+        for results in (at.verdict, at.fraction_below, at.critical_epsilon):
+            for array in results:
+                with pytest.raises(ValueError, match="read-only"):
+                    array[...] = 0
 
     def test_survives_copies(self, report: CollapseReport) -> None:
         for twin in (copy.deepcopy(report), pickle.loads(pickle.dumps(report))):
@@ -244,7 +251,7 @@ class TestCriticalEpsilon:
     def test_bounds_hold_the_order_statistic(
         self, kl: NDArray[np.float64], delta: float, thresholds: list[float]
     ) -> None:
-        critical = report_of_kl(kl, thresholds).critical_epsilon(delta)
+        critical = report_of_kl(kl, thresholds).at(delta=delta).critical_epsilon
 
         def quantile(column: NDArray[np.float64]) -> float:
             return float(np.sort(column)[len(column) - math.floor(delta * len(column) + 1e-9) - 1])
@@ -272,7 +279,7 @@ class TestCriticalEpsilon:
 
     def test_below_and_above_the_histogram(self) -> None:
         values = np.array([[1e-12, 1e5], [2e-12, 2e5], [3e-12, 3e5], [4e-12, 4e5]])
-        critical = report_of_kl(values, []).critical_epsilon(delta=0.5)
+        critical = report_of_kl(values, []).at(delta=0.5).critical_epsilon
         assert critical.lower.tolist() == [1e-12, 1e5]
         assert critical.upper.tolist() == [4e-12, 4e5]
 
@@ -280,22 +287,22 @@ class TestCriticalEpsilon:
         values = np.linspace(1.001, 1.06, 10)[:, None]  # of one bin
         report = report_of_kl(values, [])
         for delta, expected in ((0.9, 1.001), (0.0, 1.06)):
-            critical = report.critical_epsilon(delta)
+            critical = report.at(delta=delta).critical_epsilon
             assert critical.lower == critical.upper == critical.estimate == expected
             for epsilon in (1.0005, 1.001, 1.03, 1.06, 1.0601):
-                assert report.collapsed(epsilon, delta).item() == (expected < epsilon)
+                assert report.at(epsilon, delta).collapsed.item() == (expected < epsilon)
 
     def test_narrowed_by_thresholds(self) -> None:
         values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
-        critical = report_of_kl(values, [1.03, 1.02, 1.04]).critical_epsilon(delta=0.5)
+        critical = report_of_kl(values, [1.03, 1.02, 1.04]).at(delta=0.5).critical_epsilon
         assert (critical.lower.item(), critical.upper.item()) == (1.03, 1.04)
 
     def test_zero_is_exact_where_it_is_a_threshold(self) -> None:
         values = np.array([[0.0, 5e-324], [0.0, 5e-324], [1e-10, 1e-10]])
-        critical = report_of_kl(values, [0.0]).critical_epsilon(delta=0.5)
+        critical = report_of_kl(values, [0.0]).at(delta=0.5).critical_epsilon
         assert critical.upper[0] == 0
         assert critical.lower[1] == 5e-324
-        assert report_of_kl(values, []).critical_epsilon(delta=0.5).upper[0] > 0
+        assert report_of_kl(values, []).at(delta=0.5).critical_epsilon.upper[0] > 0
 
 
 class TestVerdict:
@@ -304,7 +311,7 @@ class TestVerdict:
         for epsilon in [*THRESHOLDS, *edges[1:-1:7]]:
             for delta in DELTAS:
                 expected = verdicts(kl, epsilon, delta)
-                verdict = report.verdict(epsilon, delta)
+                verdict = report.at(epsilon, delta).verdict
                 assert verdict.collapsed.tolist() == [answers == {True} for answers in expected]
                 assert verdict.decided.tolist() == [len(answers) == 1 for answers in expected]
 
@@ -332,7 +339,8 @@ class TestVerdict:
         self, kl: NDArray[np.float64], epsilon: float, delta: float, thresholds: list[float]
     ) -> None:
         report = report_of_kl(kl, thresholds)
-        verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
+        at = report.at(epsilon, delta)
+        verdict, critical = at.verdict, at.critical_epsilon
         expected = verdicts(kl, epsilon, delta)
         for latent, answers in enumerate(expected):
             if verdict.decided[latent]:
@@ -353,7 +361,7 @@ class TestVerdict:
                 for above in {min(allowed, num_samples - 1), allowed + 1} - {num_samples + 1}:
                     kl[:] = 1e-3
                     kl[:above] = 1.0
-                    verdict = report_of_kl(kl, [0.01]).collapsed(0.01, float(decimal))
+                    verdict = report_of_kl(kl, [0.01]).at(0.01, float(decimal)).collapsed
                     assert verdict.item() == (above <= allowed and above < num_samples), (
                         num_samples,
                         decimal,
@@ -365,24 +373,24 @@ class TestVerdict:
         """One latent has just so many samples above ε as δ allows, another has one more."""
         allowed = math.floor(Fraction(decimal) * num_samples)
         report = report_of_counts([num_samples - allowed, num_samples - allowed - 1], num_samples)
-        assert report.collapsed(0.01, float(decimal)).tolist() == [True, False]
+        assert report.at(0.01, float(decimal)).collapsed.tolist() == [True, False]
 
     def test_zero(self, posterior: tuple[Tensor, Tensor], report: CollapseReport) -> None:
-        assert np.flatnonzero(report.verdict(0.0, 0.0).collapsed).tolist() == [3]
-        assert np.flatnonzero(report.verdict(0.0, 0.04).collapsed).tolist() == [3, 9]
-        verdict = report_of(*posterior, [0.01]).verdict(0.0, 0.01)
+        assert np.flatnonzero(report.at(0.0, 0.0).verdict.collapsed).tolist() == [3]
+        assert np.flatnonzero(report.at(0.0, 0.04).verdict.collapsed).tolist() == [3, 9]
+        verdict = report_of(*posterior, [0.01]).at(0.0, 0.01).verdict
         # the largest KL is zero, and subnormal
         assert verdict.collapsed.tolist() == [latent == 3 for latent in range(11)]
 
     def test_open(self, simple: CollapseReport) -> None:
-        verdict = simple.verdict(epsilon=0.00995, delta=0.6)
+        verdict = simple.at(epsilon=0.00995, delta=0.6).verdict
         assert verdict.decided.tolist() == [True, True, False]
         assert verdict.collapsed.tolist() == [False, True, False]
         with pytest.raises(
             ValueError, match=r"thresholds, \[0.01\], got 0.00995, where the verdict on 1 of 3"
         ):
-            simple.collapsed(epsilon=0.00995, delta=0.6)
-        assert simple.collapsed(epsilon=0.01, delta=0.6).tolist() == [False, True, True]
+            simple.at(epsilon=0.00995, delta=0.6).collapsed.any()
+        assert simple.at(epsilon=0.01, delta=0.6).collapsed.tolist() == [False, True, True]
 
     def test_open_where_nan_could_tip_it_and_only_there(self) -> None:
         kl = np.zeros((100, 4))
@@ -390,46 +398,41 @@ class TestVerdict:
         kl[:3] += np.array([0, 0, 0, 1.0])
         kl[3:, 3] = np.nan
         report = report_of_kl(kl, [0.01])
-        assert report.verdict().collapsed.tolist() == [True, True, False, False]
-        assert report.verdict().decided.tolist() == [True, True, False, True]
-        assert report.collapse_test(delta=0.5).tolist() == ["collapsed"] * 3 + ["undetermined"]
+        assert report.at().verdict.collapsed.tolist() == [True, True, False, False]
+        assert report.at().verdict.decided.tolist() == [True, True, False, True]
+        assert report.at(delta=0.5).collapse_test().tolist() == ["collapsed"] * 3 + ["undetermined"]
         with pytest.raises(ValueError, match="verdict on 1 of 4 latents is open, because some KL are NaN"):
-            report.collapsed()
+            report.at().collapsed.any()
 
     @pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf])
     def test_bad_epsilon(self, report: CollapseReport, bad: float) -> None:
-        for method in (report.collapsed, report.verdict, report.fraction_below, report.confidence_interval):
-            with pytest.raises(ValueError, match=f"epsilon must be finite and >= 0, got {bad}"):
-                method(bad)
-        with pytest.raises(TypeError, match="epsilon must be a number, got str"):
-            report.verdict("0.01")
+        with pytest.raises(ValueError, match=f"at: epsilon must be finite and >= 0, got {bad}"):
+            report.at(bad)
+        with pytest.raises(TypeError, match="at: epsilon must be a number, got str"):
+            report.at("0.01")
 
     @pytest.mark.parametrize("bad", [-1e-9, math.nan, 1.0])
     def test_bad_delta(self, report: CollapseReport, bad: float) -> None:
-        for call in (
-            lambda: report.verdict(0.01, bad),
-            lambda: report.critical_epsilon(bad),
-            lambda: report.collapse_test(0.01, bad),
-            lambda: report.collapse_curve(bad),
-        ):
-            with pytest.raises(ValueError, match=f"deltas? must be >= 0 and < 1, got {bad}"):
-                call()
+        with pytest.raises(ValueError, match=f"at: delta must be >= 0 and < 1, got {bad}"):
+            report.at(delta=bad)
+        with pytest.raises(ValueError, match=f"surface: deltas must be >= 0 and < 1, got {bad}"):
+            report.collapse_surface([0.1], [0.1, bad])
 
 
 class TestCriticalGap:
     def test_is_the_largest_ratio_of_neighbours(self) -> None:
         """By hand; what is below a thousandth of a nat is all the same, though it may be a millionth."""
         kl = np.array([[1e-7, 2.0, 8e-3, 5.0, 9e-4, 0.02]]).repeat(10, 0)
-        gap = report_of_kl(kl, []).critical_gap()
+        gap = report_of_kl(kl, []).at().critical_gap
         assert gap == (4, 2, 0.02, 2.0)
         assert gap.is_clear
         assert gap.ratio == pytest.approx(100)
 
     def test_any_epsilon_in_it_gives_the_same_verdict(self, report: CollapseReport) -> None:
         for delta in (0.0, 0.01, 0.5):
-            gap = report.critical_gap(delta)
+            gap = report.at(delta=delta).critical_gap
             for epsilon in (np.nextafter(gap.lower, 1e9), math.sqrt(gap.lower * gap.upper), gap.upper):
-                verdict = report.verdict(float(epsilon), delta)
+                verdict = report.at(float(epsilon), delta).verdict
                 known = report.nan < report.num_samples
                 assert verdict.decided[known].all()
                 assert verdict.collapsed.sum() == gap.num_below
@@ -437,11 +440,11 @@ class TestCriticalGap:
 
     def test_unclear_and_none(self) -> None:
         report = report_of_kl(np.array([[0.1, 0.3, 0.9]]), [])
-        assert not report.critical_gap().is_clear
+        assert not report.at().critical_gap.is_clear
         assert "none is clear: " in str(report)
         for kl in ([0.5], [0.5, 0.5], [1e-6, 1e-9], [math.nan, 1.0]):
             report = report_of_kl(np.array([kl]), [])
-            assert report.critical_gap() is None
+            assert report.at().critical_gap is None
             assert re.search("largest gap of critical ε +none", str(report))
 
     def test_text(self) -> None:
@@ -454,7 +457,8 @@ class TestConfidence:
     @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
     def test_equal_to_scipy(self, kl: NDArray[np.float64], report: CollapseReport, level: float) -> None:
         for epsilon in (0.0, 0.01, 0.3, 1.0, 65536.0):
-            fraction, interval = report.fraction_below(epsilon), report.confidence_interval(epsilon, level)
+            at = report.at(epsilon)
+            fraction, interval = at.fraction_below, at.confidence_interval(level)
             for latent, column in enumerate(kl.T):
                 bounds = interval.lower[latent], interval.upper[latent]
                 most, least = (num_below(values, epsilon) for values in readings(column))
@@ -469,7 +473,7 @@ class TestConfidence:
         """The closed form where all of n are below: from (α/2)^(1/n) to one."""
         for num_samples in (1, 10, 100_000):
             report = report_of_kl(np.zeros((num_samples, 1)), [0.01])
-            interval = report.confidence_interval(0.01, 0.9)
+            interval = report.at(0.01).confidence_interval(0.9)
             assert interval.lower.item() == pytest.approx(0.05 ** (1 / num_samples), rel=1e-12)
             assert interval.upper.item() == 1
 
@@ -477,7 +481,7 @@ class TestConfidence:
     def test_tails_next_to_nothing(self, level: float) -> None:
         """The closed form where none of n are below is as accurate as the one where all are."""
         kl = np.tile([0.0, 1.0], (50, 1))
-        interval = report_of_kl(kl, [0.01]).confidence_interval(0.01, level)
+        interval = report_of_kl(kl, [0.01]).at(0.01).confidence_interval(level)
         power = math.log((1 - level) / 2) / 50
         assert interval.lower.tolist() == pytest.approx([math.exp(power), 0], rel=1e-12)
         assert interval.upper.tolist() == pytest.approx([1, -math.expm1(power)], rel=1e-12)
@@ -486,7 +490,7 @@ class TestConfidence:
     def test_billions_of_samples(self, num_samples: int) -> None:
         """Where few of very many are above, their number is Poisson's, whose interval is of chi-squared."""
         above = np.array([1, 10, 999, 1000, 1001, 30_000])
-        interval = report_of_counts(num_samples - above, num_samples).confidence_interval(0.01, 0.95)
+        interval = report_of_counts(num_samples - above, num_samples).at(0.01).confidence_interval(0.95)
         few, many = chi2.ppf(0.025, 2 * above) / 2, chi2.ppf(0.975, 2 * above + 2) / 2
         assert (1 - interval.upper) * num_samples == pytest.approx(few, rel=1e-3, abs=1e-3)
         assert (1 - interval.lower) * num_samples == pytest.approx(many, rel=1e-3)
@@ -494,36 +498,37 @@ class TestConfidence:
     def test_covers_what_is_not_known(self) -> None:
         values = np.linspace(1.001, 1.06, 100)[:, None]  # of one bin
         coarse, fine = report_of_kl(values, [1.01]), report_of_kl(values, [1.03])
-        assert coarse.fraction_below(1.03).lower.item() == (values < 1.01).mean()
+        assert coarse.at(1.03).fraction_below.lower.item() == (values < 1.01).mean()
         # of the bin's hundred values the largest is above
-        assert coarse.fraction_below(1.03).upper.item() == 0.99
-        known, bounds = fine.confidence_interval(1.03), coarse.confidence_interval(1.03)
+        assert coarse.at(1.03).fraction_below.upper.item() == 0.99
+        known, bounds = fine.at(1.03).confidence_interval(), coarse.at(1.03).confidence_interval()
         assert bounds.lower < known.lower < known.upper < bounds.upper
-        assert fine.fraction_below(1.03).lower == fine.fraction_below(1.03).upper == (values < 1.03).mean()
+        fraction = fine.at(1.03).fraction_below
+        assert fraction.lower == fraction.upper == (values < 1.03).mean()
 
     def test_number_of_samples_that_prove_a_collapse(self) -> None:
         for num_samples, expected in ((367, "undetermined"), (368, "collapsed")):
             report = report_of_kl(np.zeros((num_samples, 1)), [0.01])
-            assert report.collapse_test(0.01, delta=0.01, level=0.95).item() == expected
+            assert report.at(0.01, 0.01).collapse_test(level=0.95).item() == expected
 
     def test_three_answers(self) -> None:
         kl = np.zeros((1000, 3))
         kl[:10, 1] = 1.0  # exactly the 1 % allowed
         kl[:30, 2] = 1.0
         report = report_of_kl(kl, [0.01])
-        assert report.collapsed().tolist() == [True, True, False]
-        assert report.collapse_test().tolist() == ["collapsed", "undetermined", "not collapsed"]
+        assert report.at().collapsed.tolist() == [True, True, False]
+        assert report.at().collapse_test().tolist() == ["collapsed", "undetermined", "not collapsed"]
 
     @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
     def test_bad_level(self, report: CollapseReport, level: float) -> None:
         with pytest.raises(ValueError, match="level must be > 0 and < 1"):
-            report.confidence_interval(0.01, level)
+            report.at(0.01).confidence_interval(level)
 
 
 class TestCurveAndSurface:
     def test_equal_to_the_definition(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
         for delta in (0.0, 0.01, 0.5):
-            curve = report.collapse_curve(delta)
+            curve = report.at(delta=delta).collapse_curve()
             assert set(THRESHOLDS) < set(curve.epsilons)
             assert len(curve.epsilons) == 641 + len(THRESHOLDS)
             assert (np.diff(curve.epsilons) > 0).all()
@@ -532,7 +537,7 @@ class TestCurveAndSurface:
             assert curve.upper == pytest.approx(upper, rel=1e-14)
 
     def test_is_the_distribution_of_the_critical_epsilon(self, report: CollapseReport) -> None:
-        critical, curve = report.critical_epsilon(0.1), report.collapse_curve(0.1)
+        critical, curve = report.at(delta=0.1).critical_epsilon, report.at(delta=0.1).collapse_curve()
         with np.errstate(invalid="ignore"):
             at_least = [100 * (critical.upper < epsilon).mean() for epsilon in curve.epsilons]
             at_most = [100 * (critical.lower < epsilon).mean() for epsilon in curve.epsilons]
@@ -542,7 +547,7 @@ class TestCurveAndSurface:
 
     def test_bounds_between_the_edges(self, kl: NDArray[np.float64], report: CollapseReport) -> None:
         epsilons = np.geomspace(1e-6, 1e4, 300)
-        curve = report.collapse_curve(0.3, epsilons)
+        curve = report.at(delta=0.3).collapse_curve(epsilons)
         lower, upper = percentages(kl, epsilons, 0.3)
         assert (curve.lower <= lower + 1e-9).all()
         assert (upper <= curve.upper + 1e-9).all()
@@ -553,7 +558,7 @@ class TestCurveAndSurface:
         surface = report.collapse_surface(epsilons, DELTAS)
         assert surface.lower.shape == (3, len(DELTAS))
         for index, delta in enumerate(DELTAS):
-            curve = report.collapse_curve(delta, epsilons)
+            curve = report.at(delta=delta).collapse_curve(epsilons)
             assert surface.lower[:, index].tolist() == curve.lower.tolist()
             assert surface.upper[:, index].tolist() == curve.upper.tolist()
         assert report.collapse_surface([], []).lower.shape == (0, 0)
@@ -561,9 +566,9 @@ class TestCurveAndSurface:
 
     def test_errors(self, report: CollapseReport) -> None:
         with pytest.raises(ValueError, match=r"epsilons must be finite and >= 0, got -1\.0"):
-            report.collapse_curve(epsilons=[0.1, -1.0])
+            report.at().collapse_curve(epsilons=[0.1, -1.0])
         with pytest.raises(ValueError, match=r"epsilons must have one dimension, got shape \(\)"):
-            report.collapse_curve(epsilons=0.1)
+            report.at().collapse_curve(epsilons=0.1)
 
 
 class TestActiveUnits:
@@ -634,11 +639,11 @@ class TestExport:
             pytest.fail(f"{constant} is no JSON")
 
         path = tmp_path / "new" / "report.json"
-        text = report.to_json(path, epsilon=0.3, delta=0.1)
+        text = report.at(0.3, 0.1).to_json(path)
         loaded = json.loads(text, parse_constant=refuse)
-        assert json.loads(path.read_text()) == loaded == report.to_dict(0.3, 0.1)
+        assert json.loads(path.read_text()) == loaded == report.at(0.3, 0.1).to_dict()
         assert [p.name for p in path.parent.iterdir()] == ["report.json"]
-        verdict = report.verdict(0.3, 0.1)
+        verdict = report.at(0.3, 0.1).verdict
         assert loaded["num_collapsed"] == verdict.collapsed.sum()
         assert loaded["num_samples"] == 997
         assert (loaded["num_infinite"], loaded["num_nan"]) == (2, 2)
@@ -649,30 +654,31 @@ class TestExport:
         assert (latents["infinite"][5], latents["nan"][8]) == (300, 997)
         assert [answer is not None for answer in latents["collapsed"]] == verdict.decided.tolist()
         assert [answer is True for answer in latents["collapsed"]] == verdict.collapsed.tolist()
-        assert latents["critical_epsilon"][0] == report.critical_epsilon(0.1).estimate[0]
+        assert latents["critical_epsilon"][0] == report.at(delta=0.1).critical_epsilon.estimate[0]
         assert latents["count_below_0.01"] == report.counts[:, 0].tolist()
 
     def test_histogram_is_whole(self, report: CollapseReport) -> None:
-        exported = report.to_dict()["histogram"]
+        exported = report.at().to_dict()["histogram"]
         edges = histogram_edges().tolist()
         first, counts = edges.index(exported["edges"][0]), np.array(exported["counts"])
         assert exported["edges"] == [*edges[first : first + counts.shape[1]], None]
         whole = np.zeros_like(report.histogram)
         whole[:, first : first + counts.shape[1]] = counts
         np.testing.assert_array_equal(whole, report.histogram)
-        assert report_of(torch.zeros(0, 2), torch.zeros(0, 2)).to_dict()["histogram"]["counts"] == [[], []]
+        empty = report_of(torch.zeros(0, 2), torch.zeros(0, 2)).at().to_dict()
+        assert empty["histogram"]["counts"] == [[], []]
 
     def test_overflow_is_null(self) -> None:
         # the posterior variance is finite, its square is not
         report = report_of(torch.zeros(2, 1).double(), torch.tensor([[600.0], [0.0]]).double())
         assert report.variance_of_variance.item() == math.inf
-        assert json.loads(report.to_json())["latents"]["variance_of_variance"] == [None]
+        assert json.loads(report.at().to_json())["latents"]["variance_of_variance"] == [None]
 
     def test_open_is_null(self, simple: CollapseReport) -> None:
-        exported = simple.to_dict(0.00995, 0.6)
+        exported = simple.at(0.00995, 0.6).to_dict()
         assert exported["latents"]["collapsed"] == [False, True, None]
         assert (exported["num_collapsed"], exported["num_undecided"]) == (1, 1)
-        column = simple.to_dataframe(0.00995, 0.6)["collapsed"]
+        column = simple.at(0.00995, 0.6).to_dataframe()["collapsed"]
         assert column.isna().tolist() == [False, False, True]
 
     def test_failed_write_leaves_the_old_file(
@@ -682,20 +688,21 @@ class TestExport:
         path.write_text("old")
         monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
-            report.to_json(path)
+            report.at().to_json(path)
         assert path.read_text() == "old"
 
     def test_dataframe(self, report: CollapseReport) -> None:
-        frame = report.to_dataframe()
+        frame = report.at().to_dataframe()
         assert len(frame) == 11
         assert frame.index.name == "latent"
-        assert (frame["collapsed"] == True).fillna(False).tolist() == report.verdict().collapsed.tolist()  # noqa: E712
+        collapsed = (frame["collapsed"] == True).fillna(False)  # noqa: E712
+        assert collapsed.tolist() == report.at().verdict.collapsed.tolist()
         np.testing.assert_array_equal(frame["mean_kl"], report.mean_kl)
 
     def test_needs_pandas(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pandas", None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[dataframe\]'"):
-            report.to_dataframe()
+            report.at().to_dataframe()
 
 
 class TestText:
@@ -741,10 +748,10 @@ class TestText:
         assert "180 more" in str(report)
         assert len(str(report).splitlines()) < 35
         console = Console(file=io.StringIO(), width=110)
-        console.print(report.summary(max_latents=None))
+        console.print(report.at().summary(max_latents=None))
         assert len(re.findall(r"(?m)^ *\d+  ", console.file.getvalue())) == 200
         with pytest.raises(ValueError, match="max_latents must be at least 0, got -1"):
-            report.summary(max_latents=-1)
+            report.at().summary(max_latents=-1)
 
     def test_text_in_a_notebook(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = str(report)
@@ -770,20 +777,21 @@ class TestText:
 
     def test_repr(self, report: CollapseReport) -> None:
         assert repr(report) == "CollapseReport(num_samples=997, latent_dim=11)"
+        assert repr(report.at(0.3)) == "CollapseAt(epsilon=0.3, delta=0.01, num_samples=997, latent_dim=11)"
 
 
 class TestPlots:
     def test_curve(self, report: CollapseReport) -> None:
-        (axes,) = report.plot_curve(epsilon=0.3, delta=0.1).axes
-        curve = report.collapse_curve(delta=0.1)
+        (axes,) = report.at(epsilon=0.3, delta=0.1).plot_curve().axes
+        curve = report.at(delta=0.1).collapse_curve()
         assert axes.lines[0].get_xdata().tolist() == curve.epsilons.tolist()
         assert axes.lines[0].get_ydata().tolist() == curve.lower.tolist()
         assert axes.lines[1].get_xdata() == [0.3, 0.3]
 
     def test_spectrum(self, report: CollapseReport) -> None:
-        (axes,) = report.plot_spectrum(epsilon=0.3, delta=0.1).axes
+        (axes,) = report.at(epsilon=0.3, delta=0.1).plot_spectrum().axes
         drawn = {line.get_label(): line for line in axes.lines}
-        collapsed, decided = report.verdict(0.3, 0.1)
+        collapsed, decided = report.at(0.3, 0.1).verdict
         masks = {"collapsed": collapsed, "not collapsed": decided & ~collapsed, "open": ~decided}
         for name, mask in masks.items():
             values = drawn[f"mean KL, {name}"].get_ydata()
@@ -795,12 +803,12 @@ class TestPlots:
     def test_spectrum_names_the_latents(self, latent_dim: int, step: int) -> None:
         scale = torch.randperm(latent_dim, generator=torch.Generator().manual_seed(0)) / latent_dim
         report = report_of(scale.expand(9, latent_dim), torch.zeros(9, latent_dim))
-        (axes,) = report.plot_spectrum().axes
+        (axes,) = report.at().plot_spectrum().axes
         order = scale.argsort(descending=True).tolist()
         assert [label.get_text() for label in axes.get_xticklabels()] == [str(i) for i in order[::step]]
 
     def test_shown_by_a_notebook_and_pickled(self, report: CollapseReport) -> None:
-        figure = pickle.loads(pickle.dumps(report.plot_curve()))
+        figure = pickle.loads(pickle.dumps(report.at().plot_curve()))
         assert figure._repr_png_().startswith(b"\x89PNG")
 
     def test_surface(self, report: CollapseReport) -> None:
@@ -815,25 +823,25 @@ class TestPlots:
     def test_ranges_hold_the_thresholds_and_zero_only_where_it_has_a_place(self) -> None:
         mean = torch.tensor([0.0, 3.0, 5.0], dtype=torch.float64).mul(2).sqrt().repeat(9, 1)
         report = report_of(mean, torch.zeros_like(mean))  # of KL 0, 3 and 5
-        assert report.plot_curve().axes[0].get_xlim() == pytest.approx((0.005, 10.0))
+        assert report.at().plot_curve().axes[0].get_xlim() == pytest.approx((0.005, 10.0))
         assert report.plot_surface().axes[0].get_xlim() == pytest.approx((0.005, 10.0))
-        bottom, top = report.plot_spectrum(epsilon=1e-3).axes[0].get_ylim()
+        bottom, top = report.at(epsilon=1e-3).plot_spectrum().axes[0].get_ylim()
         assert -1e-3 < bottom < 0
         assert top == pytest.approx(10.0)
         report = report_of(mean[:, 1:2], torch.zeros(9, 1, dtype=torch.float64))
-        assert report.plot_spectrum(epsilon=1e-3).axes[0].get_ylim() == pytest.approx((0.0005, 6.0))
+        assert report.at(epsilon=1e-3).plot_spectrum().axes[0].get_ylim() == pytest.approx((0.0005, 6.0))
 
     @pytest.mark.parametrize("value", [0.0, 1e-12, 1e7, math.inf, math.nan])
     def test_draws_anything(self, value: float) -> None:
         report = report_of_kl(np.full((5, 2), value), [0.0, 0.01])
-        for figure in (report.plot_curve(), report.plot_spectrum(), report.plot_surface()):
+        for figure in (report.at().plot_curve(), report.at().plot_spectrum(), report.plot_surface()):
             figure.savefig(io.BytesIO())
 
     def test_needs_matplotlib(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with pytest.raises(ModuleNotFoundError, match="matplotlib"):
-            report.plot_curve()
+            report.at().plot_curve()
 
 
 def test_memory_of_many_latents() -> None:
@@ -841,7 +849,7 @@ def test_memory_of_many_latents() -> None:
     report = report_of(torch.zeros(2, 9000), torch.zeros(2, 9000))
     tracemalloc.start()
     try:
-        document = report.to_dict()
+        document = report.at().to_dict()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -32,7 +32,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert len(blocks[0].strip().splitlines()) <= 10 + 1  # ten lines and a blank one
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), namespace)
-    collapsed = namespace["report"].collapsed(0.0, 0.0)
+    collapsed = namespace["report"].at(0.0, 0.0).collapsed
     assert np.flatnonzero(collapsed).tolist() == list(range(5, 20))
     assert "collapsed latents: [ 5  6  7" in capsys.readouterr().out
     # the closed form, ½ Σ log(λ_j/σ²)

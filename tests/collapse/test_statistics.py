@@ -451,7 +451,7 @@ class TestMergeState:
         for name in ("mean_kl", "kl_variance", "variance_of_mean", "mean_variance", "min_kl", "max_kl"):
             np.testing.assert_allclose(getattr(large, name), getattr(small, name), rtol=1e-13)
         for delta in (0.0, 0.01, 0.3):
-            np.testing.assert_array_equal(large.collapsed(0.01, delta), small.collapsed(0.01, delta))
+            np.testing.assert_array_equal(large.at(0.01, delta).collapsed, small.at(0.01, delta).collapsed)
 
     def test_long_streams_do_not_drift(self) -> None:
         """A thousand batches far from zero, against extended precision."""

@@ -251,7 +251,7 @@ def test_a_zero_column_is_a_collapsed_latent_at_the_best_encoder(x):
     with torch.no_grad():
         statistics.update(*model.encode(x))
     report = statistics.compute()
-    assert report.collapsed(epsilon=0.01, delta=0.01).tolist() == [False, True, False]
+    assert report.at(epsilon=0.01, delta=0.01).collapsed.tolist() == [False, True, False]
 
 
 def test_posterior_means_average_to_zero_at_the_optimum(x):

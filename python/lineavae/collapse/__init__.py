@@ -7,11 +7,12 @@ from lineavae.collapse.mutual_information import (
     MutualInformation,
     mutual_information,
 )
-from lineavae.collapse.report import CollapseReport, CriticalGap
+from lineavae.collapse.report import CollapseAt, CollapseReport, CriticalGap
 from lineavae.collapse.statistics import CollapseStatistics
 from lineavae.collapse.writer import PosteriorWriter
 
 __all__ = [
+    "CollapseAt",
     "CollapseCheck",
     "CollapseMonitor",
     "CollapseReport",

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineavae._optional import make_figure
+from lineavae._paper import DELTA, EPSILON
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lineavae.collapse.report import CollapseReport
+    from lineavae.collapse.report import CollapseAt, CollapseReport
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
@@ -25,14 +26,14 @@ _MOST_INDICES = 50
 _FLOOR = 2.0**-24
 
 
-def plot_curve(report: CollapseReport, epsilon: float, delta: float) -> Figure:
+def plot_curve(at: CollapseAt) -> Figure:
     """Draw the percentage of collapsed latents against ε, with one ε marked."""
-    curve = report.collapse_curve(delta)
-    figure, axes = _panel(f"{_size(report)}, δ = {delta:g}")
+    curve = at.collapse_curve()
+    figure, axes = _panel(f"{_size(at.report)}, δ = {at.delta:g}")
     axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8, drawstyle="steps-post")
-    axes.axvline(epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {epsilon:g}")
+    axes.axvline(at.epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {at.epsilon:g}")
     axes.set_xscale("log")
-    axes.set_xlim(*_range(np.append(report.critical_epsilon(delta).estimate, epsilon)))
+    axes.set_xlim(*_range(np.append(at.critical_epsilon.estimate, at.epsilon)))
     axes.set_ylim(-3, 103)
     axes.set_xlabel("ε (nats)")
     axes.set_ylabel("collapsed latents (%)")
@@ -40,10 +41,10 @@ def plot_curve(report: CollapseReport, epsilon: float, delta: float) -> Figure:
     return figure
 
 
-def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figure:
+def plot_spectrum(at: CollapseAt) -> Figure:
     """Draw mean KL and critical ε of each latent, ordered by mean KL and coloured by verdict."""
-    verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
-    figure, axes = _panel(f"{_size(report)}, δ = {delta:g}")
+    report, verdict, critical = at.report, at.verdict, at.critical_epsilon
+    figure, axes = _panel(f"{_size(report)}, δ = {at.delta:g}")
     order = np.argsort(-report.mean_kl, kind="stable")
     groups = (
         (verdict.collapsed, _VERMILION, "collapsed"),
@@ -66,8 +67,8 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
         axes.plot(
             rank, report.mean_kl[latents], color=color, marker=".", linestyle="none", label=f"mean KL, {name}"
         )
-    axes.axhline(epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {epsilon:g}")
-    values = np.concatenate([report.mean_kl, critical.estimate, [epsilon]])
+    axes.axhline(at.epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {at.epsilon:g}")
+    values = np.concatenate([report.mean_kl, critical.estimate, [at.epsilon]])
     bottom, top = _range(values)
     # linear below the smallest decade, so that zero has a place
     decade = 10 ** np.floor(np.log10(bottom))
@@ -87,17 +88,17 @@ def plot_spectrum(report: CollapseReport, epsilon: float, delta: float) -> Figur
 def plot_surface(report: CollapseReport) -> Figure:
     """Draw the percentage of collapsed latents in colours over ε and δ."""
     deltas = np.geomspace(1e-3, 0.5, 60)
-    epsilons = report.collapse_curve().epsilons
+    epsilons = report.at().collapse_curve().epsilons
     epsilons = epsilons[epsilons > 0]
     surface = report.collapse_surface(epsilons, deltas)
-    figure, axes = _panel(f"{_size(report)}; the cross is at ε = δ = 0.01")
+    figure, axes = _panel(f"{_size(report)}; the cross is at ε = δ = {EPSILON:g}")
     mesh = axes.pcolormesh(
         epsilons, deltas, surface.lower.T, cmap="cividis", vmin=0, vmax=100, shading="nearest"
     )
-    axes.plot(0.01, 0.01, color="white", markeredgecolor="black", marker="P", markersize=9)
+    axes.plot(EPSILON, DELTA, color="white", markeredgecolor="black", marker="P", markersize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(*_range(*(report.critical_epsilon(delta).estimate for delta in deltas[[0, -1]])))
+    axes.set_xlim(*_range(*(report.at(delta=delta).critical_epsilon.estimate for delta in deltas[[0, -1]])))
     axes.set_xlabel("ε (nats)")
     axes.set_ylabel("δ")
     figure.colorbar(mesh, ax=axes, label="collapsed latents (%)")
@@ -120,7 +121,7 @@ def _size(report: CollapseReport) -> str:
 
 
 def _range(*values: NDArray[np.float64]) -> tuple[float, float]:
-    """Give the range of these values and 0.01, with room at both ends, less those below the floor."""
-    shown = np.concatenate([*values, [0.01]])
+    """Give the range of those above the floor of these values and the paper's ε, with room at both ends."""
+    shown = np.concatenate([*values, [EPSILON]])
     shown = shown[(shown >= _FLOOR) & np.isfinite(shown)]
     return shown.min() / 2, shown.max() * 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,17 @@ from rich.table import Table
 from lineavae.collapse._posterior import WIDE
 
 if TYPE_CHECKING:
-    from lineavae.collapse.report import CollapseReport
+    from lineavae.collapse.report import CollapseAt, CriticalGap
+
+_Strings: TypeAlias = "NDArray[np.str_]"
 
 _SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
 
-def summarize(
-    report: CollapseReport, epsilon: float, delta: float, max_latents: int | None
-) -> RenderableType:
+def summarize(at: CollapseAt, max_latents: int | None) -> RenderableType:
     """Tell what is broken, what is collapsed, and give the latents of the largest and smallest mean KL."""
+    report, test = at.report, at.collapse_test()
+    kinds, active = report.classification(), report.active_units()
     warnings = (
         (report.nan > 0, "have samples whose KL is NaN, which may be anything"),
         (report.infinite > 0, "have samples of infinite KL, above every ε"),
@@ -29,9 +31,9 @@ def summarize(
         *(f"{share(broken)} {what}: latents {ranges(broken)}" for broken, what in warnings if broken.any()),
         *([f"Warning: {WIDE}"] if report.is_wider_than_prior else []),
         f"{report.num_samples} samples, {report.latent_dim} latents",
-        _facts(report, epsilon, delta),
+        _facts(at, test, kinds, int(active.sum())),
         "",
-        _latents(report, epsilon, delta, max_latents),
+        _latents(at, test, kinds, active, max_latents),
     )
 
 
@@ -50,21 +52,23 @@ def ranges(mask: NDArray[np.bool_]) -> str:
     )
 
 
-def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
-    verdict, test = report.verdict(epsilon, delta), report.collapse_test(epsilon, delta)
-    kinds = report.classification()
+def _facts(at: CollapseAt, test: _Strings, kinds: _Strings, num_active: int) -> Table:
+    report, verdict = at.report, at.verdict
     percent = 100 * verdict.collapsed.mean()
     facts = Table.grid(padding=(0, 3, 0, 0))
-    facts.add_row(f"({epsilon:g}, {delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %")
+    facts.add_row(f"({at.epsilon:g}, {at.delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %")
     if verdict.collapsed.any():
         facts.add_row("", f"latents {ranges(verdict.collapsed)}")
-    for mask, why in ((report.nan == 0, f"{epsilon:g} is no threshold"), (report.nan > 0, "some KL is NaN")):
+    for mask, why in (
+        (report.nan == 0, f"{at.epsilon:g} is no threshold"),
+        (report.nan > 0, "some KL is NaN"),
+    ):
         if (mask & ~verdict.decided).any():
             facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
     names = ("collapsed", "not collapsed", "undetermined")
     facts.add_row("  with 95 % confidence", ", ".join(f"{(test == name).sum()} {name}" for name in names))
-    facts.add_row("largest gap of critical ε", _gap(report, delta))
-    facts.add_row("active units", f"{report.num_active()}, variance of the posterior mean >= 0.01")
+    facts.add_row("largest gap of critical ε", _gap(at.critical_gap))
+    facts.add_row("active units", f"{num_active}, variance of the posterior mean >= 0.01")
     names = ("passive", "mixed", "active")
     facts.add_row("variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names))
     unknown = np.isnan(report.mean_kl)
@@ -73,8 +77,7 @@ def _facts(report: CollapseReport, epsilon: float, delta: float) -> Table:
     return facts
 
 
-def _gap(report: CollapseReport, delta: float) -> str:
-    gap = report.critical_gap(delta)
+def _gap(gap: CriticalGap | None) -> str:
     if gap is None:
         return "none"
     sides = f"{gap.num_below} below {gap.lower:.3g}, {gap.num_above} above {gap.upper:.3g}"
@@ -83,9 +86,10 @@ def _gap(report: CollapseReport, delta: float) -> str:
     return f"none is clear: {sides}"
 
 
-def _latents(report: CollapseReport, epsilon: float, delta: float, max_latents: int | None) -> RenderableType:
-    verdict, critical = report.verdict(epsilon, delta), report.critical_epsilon(delta)
-    test, kinds, active = report.collapse_test(epsilon, delta), report.classification(), report.active_units()
+def _latents(
+    at: CollapseAt, test: _Strings, kinds: _Strings, active: NDArray[np.bool_], max_latents: int | None
+) -> RenderableType:
+    report, verdict, critical = at.report, at.verdict, at.critical_epsilon
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for heading in ("latent", "mean KL", "critical ε", "to"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lineavae._optional import require
+from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor, Extract
 
 require("lightning", "experiments")
@@ -70,8 +71,8 @@ class CollapseCallback(Callback):
         extract: Extract | None = None,
         *,
         every: int | None = None,
-        epsilon: float = 0.01,
-        delta: float = 0.01,
+        epsilon: float = EPSILON,
+        delta: float = DELTA,
     ) -> None:
         self.encoder = encoder
         self.extract = extract

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number, check_whole
+from lineavae._paper import DELTA, EPSILON
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import WidePosteriorWarning
 from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
@@ -155,8 +156,8 @@ class CollapseMonitor:
         log: Callable[[CollapseCheck], object] | SummaryWriter | None = None,
         *,
         every: int | None = None,
-        epsilon: float = 0.01,
-        delta: float = 0.01,
+        epsilon: float = EPSILON,
+        delta: float = DELTA,
     ) -> None:
         self.every = None if every is None else check_integer("CollapseMonitor", "every", every, 1)
         self.epsilon = check_number("CollapseMonitor", "epsilon", epsilon, at_least=0)
@@ -274,10 +275,11 @@ class CollapseMonitor:
             report = self._statistics.compute()
         self._statistics.reset()
         self._window_steps = 0
-        collapsed, decided = report.verdict(self.epsilon, self.delta)
+        at = report.at(self.epsilon, self.delta)
+        collapsed, decided = at.verdict
         before = np.zeros(report.latent_dim, bool) if self._collapsed is None else self._collapsed
         changed = decided & (collapsed != before) & (self._collapsed is not None)
-        critical = np.maximum(report.critical_epsilon(self.delta).estimate, NO_GAP_BELOW)
+        critical = np.maximum(at.critical_epsilon.estimate, NO_GAP_BELOW)
         critical_before = np.full(report.latent_dim, np.nan) if self._critical is None else self._critical
         with np.errstate(invalid="ignore"):  # infinite now and before
             drift = critical / critical_before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from lineavae import _io
 from lineavae._arguments import check_integer, check_number
 from lineavae._optional import require
+from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import _plots, _tables
 from lineavae.collapse._posterior import is_wider_than_prior
 from lineavae.ops import LatentStatistics, histogram_edges
@@ -32,8 +34,6 @@ _Bools = NDArray[np.bool_]
 
 # the smallest float64 above zero: KL <= 0 is KL < _TINY, so that every comparison is strict
 _TINY = np.nextafter(0.0, 1.0)
-
-_EPSILON = _DELTA = 0.01  # the paper's
 
 NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
 
@@ -123,7 +123,7 @@ class CollapseReport:
 
     Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
     (<= at ε = 0). The report holds counts and a histogram of the KL values, not the values. What these decide
-    is exact; where they leave bounds, the methods give the bounds. A KL that is infinite is above every ε.
+    is exact; where they leave bounds, the results are bounds. A KL that is infinite is above every ε.
     One that is NaN may be anything: bounds are of all that it may be, and where it could tip a verdict, the
     verdict is open.
 
@@ -175,7 +175,7 @@ class CollapseReport:
     >>> report = CollapseReport.from_statistics(statistics, thresholds=[0.01])
     >>> report
     CollapseReport(num_samples=1000, latent_dim=3)
-    >>> report.collapsed(epsilon=0.01, delta=0.01)
+    >>> report.at(epsilon=0.01, delta=0.01).collapsed
     array([False, False,  True])
     >>> report.active_units()
     array([ True,  True, False])
@@ -246,6 +246,18 @@ class CollapseReport:
             )
         return cls(statistics, [_check_nonnegative("from_statistics", "thresholds", t) for t in thresholds])
 
+    def at(self, epsilon: float = EPSILON, delta: float = DELTA) -> CollapseAt:
+        """Give what the report says at one pair (ε, δ): verdicts, intervals, tables, figures.
+
+        Parameters
+        ----------
+        epsilon
+            Threshold ε in nats, finite and >= 0; by default the paper's, 0.01.
+        delta
+            Fraction δ of the samples that may have a larger KL, >= 0 and < 1; by default the paper's, 0.01.
+        """
+        return CollapseAt(self, epsilon, delta)
+
     @property
     def histogram(self) -> _Ints:
         """Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64."""
@@ -270,67 +282,6 @@ class CollapseReport:
         """Give the number of active units."""
         return int(self.active_units(threshold).sum())
 
-    def critical_epsilon(self, delta: float = _DELTA) -> CriticalEpsilon:
-        """Give the critical ε of each latent: for every ε above it the latent is (ε, δ)-collapsed.
-
-        It is the (1 - δ) quantile of the latent's KL, order statistic number N - floor(δ N), where a product
-        that is an integer but for rounding counts as that integer. It lies in one bin of the histogram: in
-        [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the estimate is at most
-        1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are equal. Where some
-        values are NaN the bounds are those of all that these may be, from 0 to infinite if it is all, and the
-        estimate is that of the others.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from lineavae.collapse import CollapseReport
-        >>> from lineavae.ops import collapse_statistics
-        >>> mean = torch.linspace(0, 1, 100)[:, None]
-        >>> report = CollapseReport.from_statistics(collapse_statistics(mean, 0 * mean, []), [])
-        >>> critical = report.critical_epsilon(delta=0.1)
-        >>> kl = mean.square().flatten() / 2
-        >>> critical.lower.item() <= kl[89].item() <= critical.upper.item()
-        True
-        """
-        delta = _check_delta("critical_epsilon", "delta", delta)
-        rank = np.full(self.latent_dim, self.num_samples - _allowed(delta, self.num_samples))
-        lower, upper = self._order_statistic(rank - self.nan).lower, self._order_statistic(rank).upper
-        least, most = self._order_statistic(self._known - _allowed(delta, self._known))
-        width = np.subtract(
-            most, least, where=least < most, out=np.zeros(self.latent_dim)
-        )  # both may be infinite
-        estimate = np.where(self._known > 0, least + width / 2, np.nan)
-        return CriticalEpsilon(estimate, lower, upper)
-
-    def critical_gap(self, delta: float = _DELTA) -> CriticalGap | None:
-        """Give the largest gap between the critical ε of the latents, sorted.
-
-        The largest is that with the largest ratio of its ends, of the bounds that :meth:`critical_epsilon`
-        knows; below 0.001 nats all are taken for equal. It is clear if it spans a factor of ten. None where
-        there is no gap above 0.001 nats. Latents all of whose KL values are NaN are left out; one whose
-        critical ε is infinite is above every gap.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from lineavae.collapse import CollapseReport
-        >>> from lineavae.ops import collapse_statistics
-        >>> mean = torch.tensor([2.0, 0.1, 0.02, 1.6]).expand(100, 4)  # of KL m²/2
-        >>> report = CollapseReport.from_statistics(collapse_statistics(mean, 0 * mean, []), [])
-        >>> gap = report.critical_gap()
-        >>> gap.num_below, gap.num_above, round(gap.lower, 3), round(gap.upper, 3), gap.is_clear
-        (2, 2, 0.005, 1.28, True)
-        """
-        critical = self.critical_epsilon(delta)
-        known = ~np.isnan(critical.estimate)
-        lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
-        ends = lower[1:][np.isfinite(lower[1:])]
-        ratios = _gap_ratio(upper[: len(ends)], ends)
-        if not (ratios > 1).any():
-            return None
-        below = int(ratios.argmax()) + 1
-        return CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
-
     @property
     def is_wider_than_prior(self) -> bool:
         """Whether all log-variances look like variances or standard deviations.
@@ -342,95 +293,6 @@ class CollapseReport:
         with np.errstate(over="ignore"):
             mean_square = self.variance_of_mean + np.square(self.mean_of_mean)
         return bool(is_wider_than_prior(mean_square, self.mean_variance, self.variance_of_variance))
-
-    def verdict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Verdict:
-        """Tell which latents are (ε, δ)-collapsed, and of which the statistics leave it open.
-
-        Where ε is a threshold of the statistics or an edge of the histogram, all are decided but those that
-        KL values of NaN could tip. Elsewhere those are open whose critical ε has ε between its bounds.
-        """
-        epsilon = _check_nonnegative("verdict", "epsilon", epsilon)
-        delta = _check_delta("verdict", "delta", delta)
-        bounds = self._count_below(np.array([epsilon]))
-        surely, possibly = (self._collapsed(count[:, 0], delta) for count in bounds)
-        return Verdict(surely, surely == possibly)
-
-    def collapsed(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> _Bools:
-        """Tell which latents are (ε, δ)-collapsed, (K,).
-
-        Raises
-        ------
-        ValueError
-            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds
-            and no KL is NaN. :meth:`verdict` tells for which.
-        """
-        verdict = self.verdict(epsilon, delta)
-        tipped = ~verdict.decided & (self.nan > 0)
-        if tipped.any():
-            raise ValueError(
-                f"CollapseReport.collapsed: the verdict on {_tables.share(tipped)} is open, because some KL "
-                "are NaN; verdict() tells on which"
-            )
-        if not verdict.decided.all():
-            raise ValueError(
-                "CollapseReport.collapsed: epsilon must be one of the thresholds, "
-                f"{self.thresholds.tolist()}, got {epsilon}, where the verdict on "
-                f"{_tables.share(~verdict.decided)} is open; verdict() tells on which"
-            )
-        return verdict.collapsed
-
-    def fraction_below(self, epsilon: float = _EPSILON) -> Interval:
-        """Give the fraction of the samples whose KL is below ε (zero at ε = 0), (K,).
-
-        The bounds are equal, so the fraction exact, where ε is a threshold of the statistics or an edge of
-        the histogram, and no KL is NaN. Without samples they are NaN.
-        """
-        low, high = self._count_below(np.array([_check_nonnegative("fraction_below", "epsilon", epsilon)]))
-        total = self.num_samples or np.nan
-        return Interval(low[:, 0] / total, high[:, 0] / total)
-
-    def confidence_interval(self, epsilon: float = _EPSILON, level: float = 0.95) -> Interval:
-        """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
-
-        That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
-        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε
-        is known only to bounds, it covers the intervals of both; without samples it is [0, 1].
-        """
-        epsilon = _check_nonnegative("confidence_interval", "epsilon", epsilon)
-        level = check_number("CollapseReport.confidence_interval", "level", level, above=0, below=1)
-        low, high = (count[:, 0] for count in self._count_below(np.array([epsilon])))
-        return clopper_pearson(low, high, self.num_samples, level)
-
-    def collapse_test(
-        self, epsilon: float = _EPSILON, delta: float = _DELTA, level: float = 0.95
-    ) -> NDArray[np.str_]:
-        """Tell what the samples prove of the population that they are drawn from, (K,).
-
-        ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
-        ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
-        level 0.95 no fewer than 368 samples prove a collapse. The level is that of one latent: for all K
-        statements to hold together, give 1 - 0.05/K.
-        """
-        delta = _check_delta("collapse_test", "delta", delta)
-        lower, upper = self.confidence_interval(epsilon, level)
-        return np.select(
-            [lower >= 1 - delta, upper < 1 - delta], ["collapsed", "not collapsed"], "undetermined"
-        )
-
-    def collapse_curve(self, delta: float = _DELTA, epsilons: ArrayLike | None = None) -> CollapseCurve:
-        """Give the percentage of collapsed latents against ε, figures 5 to 11 of the paper.
-
-        Parameters
-        ----------
-        delta
-            Fraction δ of the samples that may have a larger KL.
-        epsilons
-            Thresholds ε in nats, (P,). By default all those of the statistics and all edges of the histogram,
-            ascending: there the curve is exact.
-        """
-        known = _unstrict(self._knots[1:-1])
-        surface = self.collapse_surface(known if epsilons is None else epsilons, [delta])
-        return CollapseCurve(surface.epsilons, surface.lower[:, 0], surface.upper[:, 0])
 
     def collapse_surface(self, epsilons: ArrayLike, deltas: ArrayLike) -> CollapseSurface:
         """Give the percentage of collapsed latents for every pair of ε in nats, (P,), and δ, (Q,)."""
@@ -504,106 +366,284 @@ class CollapseReport:
         """Which latents are collapsed if so many samples are below ε, (K, ...)."""
         return self.num_samples - below <= _allowed(delta, self.num_samples)
 
-    def to_dict(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> dict[str, Any]:
-        """Give the report as numbers, strings, lists and dicts, with the verdict at (ε, δ).
+    def plot_surface(self) -> Figure:
+        """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
+        return _plots.plot_surface(self)
+
+    def __rich__(self) -> RenderableType:
+        return self.at().summary()
+
+    def __str__(self) -> str:
+        return str(self.at())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the printed report where a notebook or IPython shows a value."""
+        printer.text(str(self))
+
+    def __repr__(self) -> str:
+        return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"
+
+
+class CollapseAt:
+    """What a report says at one pair (ε, δ): verdicts, intervals, tables and figures.
+
+    :meth:`CollapseReport.at` makes it. Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least
+    the fraction 1 - δ of the samples x (<= at ε = 0). What is known is computed when it is first asked for,
+    once; the arrays are read-only.
+
+    Attributes
+    ----------
+    report : CollapseReport
+        The report.
+    epsilon : float
+        The threshold ε in nats.
+    delta : float
+        The fraction δ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseReport
+    >>> from lineavae.ops import collapse_statistics
+    >>> mean = torch.tensor([2.0, 0.1, 0.02, 1.6]).expand(400, 4)  # of KL m²/2
+    >>> report = CollapseReport(collapse_statistics(mean, 0 * mean, [0.01]), [0.01])
+    >>> at = report.at(epsilon=0.01, delta=0.01)
+    >>> at
+    CollapseAt(epsilon=0.01, delta=0.01, num_samples=400, latent_dim=4)
+    >>> at.collapsed
+    array([False,  True,  True, False])
+    >>> at.collapse_test(level=0.95).tolist()
+    ['not collapsed', 'collapsed', 'collapsed', 'not collapsed']
+    >>> at.critical_gap
+    CriticalGap(num_below=2, num_above=2, lower=0.00500..., upper=1.28...)
+    """
+
+    def __init__(self, report: CollapseReport, epsilon: float, delta: float) -> None:
+        self.report = report
+        self.epsilon = _check_nonnegative("at", "epsilon", epsilon)
+        self.delta = _check_delta("at", "delta", delta)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Which latents are collapsed, and of which the statistics leave it open.
+
+        Where ε is a threshold of the statistics or an edge of the histogram, all are decided but those that
+        KL values of NaN could tip. Elsewhere those are open whose critical ε has ε between its bounds.
+        """
+        surely, possibly = (self.report._collapsed(count, self.delta) for count in self._below)
+        return Verdict(_frozen(surely), _frozen(surely == possibly))
+
+    @property
+    def collapsed(self) -> _Bools:
+        """Which latents are collapsed, (K,).
+
+        Raises
+        ------
+        ValueError
+            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds
+            and no KL is NaN. :attr:`verdict` tells for which.
+        """
+        collapsed, decided = self.verdict
+        tipped = ~decided & (self.report.nan > 0)
+        if tipped.any():
+            raise ValueError(
+                f"CollapseAt.collapsed: the verdict on {_tables.share(tipped)} is open, because some KL "
+                "are NaN; verdict tells on which"
+            )
+        if not decided.all():
+            raise ValueError(
+                f"CollapseAt.collapsed: epsilon must be one of the thresholds, "
+                f"{self.report.thresholds.tolist()}, got {self.epsilon}, where the verdict on "
+                f"{_tables.share(~decided)} is open; verdict tells on which"
+            )
+        return collapsed
+
+    @cached_property
+    def fraction_below(self) -> Interval:
+        """The fraction of the samples whose KL is below ε (zero at ε = 0), (K,).
+
+        The bounds are equal, so the fraction exact, where ε is a threshold of the statistics or an edge of
+        the histogram, and no KL is NaN. Without samples they are NaN.
+        """
+        low, high = self._below
+        total = self.report.num_samples or np.nan
+        return Interval(_frozen(low / total), _frozen(high / total))
+
+    def confidence_interval(self, level: float = 0.95) -> Interval:
+        """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
+
+        That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
+        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε
+        is known only to bounds, it covers the intervals of both; without samples it is [0, 1].
+        """
+        level = check_number("CollapseAt.confidence_interval", "level", level, above=0, below=1)
+        return clopper_pearson(*self._below, self.report.num_samples, level)
+
+    def collapse_test(self, level: float = 0.95) -> NDArray[np.str_]:
+        """Tell what the samples prove of the population that they are drawn from, (K,).
+
+        ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
+        ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
+        level 0.95 no fewer than 368 samples prove a collapse. The level is that of one latent: for all K
+        statements to hold together, give 1 - 0.05/K.
+        """
+        lower, upper = self.confidence_interval(level)
+        return np.select(
+            [lower >= 1 - self.delta, upper < 1 - self.delta], ["collapsed", "not collapsed"], "undetermined"
+        )
+
+    @cached_property
+    def critical_epsilon(self) -> CriticalEpsilon:
+        """The critical ε of each latent at this δ: for every ε above it the latent is (ε, δ)-collapsed.
+
+        It is the (1 - δ) quantile of the latent's KL, order statistic number N - floor(δ N), where a product
+        that is an integer but for rounding counts as that integer. It lies in one bin of the histogram: in
+        [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the estimate is at most
+        1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are equal. Where some
+        values are NaN the bounds are those of all that these may be, from 0 to infinite if it is all, and the
+        estimate is that of the others.
+        """
+        report = self.report
+        rank = np.full(report.latent_dim, report.num_samples - _allowed(self.delta, report.num_samples))
+        lower, upper = report._order_statistic(rank - report.nan).lower, report._order_statistic(rank).upper
+        known = report._known
+        least, most = report._order_statistic(known - _allowed(self.delta, known))
+        # both may be infinite
+        width = np.subtract(most, least, where=least < most, out=np.zeros(report.latent_dim))
+        estimate = np.where(known > 0, least + width / 2, np.nan)
+        return CriticalEpsilon(*map(_frozen, (estimate, lower, upper)))
+
+    @cached_property
+    def critical_gap(self) -> CriticalGap | None:
+        """The largest gap between the critical ε of the latents, sorted.
+
+        The largest is that with the largest ratio of its ends, of the bounds that :attr:`critical_epsilon`
+        knows; below 0.001 nats all are taken for equal. It is clear if it spans a factor of ten. None where
+        there is no gap above 0.001 nats. Latents all of whose KL values are NaN are left out; one whose
+        critical ε is infinite is above every gap.
+        """
+        critical = self.critical_epsilon
+        known = ~np.isnan(critical.estimate)
+        lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
+        ends = lower[1:][np.isfinite(lower[1:])]
+        ratios = _gap_ratio(upper[: len(ends)], ends)
+        if not (ratios > 1).any():
+            return None
+        below = int(ratios.argmax()) + 1
+        return CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
+
+    def collapse_curve(self, epsilons: ArrayLike | None = None) -> CollapseCurve:
+        """Give the percentage of collapsed latents against ε at this δ, figures 5 to 11 of the paper.
+
+        Parameters
+        ----------
+        epsilons
+            Thresholds ε in nats, (P,). By default all those of the statistics and all edges of the histogram,
+            ascending: there the curve is exact.
+        """
+        if epsilons is None:
+            epsilons = _unstrict(self.report._knots[1:-1])
+        epsilons, _, lower, upper = self.report.collapse_surface(epsilons, [self.delta])
+        return CollapseCurve(epsilons, lower[:, 0], upper[:, 0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as numbers, strings, lists and dicts.
 
         ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and numbers that are not
-        finite, are ``None``. ``"gap"`` is that of :meth:`critical_gap`. ``"histogram"`` has the bins of
+        finite, are ``None``. ``"gap"`` is :attr:`critical_gap`. ``"histogram"`` has the bins of
         `lineavae.ops.histogram_edges` from the first to the last that any latent has a sample in: B + 1
         ``"edges"`` in nats, the last of which is ``None`` if infinite, and B ``"counts"`` per latent.
         """
-        verdict, gap = self.verdict(epsilon, delta), self.critical_gap(delta)
-        histogram = self.histogram
+        report, gap = self.report, self.critical_gap
+        histogram = report.histogram
         occupied = np.flatnonzero(histogram.any(0))
         first, end = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
         edges = histogram_edges()[first : end + 1].tolist()
         return {
-            "num_samples": self.num_samples,
-            "latent_dim": self.latent_dim,
-            "epsilon": float(epsilon),
-            "delta": float(delta),
-            "num_collapsed": int(verdict.collapsed.sum()),
-            "num_undecided": int((~verdict.decided).sum()),
-            "num_active": self.num_active(),
-            "num_infinite": int((self.infinite > 0).sum()),
-            "num_nan": int((self.nan > 0).sum()),
-            "is_wider_than_prior": self.is_wider_than_prior,
+            "num_samples": report.num_samples,
+            "latent_dim": report.latent_dim,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "num_collapsed": int(self.verdict.collapsed.sum()),
+            "num_undecided": int((~self.verdict.decided).sum()),
+            "num_active": report.num_active(),
+            "num_infinite": int((report.infinite > 0).sum()),
+            "num_nan": int((report.nan > 0).sum()),
+            "is_wider_than_prior": report.is_wider_than_prior,
             "gap": None if gap is None else {**gap._asdict(), "is_clear": gap.is_clear},
             "histogram": {
                 "edges": _io.finite(edges),
                 "counts": histogram[:, first:end].tolist(),
             },
-            "latents": _io.finite(self._columns(epsilon, delta)),
+            "latents": _io.finite(self._columns()),
         }
 
-    def to_json(
-        self, path: str | Path | None = None, epsilon: float = _EPSILON, delta: float = _DELTA
-    ) -> str:
+    def to_json(self, path: str | Path | None = None) -> str:
         """Give :meth:`to_dict` as strict JSON, and write it to a file, atomically, if a path is given."""
-        text = json.dumps(self.to_dict(epsilon, delta), allow_nan=False)
+        text = json.dumps(self.to_dict(), allow_nan=False)
         if path is not None:
             _io.write_text(Path(path), text + "\n")
         return text
 
-    def to_dataframe(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> DataFrame:
-        """Give a pandas DataFrame with one row per latent and the verdict at (ε, δ); needs pandas."""
+    def to_dataframe(self) -> DataFrame:
+        """Give a pandas DataFrame with one row per latent; needs pandas."""
         pandas = require("pandas", "dataframe")
-        frame: DataFrame = pandas.DataFrame(self._columns(epsilon, delta)).rename_axis("latent")
+        frame: DataFrame = pandas.DataFrame(self._columns()).rename_axis("latent")
         return frame.astype({"collapsed": "boolean"})
 
-    def _columns(self, epsilon: float, delta: float) -> dict[str, list[Any]]:
-        verdict, critical = self.verdict(epsilon, delta), self.critical_epsilon(delta)
-        collapsed = verdict.collapsed.astype(object)
-        collapsed[~verdict.decided] = None
-        counts = {
-            f"count_below_{threshold}": count
-            for threshold, count in zip(self.thresholds.tolist(), self.counts.T, strict=True)
-        }
-        columns = {
-            "collapsed": collapsed,
-            "collapse_test": self.collapse_test(epsilon, delta),
-            "critical_epsilon": critical.estimate,
-            "critical_epsilon_lower": critical.lower,
-            "critical_epsilon_upper": critical.upper,
-            "mean_kl": self.mean_kl,
-            "kl_variance": self.kl_variance,
-            "min_kl": self.min_kl,
-            "max_kl": self.max_kl,
-            "active": self.active_units(),
-            "classification": self.classification(),
-            "mean_of_mean": self.mean_of_mean,
-            "variance_of_mean": self.variance_of_mean,
-            "mean_variance": self.mean_variance,
-            "variance_of_variance": self.variance_of_variance,
-            "infinite": self.infinite,
-            "nan": self.nan,
-            **counts,
-        }
-        return {name: column.tolist() for name, column in columns.items()}
+    def plot_curve(self) -> Figure:
+        """Draw the percentage of collapsed latents against ε, with this ε marked; needs matplotlib."""
+        return _plots.plot_curve(self)
 
-    def plot_curve(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
-        """Draw the percentage of collapsed latents against ε, with ``epsilon`` marked; needs matplotlib."""
-        return _plots.plot_curve(self, epsilon, delta)
+    def plot_spectrum(self) -> Figure:
+        """Draw each latent's mean KL and critical ε, coloured by the verdict; needs matplotlib."""
+        return _plots.plot_spectrum(self)
 
-    def plot_spectrum(self, epsilon: float = _EPSILON, delta: float = _DELTA) -> Figure:
-        """Draw each latent's mean KL and critical ε, coloured by the (ε, δ)-verdict; needs matplotlib."""
-        return _plots.plot_spectrum(self, epsilon, delta)
-
-    def plot_surface(self) -> Figure:
-        """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
-        return _plots.plot_surface(self)
-
-    def summary(
-        self, epsilon: float = _EPSILON, delta: float = _DELTA, max_latents: int | None = 20
-    ) -> RenderableType:
-        """Give the printed report with the verdict at (ε, δ), for ``rich.print``.
+    def summary(self, max_latents: int | None = 20) -> RenderableType:
+        """Give the printed report, for ``rich.print``.
 
         Of more than ``max_latents`` latents, those with the largest and those with the smallest mean KL have
         a row, half of them each; None gives all latents a row.
         """
         if max_latents is not None:
-            max_latents = check_integer("CollapseReport.summary", "max_latents", max_latents, 0)
-        return _tables.summarize(self, epsilon, delta, max_latents)
+            max_latents = check_integer("CollapseAt.summary", "max_latents", max_latents, 0)
+        return _tables.summarize(self, max_latents)
+
+    @cached_property
+    def _below(self) -> tuple[_Ints, _Ints]:
+        """Bounds of the number of samples below ε, (K,) each."""
+        low, high = self.report._count_below(np.array([self.epsilon]))
+        return low[:, 0], high[:, 0]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        report, critical = self.report, self.critical_epsilon
+        collapsed = self.verdict.collapsed.astype(object)
+        collapsed[~self.verdict.decided] = None
+        counts = {
+            f"count_below_{threshold}": count
+            for threshold, count in zip(report.thresholds.tolist(), report.counts.T, strict=True)
+        }
+        columns = {
+            "collapsed": collapsed,
+            "collapse_test": self.collapse_test(),
+            "critical_epsilon": critical.estimate,
+            "critical_epsilon_lower": critical.lower,
+            "critical_epsilon_upper": critical.upper,
+            "mean_kl": report.mean_kl,
+            "kl_variance": report.kl_variance,
+            "min_kl": report.min_kl,
+            "max_kl": report.max_kl,
+            "active": report.active_units(),
+            "classification": report.classification(),
+            "mean_of_mean": report.mean_of_mean,
+            "variance_of_mean": report.variance_of_mean,
+            "mean_variance": report.mean_variance,
+            "variance_of_variance": report.variance_of_variance,
+            "infinite": report.infinite,
+            "nan": report.nan,
+            **counts,
+        }
+        return {name: column.tolist() for name, column in columns.items()}
 
     def __rich__(self) -> RenderableType:
         return self.summary()
@@ -619,7 +659,11 @@ class CollapseReport:
         printer.text(str(self))
 
     def __repr__(self) -> str:
-        return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"
+        report = self.report
+        return (
+            f"CollapseAt(epsilon={self.epsilon}, delta={self.delta}, "
+            f"num_samples={report.num_samples}, latent_dim={report.latent_dim})"
+        )
 
 
 def _gap_ratio(begin: ArrayLike, end: ArrayLike) -> _Floats:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lineavae._arguments import check_integer
+from lineavae._paper import EPSILON
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import Array, Posterior, as_posterior, warn_of_width
 from lineavae.collapse.report import CollapseReport
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 
-DEFAULT_THRESHOLDS = (0.0, 0.001, 0.01, 0.1, 1.0)
+DEFAULT_THRESHOLDS = (0.0, 0.001, EPSILON, 0.1, 1.0)
 
 _NAME = "CollapseStatistics"
 
@@ -47,7 +48,7 @@ class CollapseStatistics(Metric):
     >>> report = statistics.compute()
     >>> report
     CollapseReport(num_samples=1000, latent_dim=3)
-    >>> report.collapsed(epsilon=0.01, delta=0.01)
+    >>> report.at(epsilon=0.01, delta=0.01).collapsed
     array([False, False,  True])
     """
 

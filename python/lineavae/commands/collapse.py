@@ -26,10 +26,11 @@ from rich.table import Table
 
 from lineavae._io import atomic_path
 from lineavae._optional import require
+from lineavae._paper import DELTA, EPSILON
 from lineavae.commands._common import cannot_write, check_device, check_output, fail, show, show_json
 
 if TYPE_CHECKING:
-    from lineavae.collapse import CollapseReport
+    from lineavae.collapse import CollapseAt
     from lineavae.collapse.files import Shard
     from lineavae.collapse.names import Keys
     from lineavae.collapse.scan import ShardResults
@@ -57,10 +58,10 @@ def collapse(
     epsilon: Annotated[
         list[float],
         typer.Option(help="Threshold ε in nats; repeated, the first is that of the report."),
-    ] = [0.01],  # noqa: B006 (typer copies it)
+    ] = [EPSILON],  # noqa: B006 (typer copies it)
     delta: Annotated[
         float, typer.Option(help="Fraction δ, below 1, of the samples that may have a larger KL.")
-    ] = 0.01,
+    ] = DELTA,
     mean_key: Annotated[
         str | None, typer.Option(help="Name of the means; by default one of mean, mu, loc, qz_m, ...")
     ] = None,
@@ -155,9 +156,10 @@ def collapse(
             fail(f"{WIDE} --var-key and --std-key name them; --allow-wide takes them as they are")
         for warning in pooling_warnings(shards, each, thresholds.index(epsilon[0]), delta):
             typer.echo(f"warning: {warning}", err=True)
-        _show(report, epsilon[0], delta, shards, as_json, None if all_latents else 20)
+        at = report.at(epsilon[0], delta)
+        _show(at, shards, as_json, all_latents)
         if plot is not None:
-            _plot(report, epsilon[0], delta, plot, as_json)
+            _plot(at, plot, as_json)
     if results is not None and results.failure is not None:
         fail(f"{cannot_write(results.folder, results.failure)}; later files are not kept as finished", 1)
 
@@ -259,24 +261,18 @@ def _scan(
         )
 
 
-def _show(
-    report: CollapseReport,
-    epsilon: float,
-    delta: float,
-    shards: Sequence[Shard],
-    as_json: bool,
-    max_latents: int | None,
-) -> None:
-    curve = report.collapse_curve(delta, report.thresholds)
+def _show(at: CollapseAt, shards: Sequence[Shard], as_json: bool, all_latents: bool) -> None:
+    curve = at.collapse_curve(at.report.thresholds)
     if as_json:
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
         files = {"files": [shard.name for shard in shards], "rows": [shard.num_samples for shard in shards]}
-        show_json({**files, **report.to_dict(epsilon, delta), "curve": points})
-    table = Table("ε", "collapsed", title=f"at δ = {delta:g}", title_justify="left", box=SIMPLE_HEAD)
+        show_json({**files, **at.to_dict(), "curve": points})
+    table = Table("ε", "collapsed", title=f"at δ = {at.delta:g}", title_justify="left", box=SIMPLE_HEAD)
     for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
         table.add_row(f"{threshold:g}", f"{percent:.1f} %")
     pooled = [_pooled(shards)] if len(shards) > 1 else []
-    show(*pooled, report.summary(epsilon, delta, max_latents), table, err=as_json)
+    summary = at.summary(max_latents=None) if all_latents else at.summary()
+    show(*pooled, summary, table, err=as_json)
 
 
 def _pooled(shards: Sequence[Shard]) -> Table:
@@ -291,10 +287,10 @@ def _pooled(shards: Sequence[Shard]) -> Table:
     return table
 
 
-def _plot(report: CollapseReport, epsilon: float, delta: float, plot: Path, as_json: bool) -> None:
+def _plot(at: CollapseAt, plot: Path, as_json: bool) -> None:
     try:
         with atomic_path(plot) as temporary:
-            report.plot_curve(epsilon, delta).savefig(temporary, dpi=200)
+            at.plot_curve().savefig(temporary, dpi=200)
     except OSError as error:
         fail(cannot_write(plot, error), 1)
     show(str(plot), err=as_json)

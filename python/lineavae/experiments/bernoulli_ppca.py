@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport
 from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
 from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
@@ -37,9 +38,6 @@ Objective = Literal["analytic", "stochastic"]
 _COLOURS: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}
 
 _HISTORY_POINTS = 80
-
-# The paper's ε and δ.
-_EPSILON, _DELTA = 0.01, 0.01
 
 # Draws of the gradient by which its noise is judged.
 _GRADIENT_DRAWS = 10
@@ -82,7 +80,8 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
         elbo = model.elbo(x).mean().item()
         quantities[f"{objective}: ELBO"] = quantity(elbo, _NATS)
         report = _collapse(model, x)
-        live = config.latent_dim - report.collapsed(_EPSILON, _DELTA).sum()
+        at = report.at()
+        live = config.latent_dim - at.collapsed.sum()
         quantities[f"{objective}: KL"] = quantity(report.mean_kl.sum(), _NATS)
         quantities[f"{objective}: live latents"] = quantity(live, f"of {config.latent_dim}")
         bounds = list(_bounds(model, x, config))
@@ -93,7 +92,7 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
         curves |= {
             f"{objective}: ELBO": history.elbo,
             f"{objective}: bound": np.array(bounds),
-            f"{objective}: critical ε": np.sort(report.critical_epsilon(_DELTA).estimate)[::-1],
+            f"{objective}: critical ε": np.sort(at.critical_epsilon.estimate)[::-1],
         }
     final = curves["stochastic: ELBO"][-1]
     overtaken = curves["steps"][(curves["analytic: ELBO"] >= final).argmax()]
@@ -145,9 +144,9 @@ def plot(results: Results) -> Figure:
     bound.set_xlabel("posterior samples")
     bound.set_ylabel(_NATS)
     bound.legend(loc="upper left", frameon=False, fontsize=9)
-    spectrum.axhline(_EPSILON, color=BLACK, linestyle="--", linewidth=1, label=f"ε = {_EPSILON}")
+    spectrum.axhline(EPSILON, color=BLACK, linestyle="--", linewidth=1, label=f"ε = {EPSILON}")
     spectrum.set_yscale("log")
-    spectrum.set_title(f"KL of each latent, exceeded by {_DELTA:.0%} of images", loc="left", fontsize=10)
+    spectrum.set_title(f"KL of each latent, exceeded by {DELTA:.0%} of images", loc="left", fontsize=10)
     spectrum.set_xlabel("latent, in descending order")
     spectrum.set_ylabel("critical ε, nats")
     spectrum.legend(loc="lower left", frameon=False, fontsize=9)
@@ -207,7 +206,7 @@ def _train(
 @torch.no_grad()
 def _collapse(model: BernoulliLinearVAE, x: Tensor) -> CollapseReport:
     mean, logvar = model.encode(x)
-    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, [_EPSILON]), [_EPSILON])
+    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, [EPSILON]), [EPSILON])
 
 
 def _elbo_of_independent_pixels(x: Tensor) -> float:

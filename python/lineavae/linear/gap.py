@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import brentq
 
 from lineavae._arguments import check_number
+from lineavae._paper import EPSILON
 from lineavae.linear.closed_forms import log_density, optimal_encoder, principal_axes
 from lineavae.linear.elbo import exact_elbo
 from lineavae.linear.moments import Moments, check_features
@@ -26,9 +27,6 @@ from lineavae.linear.spectrum import Floats, Spectrum
 
 # In the order of the steps.
 PARTS = ("encoder", "rotation", "mean", "noise", "components", "collapsed")
-
-# Mean KL in nats below which a latent is collapsed: the paper's ε.
-EPSILON = 0.01
 
 # Spacing in log σ² of the points between which a maximum over σ² is looked for.
 _SPACING = 0.05
