@@ -47,6 +47,29 @@ OF_ARRAYS = {
     "logit_transform": lambda data: logit_transform(data.astype(np.uint8), seed=0),
 }
 
+OF_POSTERIORS = {
+    "gaussian_kl": gaussian_kl,
+    "collapse_statistics": lambda mean, logvar: collapse_statistics(mean, logvar, [0.01]),
+    "CollapseStatistics": lambda mean, logvar: CollapseStatistics(3).update(mean, logvar),
+    "std": lambda mean, std: CollapseStatistics(3).update(mean, std=std),
+    "PosteriorWriter": lambda mean, logvar: PosteriorWriter("of posteriors").write(mean, logvar),
+    "mutual_information": mutual_information,
+    "CollapseMonitor": lambda mean, logvar: CollapseMonitor().observe(mean, logvar),
+    "GaussianVAE": lambda mean, logvar: GaussianVAE(Gives(mean, logvar), nn.Linear(3, 3))(DENSE),
+}
+
+
+class Gives(nn.Module):
+    """An encoder that returns this posterior, whatever the data."""
+
+    def __init__(self, *posterior):
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x):
+        return self.posterior
+
+
 DENSE = torch.from_numpy(DATA).float()
 TENSORS = {
     "torch.sparse_coo": DENSE.to_sparse,
@@ -82,3 +105,24 @@ def test_masked_tensors(consumer):
 def test_tensors_that_are_not_dense(consumer, kind):
     with pytest.raises(TypeError, match=f"must be a dense tensor, torch.strided, got {kind}"):
         (CONSUMERS | OF_TENSORS)[consumer](special(kind))
+
+
+@pytest.mark.parametrize(
+    ("spread", "error", "message"),
+    [
+        (DENSE[:, :1], ValueError, r"must have the shape of (the encoder's )?mean, \(50, 3\), got \(50, 1\)"),
+        (DENSE.to("meta"), ValueError, "must be on the device of (the encoder's )?mean, cpu, got meta"),
+        (DENSE.int(), TypeError, r"must be float64, float32, bfloat16 or float16, got torch\.int32"),
+    ],
+)
+@pytest.mark.parametrize("taker", OF_POSTERIORS)
+def test_posteriors(taker, spread, error, message):
+    """Every taker of posteriors says the same of a wrong one."""
+    caller, name = ("CollapseStatistics", "std") if taker == "std" else (taker, "logvar")
+    with pytest.raises(error, match=f"^{caller}: (the encoder's )?{name} {message}"):
+        OF_POSTERIORS[taker](DENSE, spread)
+
+
+def test_writer_takes_one_dtype_as_the_statistics_do():
+    with pytest.raises(TypeError, match="PosteriorWriter: logvar must have the dtype of mean"):
+        PosteriorWriter("of posteriors").write(DENSE, DENSE.double())

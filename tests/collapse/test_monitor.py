@@ -373,7 +373,7 @@ class TestBadInput:
     def test_change_of_latent_dim(self):
         monitor = CollapseMonitor()
         monitor.observe(*window(LIVE, LIVE))
-        with pytest.raises(ValueError, match=r"\(N, K\) with K=2, that of earlier steps, got \(4, 3\)"):
+        with pytest.raises(ValueError, match=r"mean must have K=2 latents, got \(N, K\) = \(4, 3\)"):
             monitor.observe(*window(LIVE, LIVE, LIVE))
 
 

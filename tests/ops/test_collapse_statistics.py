@@ -677,7 +677,7 @@ DTYPE_RULE = "must be float64, float32, bfloat16 or float16, got"
         ({"logvar": HERE.double()}, TypeError, f"{OF_MEAN} torch.float32, got torch.float64"),
         ({"mean": HERE.half()}, TypeError, f"{OF_MEAN} torch.float16, got torch.float32"),
         ({"logvar": HERE.to("meta")}, ValueError, "logvar must be on the device of mean, {device}, got meta"),
-        ({"mean": HERE[0]}, ValueError, "mean must have shape (*models, N, K), got (3,)"),
+        ({"mean": HERE[0], "logvar": HERE[0]}, ValueError, "mean must have shape (*models, N, K), got (3,)"),
         (
             {"mean": IMAGE, "logvar": IMAGE, "event_dim": 4},
             ValueError,
@@ -685,7 +685,11 @@ DTYPE_RULE = "must be float64, float32, bfloat16 or float16, got"
         ),
         ({"event_dim": 0}, ValueError, "event_dim must be at least 1, got 0"),
         ({"event_dim": True}, TypeError, "event_dim must be an int, got bool"),
-        ({"mean": HERE[0, 0]}, ValueError, "mean must have shape (*models, N, K), got ()"),
+        (
+            {"mean": HERE[0, 0]},
+            ValueError,
+            "mean must have at least one dimension, the latents, got shape ()",
+        ),
         ({"logvar": HERE[:1]}, ValueError, "logvar must have the shape of mean, (5, 3), got (1, 3)"),
         ({"mean": HERE[None]}, ValueError, "logvar must have the shape of mean, (1, 5, 3), got (5, 3)"),
         ({"thresholds": 0.1}, TypeError, "thresholds must be a sequence of numbers or a tensor, got float"),

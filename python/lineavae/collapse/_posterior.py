@@ -15,14 +15,13 @@ from torch.distributions import Distribution, Independent, Normal
 
 from lineavae._arguments import check_integer, check_whole
 from lineavae.collapse.names import Keys, Spread
+from lineavae.ops._arguments import check_posterior, one_dtype
 
 # A tensor, or an array of NumPy or of any library that speaks DLPack or `__array__`.
 Array: TypeAlias = Any
 
 # What a mean may be: an array, or the whole posterior.
 Posterior: TypeAlias = "Array | Distribution"
-
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def as_posterior(
@@ -34,10 +33,11 @@ def as_posterior(
     event_dim: int | None,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Give means and log-variances, (N, K) each and detached; errors name ``caller`` and the argument.
+    """Give means and log-variances, (N, K) each, of one dtype and detached.
 
-    Arrays that are no tensors go to ``device``. Dtypes are those given; they are only widened to one where
-    log-variances had to be computed.
+    Arrays that are no tensors go to ``device``. Log-variances must have the dtype of the means, where under
+    autocast half precision is float32. Another spread may have another dtype: the result has the wider one.
+    Errors name ``caller`` and the argument.
     """
     if isinstance(mean, Distribution):
         if not (logvar is None and variance is None and std is None):
@@ -57,20 +57,15 @@ def as_posterior(
         event_dim = check_integer(caller, "event_dim", event_dim, 0)
     means = _as_tensor(caller, "mean", mean, device)
     spreads = _as_tensor(caller, kind, spread, means.device if device is None else device)
-    if means.shape != spreads.shape:
-        raise ValueError(
-            f"{caller}: {kind} must have the shape of mean, {tuple(means.shape)}, got {tuple(spreads.shape)}"
-        )
-    if means.device != spreads.device:
-        raise ValueError(
-            f"{caller}: {kind} must be on the device of mean, {means.device}, got {spreads.device}"
-        )
+    check_posterior(caller, {"mean": means, kind: spreads})
     try:
         rows = fold(means.shape, event_dim)
     except ValueError as error:
         raise ValueError(f"{caller}: mean {error}") from None
-    means, spreads = means.reshape(rows), spreads.reshape(rows)
+    means, spreads = means.detach().reshape(rows), spreads.detach().reshape(rows)
     if kind == "logvar":
+        if means.dtype != spreads.dtype:
+            means, spreads = one_dtype(caller, False, {"mean": means, kind: spreads})
         return means, spreads
     try:
         logvars = log_variance(kind, spreads)
@@ -78,6 +73,12 @@ def as_posterior(
         raise ValueError(f"{caller}: {error}") from None
     dtype = torch.promote_types(means.dtype, logvars.dtype)
     return means.to(dtype), logvars.to(dtype)
+
+
+def check_latent_dim(caller: str, mean: Tensor, latent_dim: int) -> None:
+    """Check that posterior means (N, K) are of as many latents as those before."""
+    if mean.shape[1] != latent_dim:
+        raise ValueError(f"{caller}: mean must have K={latent_dim} latents, got (N, K) = {tuple(mean.shape)}")
 
 
 def log_variance(kind: Spread, spread: Tensor, first_row: int = 0) -> Tensor:
@@ -186,24 +187,20 @@ def _parts_of(
 
 
 def _as_tensor(caller: str, name: str, value: Array, device: torch.device | None) -> Tensor:
-    check_whole(caller, name, value)
     if isinstance(value, Tensor):
-        tensor = value.detach()
-    elif isinstance(value, Mapping):
+        return value
+    check_whole(caller, name, value)
+    if isinstance(value, Mapping):
         raise TypeError(f"{caller}: {name} must be an array, got {_how_to_pass(value)}")
-    elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         strides = getattr(value, "strides", None)
         if isinstance(strides, tuple) and min(strides, default=0) < 0:
             value = value.copy()  # torch takes no negative strides
-        tensor = torch.utils.dlpack.from_dlpack(value)
-    elif hasattr(value, "__array__"):
-        tensor = _from_numpy(caller, name, np.asarray(value)).to(device)
-    else:
-        hint = ": a dict that is unpacked gives its names" if isinstance(value, str) else ""
-        raise TypeError(f"{caller}: {name} must be a tensor or an array, got {type(value).__name__}{hint}")
-    if tensor.dtype not in FLOATING:
-        raise TypeError(f"{caller}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-    return tensor
+        return torch.utils.dlpack.from_dlpack(value)
+    if hasattr(value, "__array__"):
+        return _from_numpy(caller, name, np.asarray(value)).to(device)
+    hint = ": a dict that is unpacked gives its names" if isinstance(value, str) else ""
+    raise TypeError(f"{caller}: {name} must be a tensor or an array, got {type(value).__name__}{hint}")
 
 
 def _from_numpy(caller: str, name: str, array: NDArray[Any]) -> Tensor:

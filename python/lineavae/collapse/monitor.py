@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lineavae._arguments import check_integer, check_number, check_whole
+from lineavae._arguments import check_integer, check_number
 from lineavae._paper import DELTA, EPSILON
 from lineavae._recomputation import recomputes
-from lineavae.collapse._posterior import WidePosteriorWarning
+from lineavae.collapse._posterior import WidePosteriorWarning, check_latent_dim
 from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
+from lineavae.ops._arguments import check_posterior
+
+_NAME = "CollapseMonitor"
 
 Extract = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -159,15 +162,15 @@ class CollapseMonitor:
         epsilon: float = EPSILON,
         delta: float = DELTA,
     ) -> None:
-        self.every = None if every is None else check_integer("CollapseMonitor", "every", every, 1)
-        self.epsilon = check_number("CollapseMonitor", "epsilon", epsilon, at_least=0)
-        self.delta = check_number("CollapseMonitor", "delta", delta, at_least=0, below=1)
+        self.every = None if every is None else check_integer(_NAME, "every", every, 1)
+        self.epsilon = check_number(_NAME, "epsilon", epsilon, at_least=0)
+        self.delta = check_number(_NAME, "delta", delta, at_least=0, below=1)
         self.step = 0
         self.last: CollapseCheck | None = None
         self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
         if not (self._log is None or callable(self._log)):
             raise TypeError(
-                "CollapseMonitor: log must be a function, a SummaryWriter of TensorBoard or None, "
+                f"{_NAME}: log must be a function, a SummaryWriter of TensorBoard or None, "
                 f"got {type(log).__name__}"
             )
         self._statistics: CollapseStatistics | None = None
@@ -223,7 +226,7 @@ class CollapseMonitor:
         self.check()
         if self.step == first_step:
             warnings.warn(
-                "CollapseMonitor: the watched module was not called in training mode; nothing was observed "
+                f"{_NAME}: the watched module was not called in training mode; nothing was observed "
                 "(posteriors that no forward returns are for observe(mean, logvar))",
                 RuntimeWarning,
                 stacklevel=3,
@@ -235,17 +238,15 @@ class CollapseMonitor:
 
         For models without a module whose output they are; :meth:`watch` calls it otherwise.
         """
-        _check_posterior(mean, logvar)
+        check_posterior(_NAME, {"mean": mean, "logvar": logvar})
+        if mean.ndim < 2:
+            raise ValueError(f"{_NAME}: mean must have shape (N, K) or (N, C, H, W), got {tuple(mean.shape)}")
         if recomputes():
             return
         mean, logvar = mean.flatten(1), logvar.flatten(1)
         if self._statistics is None:
             self._statistics = CollapseStatistics(mean.shape[1], [self.epsilon]).to(mean.device)
-        if mean.shape[1] != self._statistics.latent_dim:
-            raise ValueError(
-                f"CollapseMonitor: mean must have shape (N, K) with K={self._statistics.latent_dim}, "
-                f"that of earlier steps, got {tuple(mean.shape)}"
-            )
+        check_latent_dim(_NAME, mean, self._statistics.latent_dim)
         # a copy: the model may write to what it returned, and a CUDA graph will. Under autocast one of them
         # may be of half precision: it is widened
         self._pending.append(torch.stack([mean, logvar]))
@@ -324,26 +325,10 @@ def _pair(output: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         got = f"{len(output)} items" if isinstance(output, (tuple, list)) else type(output).__name__
         raise TypeError(
-            "CollapseMonitor: the output must be a pair of mean and logvar, or extract must make one of it, "
+            f"{_NAME}: the output must be a pair of mean and logvar, or extract must make one of it, "
             f"got {got}"
         )
     return output[0], output[1]
-
-
-def _check_posterior(mean: Tensor, logvar: Tensor) -> None:
-    for name, tensor in (("mean", mean), ("logvar", logvar)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"CollapseMonitor: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-        check_whole("CollapseMonitor", name, tensor)
-    if mean.ndim < 2:
-        raise ValueError(
-            f"CollapseMonitor: mean must have shape (N, K) or (N, C, H, W), got {tuple(mean.shape)}"
-        )
-    if logvar.shape != mean.shape:
-        raise ValueError(
-            f"CollapseMonitor: logvar must have the shape of mean, {tuple(mean.shape)}, "
-            f"got {tuple(logvar.shape)}"
-        )
 
 
 def _write_to(writer: SummaryWriter) -> Callable[[CollapseCheck], None]:

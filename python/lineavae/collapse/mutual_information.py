@@ -349,8 +349,6 @@ def _check_posteriors(mean: Tensor, logvar: Tensor) -> None:
         raise ValueError(
             f"{_NAME}: mean must have shape (N, K) with N >= 2 and K >= 1, got {tuple(mean.shape)}"
         )
-    if logvar.dtype != mean.dtype:
-        raise TypeError(f"{_NAME}: logvar must have the dtype of mean, {mean.dtype}, got {logvar.dtype}")
     _check_magnitude("mean", mean, _LARGEST_MEAN)
     _check_magnitude("logvar", logvar, _LARGEST_LOGVAR)
 

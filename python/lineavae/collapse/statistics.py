@@ -12,9 +12,10 @@ from torchmetrics import Metric
 from lineavae._arguments import check_integer
 from lineavae._paper import EPSILON
 from lineavae._recomputation import recomputes
-from lineavae.collapse._posterior import Array, Posterior, as_posterior, warn_of_width
+from lineavae.collapse._posterior import Array, Posterior, as_posterior, check_latent_dim, warn_of_width
 from lineavae.collapse.report import CollapseReport
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
+from lineavae.ops.collapse_statistics import count_checked
 
 DEFAULT_THRESHOLDS = (0.0, 0.001, EPSILON, 0.1, 1.0)
 
@@ -134,10 +135,7 @@ class CollapseStatistics(Metric):
         array([0.    , 0.3181])
         """
         means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim, self.device)
-        if means.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"{_NAME}: mean must have K={self.latent_dim} latents, got (N, K) = {tuple(means.shape)}"
-            )
+        check_latent_dim(_NAME, means, self.latent_dim)
         if means.device != self.device:
             raise ValueError(
                 f"{_NAME}: mean must be on the metric's device, {self.device}, got {means.device}; "
@@ -145,7 +143,7 @@ class CollapseStatistics(Metric):
             )
         if recomputes():
             return
-        batch = collapse_statistics(means, logvars, self.thresholds)
+        batch = count_checked(means, logvars, self.thresholds)
         self.counts = self.counts + batch.counts
         self.histogram = self.histogram + batch.histogram
         self.moments = merge_moments(torch.stack([self.moments, batch.moments]))

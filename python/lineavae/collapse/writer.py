@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lineavae._arguments import check_integer
 from lineavae._tensor_file import write_tensors
-from lineavae.collapse._posterior import Array, Posterior, as_posterior
+from lineavae.collapse._posterior import Array, Posterior, as_posterior, check_latent_dim
 
 _NAME = "PosteriorWriter"
 _KIND = "posterior"
@@ -93,11 +93,7 @@ class PosteriorWriter:
         means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim)
         if self._latent_dim is None:
             self._latent_dim = means.shape[1]
-        if means.shape[1] != self._latent_dim:
-            raise ValueError(
-                f"{_NAME}: mean must have K={self._latent_dim} latents, as before, "
-                f"got (N, K) = {tuple(means.shape)}"
-            )
+        check_latent_dim(_NAME, means, self._latent_dim)
         self._pending.append((means.to("cpu", copy=True), logvars.to("cpu", copy=True)))
         self._pending_rows += len(means)
         self.num_samples += len(means)

@@ -24,7 +24,7 @@ from lineavae.ops import (
     gaussian_log_likelihood,
     reparameterized_kl,
 )
-from lineavae.ops._arguments import widen, without_autocast
+from lineavae.ops._arguments import check_posterior, widen, without_autocast
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -382,15 +382,11 @@ class GaussianVAE(nn.Module):
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
         """Means and log-variances of x as (N, K), and the shape that the decoder takes: (K,) or spatial."""
         mean, logvar = self.encode(x)
-        for name, tensor in (("mean", mean), ("logvar", logvar)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"GaussianVAE: the encoder's {name} must be a torch.Tensor, got {type(tensor).__name__}"
-                )
-        if mean.ndim < 2 or mean.shape[0] != x.shape[0] or logvar.shape != mean.shape:
+        check_posterior("GaussianVAE", {"the encoder's mean": mean, "the encoder's logvar": logvar})
+        if mean.ndim < 2 or mean.shape[0] != x.shape[0]:
             raise ValueError(
-                "GaussianVAE: the encoder's mean and logvar must have one shape, (N, K) or (N, C, H, W) with "
-                f"N={x.shape[0]}, got {tuple(mean.shape)} and {tuple(logvar.shape)}"
+                "GaussianVAE: the encoder's mean must have shape (N, K) or (N, C, H, W) with "
+                f"N={x.shape[0]}, got {tuple(mean.shape)}"
             )
         if self.closed_form and mean.ndim > 2:
             raise ValueError(

@@ -23,24 +23,53 @@ _FLOATING = (torch.float32, torch.float64, *_HALF)
 
 def check_tensors(op: str, check_finite: bool, **tensors: Tensor) -> list[Tensor]:
     """Check that the arguments are floating tensors of one dtype on one device; float32 under autocast."""
+    _check_floating(op, tensors)
+    return one_dtype(op, check_finite, tensors)
+
+
+def check_posterior(caller: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that mean and log-variance, or another spread, are floating tensors of one shape on one device.
+
+    Every taker of posteriors asks this, and most `one_dtype` after it.
+    """
+    _check_floating(caller, tensors)
+    (mean_name, mean), (name, spread) = tensors.items()
+    if mean.ndim == 0:
+        raise ValueError(f"{caller}: {mean_name} must have at least one dimension, the latents, got shape ()")
+    if spread.shape != mean.shape:
+        raise ValueError(
+            f"{caller}: {name} must have the shape of {mean_name}, {tuple(mean.shape)}, "
+            f"got {tuple(spread.shape)}"
+        )
+
+
+def _check_floating(caller: str, tensors: Mapping[str, Tensor]) -> None:
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
-        check_whole(op, name, tensor)
+            raise TypeError(f"{caller}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        check_whole(caller, name, tensor)
         if tensor.dtype not in _FLOATING:
-            raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+            raise TypeError(
+                f"{caller}: {name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}"
+            )
         if tensor.device != first.device:
             raise ValueError(
-                f"{op}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}"
+                f"{caller}: {name} must be on the device of {first_name}, {first.device}, got {tensor.device}"
             )
+
+
+def one_dtype(op: str, check_finite: bool, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give checked tensors, which must be of one dtype once half precision is float32 under autocast."""
     values = list(tensors.values())
-    if _has_autocast(first.device.type) and torch.is_autocast_enabled(first.device.type):
+    device_type = values[0].device.type
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         values = [widen(tensor) for tensor in values]
     for name, tensor in zip(tensors, values, strict=True):
         if tensor.dtype != values[0].dtype:
             raise TypeError(
-                f"{op}: {name} must have the dtype of {first_name}, {values[0].dtype}, got {tensor.dtype}"
+                f"{op}: {name} must have the dtype of {next(iter(tensors))}, {values[0].dtype}, "
+                f"got {tensor.dtype}"
             )
         if check_finite:
             _check_finite(op, name, tensor)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer, check_number
-from lineavae.ops._arguments import check_tensors, has_native, widen
+from lineavae.ops._arguments import has_native, widen
 from lineavae.ops._differentiable import Operator
+from lineavae.ops.gaussian_kl import check_latents
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
 
 _ext.load()
@@ -85,12 +86,8 @@ def collapse_statistics(
     >>> statistics.maximum
     tensor([0.5000, 0.0050], dtype=torch.float64)
     """
-    mean, logvar = check_tensors(_OP, False, mean=mean, logvar=logvar)
+    mean, logvar = check_latents(_OP, mean, logvar, False)
     event_dim = _check_event_dim(event_dim, mean)
-    if mean.shape != logvar.shape:
-        raise ValueError(
-            f"{_OP}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
-        )
     for name, tensor in (("mean", mean), ("logvar", logvar)):
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise ValueError(
@@ -98,7 +95,13 @@ def collapse_statistics(
                 "detach it or call this under torch.no_grad()"
             )
     thresholds = _check_thresholds(thresholds, mean.device)
-    mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
+    return count_checked(mean.flatten(-event_dim), logvar.flatten(-event_dim), thresholds, histogram)
+
+
+def count_checked(
+    mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool = True
+) -> LatentStatistics:
+    """`collapse_statistics` of (*models, N, K) whose arguments are known to be right."""
     if not has_native(_OP, mean.device):
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lineavae.ops._arguments import check_event_dim, check_latent_weight
-from lineavae.ops.gaussian_kl import check_posterior, gaussian_kl_per_dimension
+from lineavae.ops.gaussian_kl import check_latents, gaussian_kl_per_dimension
 
 _OP = "free_bits_kl"
 
@@ -70,7 +70,7 @@ def free_bits_kl(
     >>> free_bits_kl(mean, torch.zeros(2, 2), 0.1)
     (tensor(1.1000), tensor(1.0100))
     """
-    mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
+    mean, logvar = check_latents(_OP, mean, logvar, check_finite)
     event_dim = check_event_dim(_OP, "mean", mean, event_dim)
     if mean.ndim <= event_dim or mean.shape[-event_dim - 1] == 0:
         event = "K" if event_dim == 1 else "*event"

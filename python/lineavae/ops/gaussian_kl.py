@@ -14,8 +14,9 @@ from lineavae import _ext, reference
 from lineavae.ops._arguments import (
     check_event_dim,
     check_latent_weight,
-    check_tensors,
+    check_posterior,
     has_native,
+    one_dtype,
     per_latent,
     scale,
     widen,
@@ -81,7 +82,7 @@ def gaussian_kl(
     >>> gaussian_kl(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
     tensor([0.5000, 0.0000])
     """
-    mean, logvar = check_posterior("gaussian_kl", mean, logvar, check_finite)
+    mean, logvar = check_latents("gaussian_kl", mean, logvar, check_finite)
     event_dim = check_event_dim("gaussian_kl", "mean", mean, event_dim)
     kl_weight = check_latent_weight("gaussian_kl", "kl_weight", kl_weight, mean, event_dim, check_finite)
     if event_dim > 1:
@@ -133,23 +134,18 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     >>> gaussian_kl_per_dimension(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([[0.5000, 0.0000]])
     """
-    mean, logvar = check_posterior("gaussian_kl_per_dimension", mean, logvar, check_finite)
+    mean, logvar = check_latents("gaussian_kl_per_dimension", mean, logvar, check_finite)
     if not has_native("gaussian_kl_per_dimension", mean.device):
         return _widened(reference.gaussian_kl_per_dimension)(mean, logvar)
     rows: Tensor = _GaussianKLPerDimension.apply(_as_rows(mean), _as_rows(logvar))
     return rows if mean.ndim == 2 else rows.reshape(mean.shape)
 
 
-def check_posterior(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
+def check_latents(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> list[Tensor]:
     """Check that both are floating (..., K) of one shape, dtype and device; float32 under autocast."""
-    checked = check_tensors(op, check_finite, mean=mean, logvar=logvar)
-    if mean.ndim == 0:
-        raise ValueError(f"{op}: mean must have at least one dimension, the latents, got shape ()")
-    if mean.shape != logvar.shape:
-        raise ValueError(
-            f"{op}: logvar must have the shape of mean, {tuple(mean.shape)}, got {tuple(logvar.shape)}"
-        )
-    return checked
+    posterior = {"mean": mean, "logvar": logvar}
+    check_posterior(op, posterior)
+    return one_dtype(op, check_finite, posterior)
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

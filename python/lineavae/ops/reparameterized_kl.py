@@ -19,7 +19,7 @@ from lineavae.ops._arguments import (
 )
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._registration import register_autocast
-from lineavae.ops.gaussian_kl import check_posterior
+from lineavae.ops.gaussian_kl import check_latents
 
 _ext.load()
 
@@ -104,7 +104,7 @@ def reparameterized_kl(
     >>> kl
     tensor([0.5000, 0.0000])
     """
-    mean, logvar = check_posterior(_OP, mean, logvar, check_finite)
+    mean, logvar = check_latents(_OP, mean, logvar, check_finite)
     num_samples = check_integer(_OP, "num_samples", num_samples, 1)
     event_dim = check_event_dim(_OP, "mean", mean, event_dim)
     event = mean.shape[mean.ndim - event_dim :]
