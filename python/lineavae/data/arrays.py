@@ -40,9 +40,9 @@ def read_samples(path: str | Path, key: str | None = None) -> Iterator[tuple[Pat
     Yields
     ------
     Path, ndarray or Tensor
-        A file, the files of a folder in the order of their names, and the next of its samples, (n, D): of
-        arrays with more dimensions, the first counts the samples and the others are flattened. Of a member
-        of an ``.npz`` file in Fortran order, all samples are one block.
+        A file, and its next samples, (n, D); the files of a folder come in the order of their names. The
+        first dimension of an array counts the samples, all others are flattened. A member of an ``.npz`` file
+        in Fortran order comes as one block.
 
     Raises
     ------

@@ -45,7 +45,7 @@ class LatentDimensionsConfig(Config):
     trained_latent_dims
         Values of K, all among ``latent_dims``, at which a linear VAE is trained by its analytic ELBO.
     steps, learning_rate
-        Of that training: full-batch steps of Adam.
+        Full-batch steps of Adam in that training.
     """
 
     latent_dims: tuple[int, ...]

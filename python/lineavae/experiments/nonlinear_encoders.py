@@ -63,7 +63,7 @@ class NonlinearEncodersConfig(Config):
     hidden
         Widths of the two hidden layers; an encoder with one has the first.
     epochs, batch_size
-        Of the training by Adam.
+        Epochs of Adam, and the samples of each of its steps.
     learning_rates
         Grid, from which each encoder takes what ends with the best ELBO.
     """

@@ -376,7 +376,7 @@ class _Problem:
         return points.detach()
 
     def judge(self, points: Tensor, maximum: float) -> tuple[Array, Array, Array]:
-        """Of the stationary ones: nats below the maximum, largest curvature, largest cosine of two columns.
+        """Give for each stationary one: nats below the maximum, largest curvature and cosine of two columns.
 
         Columns that are short beside the noise count as orthogonal to all others.
         """

@@ -114,7 +114,7 @@ def decompose_gap(model: LinearModel, moments: Moments, epsilon: float = EPSILON
     3. ``mean``: μ becomes the mean of the data.
     4. ``noise``: σ² becomes the best of this W.
     5. ``components``: W and σ² become the best of as many latents as are live now. A latent of the rotated
-       model is live if its mean KL, with the model's own σ², is at least ε. Where the collapsed ones hold so
+       model is live if its mean KL, with the model's own σ², is at least ε. If the collapsed ones hold so
        much that this would be a step down, nothing is done.
     6. ``collapsed``: W and σ² become the best of all K latents.
 

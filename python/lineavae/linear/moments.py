@@ -54,7 +54,7 @@ class Moments:
     """Number of samples, mean and biased covariance of a dataset, collected in one pass and mergeable.
 
     ``Moments()`` has seen no data; :meth:`update` adds rows in place, every other method leaves its object as
-    it is. Of N <= D samples the covariance is held as a factor of N - 1 columns; no D x D matrix is formed.
+    it is. The covariance of N <= D samples is held as a factor of N - 1 columns; no D x D matrix is formed.
 
     Notes
     -----
@@ -270,8 +270,8 @@ class Moments:
         Returns
         -------
         eigenvalues : Tensor
-            (r,), float64, descending, >= 0. Of N <= D samples, r is N - 1 and all other eigenvalues are zero;
-            of more, r is D.
+            (r,), float64, descending, >= 0. If N <= D, r is N - 1 and all other eigenvalues are zero; else r
+            is D.
         eigenvectors : Tensor
             (D, r), float64, orthonormal columns. The entry of largest magnitude of each is positive, the
             first one of several that are equal up to 1e-6.

@@ -55,8 +55,8 @@ class Stability:
     noise : {"fixed", "learned"}
         Whether σ² is a parameter beside W.
     kind : {"maximum", "saddle", "minimum"}
-        Of the likelihood. The ELBO, with V and log d as further parameters, has a maximum or a saddle with
-        it, and a saddle where the likelihood has a minimum.
+        What the point is for the likelihood. For the ELBO, with V and log d as further parameters, a maximum
+        and a saddle are the same, and a minimum is a saddle.
     index : int
         Number of positive eigenvalues of the Hessian, the same for the likelihood and the ELBO.
     curvature : Tensor

@@ -305,13 +305,13 @@ class Stationarity:
     Attributes
     ----------
     likelihood_weight : float
-        Of the log-likelihood by W, σ ‖C⁻¹ (S C⁻¹ W - W)‖: equation 11.
+        By W, of the log-likelihood: σ ‖C⁻¹ (S C⁻¹ W - W)‖: equation 11.
     likelihood_log_sigma2 : float
-        Of the log-likelihood by log σ².
+        By log σ², of the log-likelihood.
     weight, encoder, log_d : float
-        Of the ELBO by W, V and log d: equations 23, 22 and 21.
+        By W, V and log d, of the ELBO: equations 23, 22 and 21.
     mu, log_sigma2 : float
-        Of the ELBO by μ and log σ².
+        By μ and log σ², of the ELBO.
 
     Examples
     --------

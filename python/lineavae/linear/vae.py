@@ -138,10 +138,10 @@ class LinearVAE(LinearModule):
         Notes
         -----
         Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
-        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. Of moments
-        this is a sum of squares over a factor of the covariance, without cancellation, where the rounding of
-        that operator is one of tr S / σ². The operator, which :meth:`fit` follows, is for a training loop: in
-        float32 it takes a third of the time.
+        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. From
+        moments it is a sum of squares over a factor of the covariance, without cancellation, while the
+        operator is off by the rounding of tr S / σ². :meth:`fit` uses the operator, which takes a third of
+        the time in float32.
         """
         _check_data("elbo", data)
         parameters = LinearParameters.of(self)

@@ -35,11 +35,11 @@ class ObservationNoise(nn.Module):
         evaluation. Each of several processes takes that of its own batch.
     shape
         () for one σ², or (1,), as ``fully_shard`` takes no scalar; otherwise what broadcasts against one x:
-        (D,) for one per feature, (C, 1, 1) for one per channel of images. Of states with () and with one
-        element, such as (1,), each loads into the other.
+        (D,) for one per feature, (C, 1, 1) for one per channel of images. A saved () loads into a noise with
+        one element, such as (1,), and the other way round.
     momentum
-        Of the closed form: how much of σ² a batch replaces. 1 takes each batch's own, below 1 a running mean.
-        A batch whose σ² is not finite gets that, but nothing of it stays.
+        How much of σ² a batch replaces, in the closed form: 1 takes the σ² of each batch, a value below 1
+        makes a running mean. A σ² that is not finite is returned for its batch, but is not kept.
     floor
         The closed form's least value: a perfect reconstruction would make the likelihood infinite.
 
@@ -67,8 +67,8 @@ class ObservationNoise(nn.Module):
 
     Notes
     -----
-    Under gradient checkpointing the second pass takes in nothing and gives the σ² of the first. Of a running
-    mean up to 16 batches may wait for their backward.
+    Under gradient checkpointing the second pass changes nothing and gives the σ² of the first. With a running
+    mean, up to 16 batches may wait for their backward.
     """
 
     log_sigma2: Tensor
@@ -128,8 +128,8 @@ class ObservationNoise(nn.Module):
         Returns
         -------
         Tensor
-            Of this noise's ``shape``. That of the closed form carries no gradient. With ``momentum`` 1 none
-            is missing: above the floor the ELBO is stationary in it.
+            log σ², of this noise's ``shape``. In the closed form it carries no gradient. With ``momentum`` 1
+            and σ² above the floor, none is missing: the ELBO is stationary in it.
         """
         if self.kind == "closed_form" and self.training:
             return self._take_in(self.tuned(x, x_hat, variance).clamp(min=self.floor))

@@ -173,8 +173,8 @@ class GaussianVAE(nn.Module):
             step to step of a compiled model; the value of a tensor is not checked.
         free_bits
             KL in nats that each latent has for free: its mean over the batch, that of this process, counts as
-            at least this much (Kingma et al. 2016). Of a spatial posterior that is each channel at each
-            position.
+            at least this much (Kingma et al. 2016). In a spatial posterior, each channel at each position is
+            a latent.
         capacity
             Target C of the KL: the penalty is β |KL - C| with the batch's mean KL (Burgess et al. 2018).
         num_draws
@@ -225,7 +225,8 @@ class GaussianVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give the posteriors of x: means and log-variances, (N, K) each or spatial.
 
-        Of one tensor from the encoder, (N, 2K) or (N, 2C, H, W), the first half of dimension 1 is the mean.
+        Where the encoder returns one tensor, (N, 2K) or (N, 2C, H, W), the mean is the first half of
+        dimension 1.
 
         Raises
         ------

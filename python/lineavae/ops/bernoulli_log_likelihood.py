@@ -37,8 +37,8 @@ def bernoulli_log_likelihood(
     Parameters
     ----------
     x
-        Data, (N, D) or (*models, N, *event): zeros and ones, or anything between. Of integers, as of images,
-        make probabilities first: ``images / 255``.
+        Data, (N, D) or (*models, N, *event): zeros and ones, or anything between. Integer images
+        must be turned into probabilities first: ``images / 255``.
     logits
         Logits a of the probabilities, of the shape of x. Leading dimensions broadcast: one x (N, D) serves
         many models, or many posterior samples of one, (S, N, D). Both arguments share one dtype, float64,

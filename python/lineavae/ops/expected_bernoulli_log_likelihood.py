@@ -48,7 +48,7 @@ def expected_bernoulli_log_likelihood(
     Parameters
     ----------
     x
-        Data, (*models, N, D): zeros and ones, or anything between. Of integers, as of images, make
+        Data, (*models, N, D): zeros and ones, or anything between. Integer images must be turned into
         probabilities first: ``images / 255``. All tensors share one dtype and device.
     mean, logvar
         Posterior means μ and log-variances log v, (*models, N, K).
