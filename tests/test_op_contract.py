@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineavae import _ext
 from lineavae.ops import (
-    _arguments,
+    _dispatch,
     gaussian_kl,
     gaussian_kl_per_dimension,
     linear_vae_elbo_from_moments,
@@ -778,9 +778,9 @@ def test_check_finite_names_a_weight_and_index(spec, case, device):
 @pytest.fixture
 def no_kernels(monkeypatch):
     monkeypatch.setattr(_ext, "has_kernel", lambda op, device_type: False)
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
     yield
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)

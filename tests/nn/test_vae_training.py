@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lineavae import _ext
 from lineavae.data import load_mnist5k
 from lineavae.nn import GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
-from lineavae.ops import LatentStatistics, _arguments, collapse_statistics
+from lineavae.ops import LatentStatistics, _dispatch, collapse_statistics
 
 
 def logit_mnist(num_samples: int) -> Tensor:
@@ -67,10 +67,10 @@ def test_reference_operators_train_alike(kind: str, linear: bool, monkeypatch: p
     data = logit_mnist(1000)
     ours = train(make_vae(kind=kind, linear=linear), data, 30, lr=1e-3)
     monkeypatch.setattr(_ext, "has_kernel", lambda op, device_type: False)
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
     with pytest.warns(RuntimeWarning, match="has no native kernel"):
         reference = train(make_vae(kind=kind, linear=linear), data, 30, lr=1e-3)
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
     assert ours == pytest.approx(reference, rel=1e-4)
     assert ours[-1] < ours[0]
 

@@ -15,12 +15,13 @@ from torch.autograd import forward_ad
 from lineavae import _ext, reference
 from lineavae.linear import LinearVAE
 from lineavae.ops import (
-    _arguments,
+    _dispatch,
     collapse_statistics,
     gaussian_kl_per_dimension,
     histogram_edges,
     merge_moments,
 )
+from lineavae.ops._tensors import widen
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 THRESHOLDS = (0.5, 0.0, 0.01)
@@ -625,9 +626,9 @@ def test_forward_mode_raises(device):
 @pytest.fixture
 def no_kernels(monkeypatch):
     monkeypatch.setattr(_ext, "has_kernel", lambda op, device_type: False)
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
     yield
-    _arguments._warn_reference.cache_clear()
+    _dispatch._warn_reference.cache_clear()
 
 
 @each_histogram
@@ -636,7 +637,7 @@ def test_the_reference_stands_in_and_says_so_once(dtype, histogram, device, no_k
     posterior = make_posterior((60, 5), dtype, device)
     posterior[0][2, 1], posterior[0][3, 2] = math.nan, math.inf
     # the reference's KL values are not the kernel's to the last bit: at 0 they are, and it counts its own
-    kl = reference.gaussian_kl_per_dimension(*map(_arguments.widen, posterior)).double().cpu().numpy()
+    kl = reference.gaussian_kl_per_dimension(*map(widen, posterior)).double().cpu().numpy()
     thresholds = [0.0, 1e6, *np.unique(kl[np.isfinite(kl)])[::6][:62].tolist()]
     with pytest.warns(RuntimeWarning, match=f"collapse_statistics has no native kernel for {device}"):
         statistics = collapse_statistics(*posterior, thresholds, histogram=histogram)

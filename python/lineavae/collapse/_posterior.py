@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from lineavae._arguments import check_integer, check_whole
 from lineavae.collapse.names import Keys, Spread
-from lineavae.ops._arguments import check_posterior, one_dtype
+from lineavae.ops._tensors import check_posterior, one_dtype
 
 # A tensor, or an array of NumPy or of any library that speaks DLPack or `__array__`.
 Array: TypeAlias = Any

@@ -19,7 +19,7 @@ from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import WidePosteriorWarning, check_latent_dim
 from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
-from lineavae.ops._arguments import check_posterior
+from lineavae.ops._tensors import check_posterior
 
 _NAME = "CollapseMonitor"
 

@@ -17,8 +17,8 @@ from lineavae.ops import (
     linear_vae_elbo_from_factor,
     linear_vae_elbo_from_moments,
 )
-from lineavae.ops._arguments import has_native
 from lineavae.ops._differentiable import raw
+from lineavae.ops._dispatch import has_native
 
 
 def encode(parameters: LinearParameters, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._recomputation import recomputes_on_device
-from lineavae.ops._arguments import widen
+from lineavae.ops._tensors import widen
 
 # Batches of a running mean whose backward, with the recomputation of their σ², may still be to come.
 _NUM_PENDING = 16

@@ -24,7 +24,8 @@ from lineavae.ops import (
     gaussian_log_likelihood,
     reparameterized_kl,
 )
-from lineavae.ops._arguments import check_posterior, widen, without_autocast
+from lineavae.ops._dispatch import without_autocast
+from lineavae.ops._tensors import check_posterior, widen
 
 _LOG_2_PI = math.log(2 * math.pi)
 

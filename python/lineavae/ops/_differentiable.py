@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
-from lineavae.ops._arguments import without_autocast
+from lineavae.ops._dispatch import without_autocast
 
 _library = torch.library.Library("lineavae", "IMPL")
 

@@ -10,21 +10,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext
-from lineavae.ops._arguments import (
-    broadcast_models,
-    check_beta,
-    check_num_features,
-    check_parameters,
-    check_shape,
-    check_tensors,
-    flatten_models,
-    flatten_shared,
-    has_native,
-    widen,
-    without_autocast,
-)
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._dispatch import has_native, without_autocast
+from lineavae.ops._linear import check_num_features, check_parameters
+from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared
 from lineavae.ops._registration import register_rules
+from lineavae.ops._tensors import check_shape, check_tensors, widen
+from lineavae.ops._weights import check_beta
 
 _ext.load()
 

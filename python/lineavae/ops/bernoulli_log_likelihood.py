@@ -8,19 +8,11 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import (
-    broadcast_models,
-    check_probabilities,
-    check_tensors,
-    flatten_data,
-    flatten_models,
-    flatten_shared,
-    has_native,
-    sum_over_shared,
-    widen,
-)
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._dispatch import has_native
+from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared, sum_over_shared
 from lineavae.ops._registration import register_rules
+from lineavae.ops._tensors import check_probabilities, check_tensors, flatten_data, widen
 
 _ext.load()
 _backward_op = raw("bernoulli_log_likelihood_backward")

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer, check_number
-from lineavae.ops._arguments import has_native, widen
 from lineavae.ops._differentiable import Operator
+from lineavae.ops._dispatch import has_native
+from lineavae.ops._tensors import widen
 from lineavae.ops.gaussian_kl import check_latents
 from lineavae.reference.collapse_statistics import NUM_BINS, NUM_MOMENTS, LatentStatistics
 

@@ -11,20 +11,12 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import (
-    broadcast_models,
-    check_linear_decoder,
-    check_noise,
-    check_tensors,
-    flatten_models,
-    flatten_noise,
-    flatten_shared,
-    has_native,
-    sum_over_shared,
-    widen,
-    without_autocast,
-)
 from lineavae.ops._differentiable import differentiable, raw
+from lineavae.ops._dispatch import has_native, without_autocast
+from lineavae.ops._linear import check_linear_decoder
+from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared, sum_over_shared
+from lineavae.ops._noise import check_noise, flatten_noise
+from lineavae.ops._tensors import check_tensors, widen
 
 _ext.load()
 _forward_op = raw("gaussian_log_likelihood")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lineavae.ops._arguments import check_event_dim, check_latent_weight
+from lineavae.ops._tensors import check_event_dim
+from lineavae.ops._weights import check_latent_weight
 from lineavae.ops.gaussian_kl import check_latents, gaussian_kl_per_dimension
 
 _OP = "free_bits_kl"

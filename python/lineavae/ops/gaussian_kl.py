@@ -11,18 +11,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lineavae import _ext, reference
-from lineavae.ops._arguments import (
-    check_event_dim,
-    check_latent_weight,
-    check_posterior,
-    has_native,
-    one_dtype,
-    per_latent,
-    scale,
-    widen,
-)
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._dispatch import has_native
 from lineavae.ops._registration import register_rules
+from lineavae.ops._tensors import check_event_dim, check_posterior, one_dtype, widen
+from lineavae.ops._weights import check_latent_weight, per_latent, scale
 
 _ext.load()
 

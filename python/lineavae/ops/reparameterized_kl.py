@@ -9,16 +9,11 @@ from torch import Tensor
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer
-from lineavae.ops._arguments import (
-    check_event_dim,
-    check_latent_weight,
-    has_native,
-    per_latent,
-    scale,
-    widen,
-)
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
+from lineavae.ops._dispatch import has_native
 from lineavae.ops._registration import register_autocast
+from lineavae.ops._tensors import check_event_dim, widen
+from lineavae.ops._weights import check_latent_weight, per_latent, scale
 from lineavae.ops.gaussian_kl import check_latents
 
 _ext.load()
