@@ -54,7 +54,7 @@ def report_of(*arguments):
 
 def expected_report(posterior, thresholds, epsilon, delta):
     statistics = collapse_statistics(posterior["mean"], posterior["logvar"], thresholds)
-    return CollapseReport.from_statistics(statistics, thresholds).at(epsilon, delta).to_dict()
+    return CollapseReport(statistics, thresholds).at(epsilon, delta).to_dict()
 
 
 def test_json_is_the_report_of_all_rows(tmp_path):

@@ -38,7 +38,7 @@ DELTAS = [0.0, 0.001, 0.01, 0.1, 0.29, 0.5, 0.999]
 
 
 def report_of(mean: Tensor, logvar: Tensor, thresholds: list[float] = THRESHOLDS) -> CollapseReport:
-    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, thresholds), thresholds)
+    return CollapseReport(collapse_statistics(mean, logvar, thresholds), thresholds)
 
 
 def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseReport:
@@ -56,7 +56,7 @@ def report_of_kl(kl: NDArray[np.float64], thresholds: list[float]) -> CollapseRe
         infinite=torch.tensor([np.isinf(c).sum() for c in columns]),
         nan=torch.tensor([len(kl) - len(c) for c in columns]),
     )
-    return CollapseReport.from_statistics(statistics, thresholds)
+    return CollapseReport(statistics, thresholds)
 
 
 def report_of_counts(below: Sequence[int] | NDArray[np.int64], num_samples: int) -> CollapseReport:
@@ -75,7 +75,7 @@ def report_of_counts(below: Sequence[int] | NDArray[np.int64], num_samples: int)
         infinite=torch.zeros_like(counts),
         nan=torch.zeros_like(counts),
     )
-    return CollapseReport.from_statistics(statistics, [0.01])
+    return CollapseReport(statistics, [0.01])
 
 
 def readings(column: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -225,24 +225,64 @@ class TestStatistics:
     def test_errors(self) -> None:
         mean = torch.zeros(3, 5, 2)
         with pytest.raises(ValueError, match=r"one model, got leading dimensions \(3,\)"):
-            CollapseReport.from_statistics(collapse_statistics(mean, mean, []), [])
+            CollapseReport(collapse_statistics(mean, mean, []), [])
         statistics = collapse_statistics(mean[0], mean[0], [0.1])
-        with pytest.raises(ValueError, match="thresholds must be the 1 of the statistics, got 2"):
-            CollapseReport.from_statistics(statistics, [0.1, 0.2])
+        with pytest.raises(
+            ValueError, match=r"counts must have shape \(2, 2\) with the 2 thresholds, got \(2, 1\)"
+        ):
+            CollapseReport(statistics, [0.1, 0.2])
         with pytest.raises(TypeError, match=r"thresholds must be float64, got torch\.float32"):
-            CollapseReport.from_statistics(statistics, torch.tensor([0.1]))
+            CollapseReport(statistics, torch.tensor([0.1]))
         with pytest.raises(TypeError, match="thresholds must be a number, got str"):
-            CollapseReport.from_statistics(statistics, ["0.1"])
+            CollapseReport(statistics, ["0.1"])
         for bad in (-1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="thresholds must be finite and >= 0"):
-                CollapseReport.from_statistics(statistics, [bad])
+                CollapseReport(statistics, [bad])
         with pytest.raises(ValueError, match="at least one latent"):
-            CollapseReport.from_statistics(collapse_statistics(mean[0, :, :0], mean[0, :, :0], []), [])
+            CollapseReport(collapse_statistics(mean[0, :, :0], mean[0, :, :0], []), [])
         with pytest.raises(ValueError, match="must have a histogram, got those of histogram=False"):
-            CollapseReport.from_statistics(collapse_statistics(mean[0], mean[0], [], histogram=False), [])
+            CollapseReport(collapse_statistics(mean[0], mean[0], [], histogram=False), [])
         broken = statistics._replace(nan=torch.tensor([0, 1]))
         with pytest.raises(ValueError, match="same samples for every latent, got 5 to 6"):
-            CollapseReport.from_statistics(broken, [0.1])
+            CollapseReport(broken, [0.1])
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (tuple, TypeError, "statistics must be LatentStatistics, got tuple"),
+            (
+                lambda s: s._replace(counts=s.counts.int()),
+                TypeError,
+                r"counts must be torch\.int64, got .*32",
+            ),
+            (lambda s: s._replace(moments=s.moments[:, 1:]), ValueError, r"moments must have shape \(3, 7\)"),
+            (lambda s: s._replace(minimum=s.minimum[:1]), ValueError, r"minimum must .* \(3,\), got \(1,\)"),
+            (lambda s: s._replace(nan=s.nan[0]), ValueError, r"counts must have shape \(1, 2\)"),
+            (
+                lambda s: s._replace(infinite=s.infinite - 1),
+                ValueError,
+                "infinite must not be negative, got -1",
+            ),
+            (
+                lambda s: s._replace(counts=s.counts.flip(1)),
+                ValueError,
+                "counts at these thresholds, got 5 samples below 0.01 nats and 0 below 0.01.* in latent 1",
+            ),
+            (lambda s: s._replace(counts=s.counts + 1), ValueError, "counts at these thresholds"),
+        ],
+    )
+    def test_statistics_that_are_none(self, change: Any, error: type[Exception], message: str) -> None:
+        mean = torch.tensor([1.0, 0.3, 0.0]).expand(5, 3)  # of KL ½, 0.045 and 0
+        statistics = collapse_statistics(mean, 0 * mean, [0.01, 0.3])
+        CollapseReport(statistics, [0.01, 0.3])
+        with pytest.raises(error, match=f"^CollapseReport: .*{message}"):
+            CollapseReport(change(statistics), [0.01, 0.3])
+
+    def test_other_thresholds_than_those_counted_at(self) -> None:
+        statistics = collapse_statistics(torch.full((5, 1), 0.3), torch.zeros(5, 1), [0.01, 0.1])
+        for thresholds in ([0.1, 0.01], [0.01, 0.03125], [0.0625, 0.1]):
+            with pytest.raises(ValueError, match="statistics must be counts at these thresholds"):
+                CollapseReport(statistics, thresholds)
 
 
 class TestCriticalEpsilon:
@@ -629,7 +669,7 @@ class TestClassification:
         assert (report.classification() == "undefined").tolist() == [latent == 8 for latent in range(11)]
 
     def test_kinds_must_not_overlap(self, report: CollapseReport) -> None:
-        with pytest.raises(ValueError, match=r"mean_error_range must be below 0\.5, got 0\.5"):
+        with pytest.raises(ValueError, match=r"mean_error_range must be >= 0 and < 0\.5, got 0\.5"):
             report.classification(mean_error_range=0.5)
 
 

@@ -25,7 +25,7 @@ THRESHOLDS = (0.0, 0.01, 0.5)
 
 
 def whole_report(mean: Tensor, logvar: Tensor) -> CollapseReport:
-    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, THRESHOLDS), THRESHOLDS)
+    return CollapseReport(collapse_statistics(mean, logvar, THRESHOLDS), THRESHOLDS)
 
 
 def assert_same(first: CollapseReport, second: CollapseReport) -> None:

@@ -22,7 +22,7 @@ from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import _plots, _tables
 from lineavae.collapse._posterior import is_wider_than_prior
-from lineavae.ops import LatentStatistics, histogram_edges
+from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,8 @@ _Bools = NDArray[np.bool_]
 
 # the smallest float64 above zero: KL <= 0 is KL < _TINY, so that every comparison is strict
 _TINY = np.nextafter(0.0, 1.0)
+
+_NAME = "CollapseReport"
 
 NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
 
@@ -127,7 +129,23 @@ class CollapseReport:
     One that is NaN may be anything: bounds are of all that it may be, and where it could tip a verdict, the
     verdict is open.
 
-    A metric, `CollapseStatistics`, or :meth:`from_statistics` makes it.
+    `CollapseStatistics` makes it of posteriors.
+
+    Parameters
+    ----------
+    statistics
+        What `lineavae.ops.collapse_statistics` returned for posteriors (N, K), or several such merged.
+    thresholds
+        The thresholds ε in nats given to it, (E,), in the same order.
+
+    Raises
+    ------
+    TypeError
+        The statistics are no `LatentStatistics`, or one of them has another dtype; the thresholds are a
+        tensor of another dtype than float64, or one of them is no number.
+    ValueError
+        The statistics are of several models, of no latent, without a histogram, not of the same samples for
+        all latents, or no counts at these thresholds; the thresholds are not finite and >= 0.
 
     Attributes
     ----------
@@ -172,7 +190,7 @@ class CollapseReport:
     >>> generator = torch.Generator().manual_seed(0)
     >>> mean = torch.randn(1000, 3, generator=generator) * torch.tensor([1.0, 0.3, 1e-3])
     >>> statistics = collapse_statistics(mean, torch.zeros(1000, 3), thresholds=[0.01])
-    >>> report = CollapseReport.from_statistics(statistics, thresholds=[0.01])
+    >>> report = CollapseReport(statistics, thresholds=[0.01])
     >>> report
     CollapseReport(num_samples=1000, latent_dim=3)
     >>> report.at(epsilon=0.01, delta=0.01).collapsed
@@ -181,15 +199,25 @@ class CollapseReport:
     array([ True,  True, False])
     """
 
-    def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float]) -> None:
+    def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor) -> None:
+        if isinstance(thresholds, Tensor):
+            if thresholds.dtype != torch.float64:
+                raise TypeError(f"{_NAME}: thresholds must be float64, got {thresholds.dtype}")
+            thresholds = thresholds.tolist()
+        self.thresholds = _frozen(_check_all(_NAME, "thresholds", thresholds, at_least=0))
+        _check_shapes(statistics, len(self.thresholds))
         counts, histogram, moments, minimum, maximum, infinite, nan = (
             part.cpu().numpy() for part in statistics
         )
-        self.thresholds = _frozen(np.array(thresholds, dtype=np.float64))
         self.counts, self.infinite, self.nan = map(_frozen, (counts, infinite, nan))
         self._known: _Ints = histogram.sum(-1)  # N_j
-        self.num_samples = int(self._known[0] + nan[0])
-        self.latent_dim = len(nan)
+        num_samples = self._known + nan
+        if (num_samples != num_samples[0]).any():
+            raise ValueError(
+                f"{_NAME}: statistics must be of the same samples for every latent, got "
+                f"{num_samples.min()} to {num_samples.max()} samples"
+            )
+        self.num_samples, self.latent_dim = int(num_samples[0]), len(nan)
         some = self._known > 0
         self.min_kl, self.max_kl = (_frozen(np.where(some, bound, np.nan)) for bound in (minimum, maximum))
         means = np.where(some, moments[:, 1::2].T, np.nan)
@@ -197,54 +225,6 @@ class CollapseReport:
         self.mean_kl, self.mean_of_mean, self.mean_variance = map(_frozen, means)
         self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(_frozen, variances)
         self._knots, self._below = _cumulate(histogram, infinite, counts, self.thresholds)
-
-    @classmethod
-    def from_statistics(
-        cls, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor
-    ) -> CollapseReport:
-        """Make the report of one model's statistics.
-
-        Parameters
-        ----------
-        statistics
-            What `lineavae.ops.collapse_statistics` returned for posteriors (N, K), or several such merged.
-        thresholds
-            The thresholds ε in nats given to it, (E,), in the same order.
-
-        Raises
-        ------
-        TypeError
-            The thresholds are a tensor of another dtype than float64, or one of them is no number.
-        ValueError
-            The statistics are of several models, of no latent, without a histogram, or not of the same
-            samples for all latents; the thresholds are not as many as theirs, or not finite and >= 0.
-        """
-        if isinstance(thresholds, Tensor):
-            if thresholds.dtype != torch.float64:
-                raise TypeError(f"CollapseReport: thresholds must be float64, got {thresholds.dtype}")
-            thresholds = thresholds.tolist()
-        if statistics.nan.ndim != 1:
-            raise ValueError(
-                "CollapseReport: statistics must be of one model, got leading dimensions "
-                f"{tuple(statistics.nan.shape[:-1])}; "
-                "LatentStatistics(*(part[index] for part in statistics)) takes one"
-            )
-        if not len(statistics.nan):
-            raise ValueError("CollapseReport: statistics must be of at least one latent, got K=0")
-        if not statistics.histogram.shape[-1]:
-            raise ValueError("CollapseReport: statistics must have a histogram, got those of histogram=False")
-        num_rows = statistics.histogram.sum(-1) + statistics.nan
-        if (num_rows != num_rows[0]).any():
-            raise ValueError(
-                "CollapseReport: statistics must be of the same samples for every latent, got "
-                f"{num_rows.min()} to {num_rows.max()} samples"
-            )
-        if statistics.counts.shape[-1] != len(thresholds):
-            raise ValueError(
-                f"CollapseReport: thresholds must be the {statistics.counts.shape[-1]} of the statistics, "
-                f"got {len(thresholds)}"
-            )
-        return cls(statistics, [_check_nonnegative("from_statistics", "thresholds", t) for t in thresholds])
 
     def at(self, epsilon: float = EPSILON, delta: float = DELTA) -> CollapseAt:
         """Give what the report says at one pair (ε, δ): verdicts, intervals, tables, figures.
@@ -264,7 +244,7 @@ class CollapseReport:
         # kept as the counts below its edges alone: with thousands of latents one is large
         edges = np.isin(self._knots, histogram_edges().numpy())
         histogram = np.empty((self.latent_dim, np.count_nonzero(edges) - 1), np.int64)
-        for latents in _blocks(self.latent_dim):
+        for latents in blocks(self.latent_dim):
             histogram[latents] = np.diff(self._below[latents, edges])
         histogram[:, -1] += self.infinite
         histogram.setflags(write=False)
@@ -276,13 +256,15 @@ class CollapseReport:
         The variance is that of the means as they were given: float32 near 10⁷ has steps of 1, and whatever
         varies by less has a variance of 0, or of up to 1/4, there.
         """
-        return self.variance_of_mean >= _check_nonnegative("active_units", "threshold", threshold)
+        return self.variance_of_mean >= check_number(
+            "CollapseReport.active_units", "threshold", threshold, at_least=0
+        )
 
     def num_active(self, threshold: float = 0.01) -> int:
         """Give the number of active units."""
         return int(self.active_units(threshold).sum())
 
-    @property
+    @cached_property
     def is_wider_than_prior(self) -> bool:
         """Whether all log-variances look like variances or standard deviations.
 
@@ -296,8 +278,9 @@ class CollapseReport:
 
     def collapse_surface(self, epsilons: ArrayLike, deltas: ArrayLike) -> CollapseSurface:
         """Give the percentage of collapsed latents for every pair of ε in nats, (P,), and δ, (Q,)."""
-        epsilons = _check_all(_check_nonnegative, "collapse_surface", "epsilons", epsilons)
-        deltas = _check_all(_check_delta, "collapse_surface", "deltas", deltas)
+        caller = "CollapseReport.collapse_surface"
+        epsilons = _check_all(caller, "epsilons", epsilons, at_least=0)
+        deltas = _check_all(caller, "deltas", deltas, at_least=0, below=1)
         bounds = self._count_below(epsilons)
         lower, upper = np.empty((2, len(epsilons), len(deltas)))
         for percent, count in ((lower, bounds[0]), (upper, bounds[1])):
@@ -318,13 +301,9 @@ class CollapseReport:
         Bonheme and Grzes (2021). Be more active! Understanding the differences between mean and sampled
         representations of variational autoencoders. The thresholds are those of their code.
         """
-        caller = "classification"
-        var_threshold = _check_nonnegative(caller, "var_threshold", var_threshold)
-        mean_error_range = _check_nonnegative(caller, "mean_error_range", mean_error_range)
-        if not mean_error_range < 0.5:
-            raise ValueError(
-                f"CollapseReport.classification: mean_error_range must be below 0.5, got {mean_error_range}"
-            )
+        caller = "CollapseReport.classification"
+        var_threshold = check_number(caller, "var_threshold", var_threshold, at_least=0)
+        mean_error_range = check_number(caller, "mean_error_range", mean_error_range, at_least=0, below=0.5)
         steady = self.variance_of_variance < var_threshold
         return np.select(
             [
@@ -420,8 +399,8 @@ class CollapseAt:
 
     def __init__(self, report: CollapseReport, epsilon: float, delta: float) -> None:
         self.report = report
-        self.epsilon = _check_nonnegative("at", "epsilon", epsilon)
-        self.delta = _check_delta("at", "delta", delta)
+        self.epsilon = check_number("CollapseReport.at", "epsilon", epsilon, at_least=0)
+        self.delta = check_number("CollapseReport.at", "delta", delta, at_least=0, below=1)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -691,17 +670,29 @@ def _unstrict(knots: _Floats) -> _Floats:
 
 def _cumulate(histogram: _Ints, infinite: _Ints, counts: _Ints, thresholds: _Floats) -> tuple[_Floats, _Ints]:
     """Give the values (Q,) at which the number of samples below is known, and these numbers, (K, Q)."""
-    edges = histogram_edges().numpy()
-    knots, index = np.unique(np.concatenate([edges, _strict(thresholds)]), return_index=True)
-    below = np.empty((len(histogram), len(knots)), np.int64)
-    for latents in _blocks(len(below)):
+    values = np.concatenate([histogram_edges().numpy(), _strict(thresholds)])
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    is_new = np.diff(values, prepend=-1) > 0  # an edge may be a threshold
+    below = np.empty((len(histogram), np.count_nonzero(is_new)), np.int64)
+    for latents in blocks(len(below)):
         at_edges = np.pad(histogram[latents].cumsum(-1), ((0, 0), (1, 0)))
         at_edges[:, -1] -= infinite[latents]
-        below[latents] = np.concatenate([at_edges, counts[latents]], -1)[:, index]
-    return knots, below
+        at_values = np.concatenate([at_edges, counts[latents]], -1)[:, order]
+        more = np.diff(at_values)
+        wrong = np.argwhere((more < 0) | (more > 0) & ~is_new[1:])
+        if len(wrong):
+            latent, i = wrong[0]
+            (first, second), (num_first, num_second) = values[i : i + 2], at_values[latent, i : i + 2]
+            raise ValueError(
+                f"{_NAME}: statistics must be counts at these thresholds, got {num_first} samples below "
+                f"{first:g} nats and {num_second} below {second:g} in latent {latents.start + latent}"
+            )
+        below[latents] = at_values[:, is_new]
+    return values[is_new], below
 
 
-def _blocks(latent_dim: int) -> Iterator[slice]:
+def blocks(latent_dim: int) -> Iterator[slice]:
     """Give some latents at a time: of thousands, what has a number for each edge is large."""
     return (slice(first, first + 4096) for first in range(0, latent_dim, 4096))
 
@@ -726,18 +717,36 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def _check_nonnegative(caller: str, name: str, value: float) -> float:
-    return check_number(f"CollapseReport.{caller}", name, value, at_least=0)
-
-
-def _check_delta(caller: str, name: str, value: float) -> float:
-    return check_number(f"CollapseReport.{caller}", name, value, at_least=0, below=1)
-
-
-def _check_all(
-    check: Callable[[str, str, float], float], caller: str, name: str, values: ArrayLike
-) -> _Floats:
+def _check_all(caller: str, name: str, values: ArrayLike, **bounds: float) -> _Floats:
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(f"CollapseReport.{caller}: {name} must have one dimension, got shape {array.shape}")
-    return np.array([check(caller, name, value) for value in array.tolist()], np.float64)
+        raise ValueError(f"{caller}: {name} must have one dimension, got shape {array.shape}")
+    return np.array([check_number(caller, name, value, **bounds) for value in array.tolist()], np.float64)
+
+
+def _check_shapes(statistics: LatentStatistics, num_thresholds: int) -> None:
+    """Check that these are the arrays of one model's statistics at so many thresholds."""
+    if not isinstance(statistics, LatentStatistics):
+        raise TypeError(f"{_NAME}: statistics must be LatentStatistics, got {type(statistics).__name__}")
+    models, latent_dim = tuple(statistics.nan.shape[:-1]), statistics.nan.numel()
+    if models:
+        raise ValueError(
+            f"{_NAME}: statistics must be of one model, got leading dimensions {models}; "
+            "LatentStatistics(*(part[index] for part in statistics)) takes one"
+        )
+    if not latent_dim:
+        raise ValueError(f"{_NAME}: statistics must be of at least one latent, got K=0")
+    if statistics.histogram.shape == (latent_dim, 0):
+        raise ValueError(f"{_NAME}: statistics must have a histogram, got those of histogram=False")
+    like = collapse_statistics(torch.empty(0, 1), torch.empty(0, 1), [0.0] * num_thresholds)
+    for name, part, of_one in zip(statistics._fields, statistics, like, strict=True):
+        shape = (latent_dim, *of_one.shape[1:])
+        if part.dtype != of_one.dtype:
+            raise TypeError(f"{_NAME}: statistics.{name} must be {of_one.dtype}, got {part.dtype}")
+        if part.shape != shape:
+            hint = f" with the {num_thresholds} thresholds" if name == "counts" else ""
+            raise ValueError(
+                f"{_NAME}: statistics.{name} must have shape {shape}{hint}, got {tuple(part.shape)}"
+            )
+        if name in ("infinite", "nan") and (part < 0).any():
+            raise ValueError(f"{_NAME}: statistics.{name} must not be negative, got {part.min()}")

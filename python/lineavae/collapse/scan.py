@@ -18,6 +18,7 @@ import torch.distributed as dist
 import lineavae
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.collapse.files import RESULT_KIND, PosteriorFileError, Shard
+from lineavae.collapse.report import CollapseReport, blocks
 from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges, merge_moments
 
 # Called with the bytes read so far and the bytes to be read by this process.
@@ -92,18 +93,15 @@ class ShardResults:
 
     def _check(self, shard: Shard, statistics: LatentStatistics) -> None:
         """Check that they can be the statistics of the shard, so that they can be merged and reported."""
-        pairs = zip(statistics, _nothing(1, self._thresholds, "cpu"), strict=True)
-        fit = all(
-            found.shape == (shard.latent_dim, *of_one.shape[1:]) and found.dtype == of_one.dtype
-            for found, of_one in pairs
-        )
-        if fit:
-            counts, histogram, _, _, _, infinite, nan = statistics
-            known = shard.num_samples - nan
-            ascending = counts[:, torch.tensor(self._thresholds).argsort()]
-            bounded = torch.cat([torch.zeros_like(known)[:, None], ascending, (known - infinite)[:, None]], 1)
-            fit = all(bool((tensor >= 0).all()) for tensor in (bounded.diff(), histogram, infinite, nan))
-            fit = fit and bool((histogram.sum(-1) == known).all())
+        fit = all(part.shape[:1] == (shard.latent_dim,) for part in statistics)
+        try:
+            for some in blocks(shard.latent_dim) if fit else ():
+                report = CollapseReport(
+                    LatentStatistics(*(part[some] for part in statistics)), self._thresholds
+                )
+                fit = fit and report.num_samples == shard.num_samples
+        except (TypeError, ValueError):
+            fit = False
         if not fit:
             raise ValueError(f"{self._path(shard)} must hold statistics of {shard.num_samples} samples")
 
@@ -164,7 +162,7 @@ def scan(
     ...     for name in ("a.npz", "b.npz"):
     ...         np.savez(f"{folder}/{name}", mean=np.eye(3), std=np.ones((3, 3)))
     ...     statistics = scan(find_shards([folder]), thresholds=[0.01])
-    >>> CollapseReport.from_statistics(statistics, [0.01])
+    >>> CollapseReport(statistics, [0.01])
     CollapseReport(num_samples=6, latent_dim=3)
     """
     return scan_each(shards, thresholds, results, device, progress)[0]

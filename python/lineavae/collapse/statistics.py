@@ -162,7 +162,7 @@ class CollapseStatistics(Metric):
             `CollapseReport.is_wider_than_prior`.
         """
         statistics = LatentStatistics(*(getattr(self, name) for name in LatentStatistics._fields))
-        report = CollapseReport.from_statistics(statistics, self.thresholds)
+        report = CollapseReport(statistics, self.thresholds)
         if report.is_wider_than_prior:
             warn_of_width(_NAME)
         return report

@@ -151,7 +151,7 @@ def collapse(
             how = "the same command" if resume else "a command with --resume DIR"
             fail(f"interrupted; {how} continues after the finished files", 130)
     if rank == 0:
-        report = CollapseReport.from_statistics(statistics, thresholds)
+        report = CollapseReport(statistics, thresholds)
         if report.is_wider_than_prior and not allow_wide:
             fail(f"{WIDE} --var-key and --std-key name them; --allow-wide takes them as they are")
         for warning in pooling_warnings(shards, each, thresholds.index(epsilon[0]), delta):

@@ -206,7 +206,7 @@ def _train(
 @torch.no_grad()
 def _collapse(model: BernoulliLinearVAE, x: Tensor) -> CollapseReport:
     mean, logvar = model.encode(x)
-    return CollapseReport.from_statistics(collapse_statistics(mean, logvar, [EPSILON]), [EPSILON])
+    return CollapseReport(collapse_statistics(mean, logvar, [EPSILON]), [EPSILON])
 
 
 def _elbo_of_independent_pixels(x: Tensor) -> float:
