@@ -79,9 +79,9 @@ class Shard:
     mean
         Where the means lie.
     spread
-        Where lies what tells the variances.
+        Where the array that tells the variances lies.
     kind
-        What that is: "logvar", "std", "variance" or "log_std".
+        What that array holds: "logvar", "std", "variance" or "log_std".
     stamp
         Path, size in bytes and time of the last change in ns, of each file.
     """
@@ -139,8 +139,8 @@ class Shard:
         ------
         mean, logvar : Tensor
             A block of rows, (n, K) each, in the wider dtype of the two arrays. The next block overwrites
-            it. The sizes of blocks depend on K alone. Of another spread logvar is computed, in float32 for
-            half precision.
+            it. The sizes of blocks depend on K alone. If the spread is another one, logvar is computed from
+            it, in float32 for half precision.
 
         Raises
         ------
@@ -195,14 +195,13 @@ def find_shards(
     Parameters
     ----------
     paths
-        Files, glob patterns (``**`` reaches into folders), and folders, of which are taken all
-        ``.safetensors`` and ``.npz`` files and the ``.npy`` files whose names end with a key. One of a pair
-        of ``.npy`` files stands for both. A file that is named twice is taken once.
+        Files, glob patterns (``**`` reaches into folders), and folders. A folder stands for all its
+        ``.safetensors`` and ``.npz`` files and for the ``.npy`` files whose names end with a key. One of a
+        pair of ``.npy`` files stands for both. A file that is named twice is taken once.
     keys
         Names of the arrays.
     event_dim
-        Number of last dimensions that are the latents; it must be given where there are more than two
-        dimensions.
+        Number of last dimensions that are the latents; arrays of more than two dimensions need it.
 
     Returns
     -------

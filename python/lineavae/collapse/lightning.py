@@ -33,7 +33,7 @@ class CollapseCallback(Callback):
     ----------
     encoder
         Name of the submodule whose output is the posterior, as in ``get_submodule``; "" is the module itself,
-        where its ``forward`` gives it. Where a method does, such as ``encode``, nothing can be watched: let
+        if its ``forward`` gives it. If a method such as ``encode`` gives it, nothing can be watched: let
         ``training_step`` call ``callback.monitor.observe(mean, logvar)``.
     extract
         Function of the submodule's output that gives mean and log-variance; see `CollapseMonitor.watch`.

@@ -64,14 +64,14 @@ class CollapseCheck:
     report: CollapseReport
     """All statistics since the check before."""
     collapsed: NDArray[np.bool_]
-    """Which latents are (ε, δ)-collapsed for certain, (K,): none that a KL of NaN leaves open."""
+    """Latents that are (ε, δ)-collapsed for certain, (K,); one that a KL of NaN leaves open is not."""
     died: tuple[int, ...]
     """Latents that have collapsed since it was last certain whether they are."""
     revived: tuple[int, ...]
     """Latents that were collapsed when that was last certain and are no longer."""
     drift: NDArray[np.float64]
-    """By which factor the critical ε has changed since the check before, (K,): NaN where there is none. Less
-    than 0.001 nats count as 0.001."""
+    """Factor by which the critical ε has changed since the check before, (K,); NaN if there was no check.
+    Less than 0.001 nats count as 0.001."""
 
     @property
     def sinking(self) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class CollapseMonitor:
         Where checks go: a function of a `CollapseCheck`, or a ``SummaryWriter`` of TensorBoard. None only
         keeps the last one, in ``last``.
     every
-        Steps between checks. None leaves them to :meth:`check`, to be called once an epoch for example.
+        Steps between checks. With None only :meth:`check` makes one; call it once an epoch, for example.
     epsilon, delta
         A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
 
@@ -236,7 +236,7 @@ class CollapseMonitor:
     def observe(self, mean: Tensor, logvar: Tensor) -> None:
         """Observe the posterior means and log-variances, (N, K) or spatial, of one training step.
 
-        For models without a module whose output they are; :meth:`watch` calls it otherwise.
+        Call this if no module returns them; otherwise :meth:`watch` does.
         """
         check_posterior(_NAME, {"mean": mean, "logvar": logvar})
         if mean.ndim < 2:

@@ -144,8 +144,8 @@ def mutual_information(
         How many rows x, drawn without replacement, the means are over; the components of q(z) are always all
         N. By default all N, and at most 2000 for the values per dimension.
     per_dimension
-        Whether to estimate I_q(x; z_j) of each latent too. No matrix product serves these: the time is that
-        of N K ``num_rows`` exponentials.
+        Whether to estimate I_q(x; z_j) of each latent too. This computes N K ``num_rows`` exponentials; no
+        matrix product does it faster.
     method
         "minibatch" takes for the components of q(z) the rows of x's own minibatch only, which are consecutive
         rows of the data. That is what others report (``calc_mi`` of He et al. 2019); it cannot exceed log B,
@@ -324,7 +324,7 @@ def _log_mixture(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 def _log_normal_of_pairs(z: Tensor, mean: Tensor, logvar: Tensor, narrow: Tensor) -> Tensor:
     """log N(z_r; m_n, diag v_n) of every pair, (R, K), (N, K), (N, K) -> (R, N).
 
-    Of narrow latents, a mask (K,), the exponent is the sum of squared differences itself.
+    ``narrow``, (K,), marks latents whose exponent is computed as a sum of squared differences.
     """
     precision = logvar.neg().exp()
     wide = ~narrow

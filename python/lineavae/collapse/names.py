@@ -31,8 +31,8 @@ class Keys(NamedTuple):
 
     None stands for the usual names: ``mean``, ``logvar``, ``std``, ``variance`` and ``log_std``, and where
     these are missing others such as ``mu``, ``loc``, ``sigma``, ``scale``, ``var``, ``qz_m`` or ``qz_v``, if
-    just one of them is there. A spread that is named excludes those that are not. Of several, the first in
-    the order logvar, std, variance, log_std is taken.
+    just one of them is there. If a spread is named, no other is looked for. If there are several, the first
+    in the order logvar, std, variance, log_std is taken.
 
     Examples
     --------

@@ -87,7 +87,7 @@ class CriticalGap(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times its beginning the gap's end is, where less than 0.001 nats count as 0.001."""
+        """The gap's end divided by its beginning, where less than 0.001 nats count as 0.001."""
         return float(_gap_ratio(self.lower, self.upper))
 
     @property
@@ -104,7 +104,7 @@ class CollapseCurve(NamedTuple):
     lower: _Floats
     """Percentage of the latents that are collapsed for certain, (P,)."""
     upper: _Floats
-    """The same with those of which the statistics leave it open, (P,)."""
+    """Percentage of the latents that are collapsed or that the statistics leave open, (P,)."""
 
 
 class CollapseSurface(NamedTuple):
@@ -117,7 +117,7 @@ class CollapseSurface(NamedTuple):
     lower: _Floats
     """Percentage of the latents that are collapsed for certain, (P, Q)."""
     upper: _Floats
-    """The same with those of which the statistics leave it open, (P, Q)."""
+    """Percentage of the latents that are collapsed or that the statistics leave open, (P, Q)."""
 
 
 class CollapseReport:
@@ -125,9 +125,8 @@ class CollapseReport:
 
     Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
     (<= at ε = 0). The report holds counts and a histogram of the KL values, not the values. What these decide
-    is exact; where they leave bounds, the results are bounds. A KL that is infinite is above every ε.
-    One that is NaN may be anything: bounds are of all that it may be, and where it could tip a verdict, the
-    verdict is open.
+    is exact; where they leave bounds, the results are bounds. A KL that is infinite is above every ε. A KL
+    that is NaN may be anything: bounds allow for all that it may be, and a verdict that it could tip is open.
 
     `CollapseStatistics` makes it of posteriors.
 
@@ -160,12 +159,13 @@ class CollapseReport:
     counts : ndarray
         Number of samples with a KL below each threshold, (K, E), int64; at ε = 0 with a KL of zero.
     mean_kl, kl_variance, min_kl, max_kl : ndarray
-        Of the KL in nats, (K,), float64; these and all below of the N_j samples whose KL is not NaN.
+        Mean, variance, minimum and maximum of the KL in nats, (K,), float64. These and all below are of the
+        N_j samples whose KL is not NaN.
     mean_of_mean, variance_of_mean : ndarray
-        Of the posterior mean over the samples, (K,), float64. The variance is the active-unit statistic
-        Var_x(E_q[z_j]).
+        Mean and variance of the posterior mean over the samples, (K,), float64. The variance is the
+        active-unit statistic Var_x(E_q[z_j]).
     mean_variance, variance_of_variance : ndarray
-        Of the posterior variance over the samples, (K,), float64.
+        Mean and variance of the posterior variance over the samples, (K,), float64.
 
     Notes
     -----
@@ -291,10 +291,11 @@ class CollapseReport:
     def classification(self, var_threshold: float = 0.1, mean_error_range: float = 0.1) -> NDArray[np.str_]:
         """Sort the latents into ``"passive"``, ``"mixed"`` and ``"active"`` variables, (K,).
 
-        By mean and variance over the samples of the posterior variance v_j. Passive: v_j stays near 1, the
-        prior's, its mean within ``mean_error_range`` of it and its variance below ``var_threshold``. Active:
-        v_j stays near 0, its mean at most ``mean_error_range``, its variance below ``var_threshold``. Mixed:
-        all others, for instance those active for some samples only. ``"undefined"``: every KL is NaN.
+        The posterior variance v_j decides, by its mean and its variance over the samples. Passive: v_j stays
+        near 1, the prior's; its mean is within ``mean_error_range`` of 1 and its variance below
+        ``var_threshold``. Active: v_j stays near 0; its mean is at most ``mean_error_range`` and its variance
+        below ``var_threshold``. Mixed: all others, for instance latents that are active for some samples
+        only. ``"undefined"``: every KL is NaN.
 
         References
         ----------
@@ -406,8 +407,8 @@ class CollapseAt:
     def verdict(self) -> Verdict:
         """Which latents are collapsed, and of which the statistics leave it open.
 
-        Where ε is a threshold of the statistics or an edge of the histogram, all are decided but those that
-        KL values of NaN could tip. Elsewhere those are open whose critical ε has ε between its bounds.
+        If ε is a threshold of the statistics or an edge of the histogram, every latent is decided that no KL
+        of NaN could tip. Otherwise a latent is open if ε lies between the bounds of its critical ε.
         """
         surely, possibly = (self.report._collapsed(count, self.delta) for count in self._below)
         return Verdict(_frozen(surely), _frozen(surely == possibly))
@@ -419,8 +420,8 @@ class CollapseAt:
         Raises
         ------
         ValueError
-            The statistics leave it open for some latent, which cannot be where ε is one of their thresholds
-            and no KL is NaN. :attr:`verdict` tells for which.
+            The statistics leave it open for some latent; :attr:`verdict` tells for which. This cannot happen
+            if ε is one of their thresholds and no KL is NaN.
         """
         collapsed, decided = self.verdict
         tipped = ~decided & (self.report.nan > 0)
@@ -431,7 +432,7 @@ class CollapseAt:
             )
         if not decided.all():
             raise ValueError(
-                f"CollapseAt.collapsed: epsilon must be one of the thresholds, "
+                "CollapseAt.collapsed: epsilon must be one of the thresholds, "
                 f"{self.report.thresholds.tolist()}, got {self.epsilon}, where the verdict on "
                 f"{_tables.share(~decided)} is open; verdict tells on which"
             )
@@ -441,8 +442,8 @@ class CollapseAt:
     def fraction_below(self) -> Interval:
         """The fraction of the samples whose KL is below ε (zero at ε = 0), (K,).
 
-        The bounds are equal, so the fraction exact, where ε is a threshold of the statistics or an edge of
-        the histogram, and no KL is NaN. Without samples they are NaN.
+        The bounds are equal, and the fraction is exact, if ε is a threshold of the statistics or an edge of
+        the histogram and no KL is NaN. Without samples they are NaN.
         """
         low, high = self._below
         total = self.report.num_samples or np.nan
@@ -451,9 +452,10 @@ class CollapseAt:
     def confidence_interval(self, level: float = 0.95) -> Interval:
         """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
 
-        That of Clopper and Pearson (1934): of independent samples, it lies above the probability in at most
-        the fraction (1 - level) / 2 of all cases, and below in as many. Where the number of samples below ε
-        is known only to bounds, it covers the intervals of both; without samples it is [0, 1].
+        The interval is that of Clopper and Pearson (1934). If the samples are independent, it lies above the
+        probability in at most the fraction (1 - level) / 2 of all cases, and below it in as many. If only
+        bounds of the number of samples below ε are known, it covers the intervals of both bounds; without
+        samples it is [0, 1].
         """
         level = check_number("CollapseAt.confidence_interval", "level", level, above=0, below=1)
         return clopper_pearson(*self._below, self.report.num_samples, level)
@@ -478,8 +480,8 @@ class CollapseAt:
         It is the (1 - δ) quantile of the latent's KL, order statistic number N - floor(δ N), where a product
         that is an integer but for rounding counts as that integer. It lies in one bin of the histogram: in
         [2⁻²⁴, 2¹⁶) nats the bounds are at most 1/16 apart, relative to the lower, and the estimate is at most
-        1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are equal. Where some
-        values are NaN the bounds are those of all that these may be, from 0 to infinite if it is all, and the
+        1/32 off. Thresholds, minimum and maximum narrow the bounds; at δ = 0 they are equal. If some values
+        are NaN, the bounds allow for all that these may be (from 0 to infinity if all are NaN), and the
         estimate is that of the others.
         """
         report = self.report
@@ -496,10 +498,10 @@ class CollapseAt:
     def critical_gap(self) -> CriticalGap | None:
         """The largest gap between the critical ε of the latents, sorted.
 
-        The largest is that with the largest ratio of its ends, of the bounds that :attr:`critical_epsilon`
-        knows; below 0.001 nats all are taken for equal. It is clear if it spans a factor of ten. None where
-        there is no gap above 0.001 nats. Latents all of whose KL values are NaN are left out; one whose
-        critical ε is infinite is above every gap.
+        The largest gap has the largest ratio of its ends, which are bounds of :attr:`critical_epsilon`; all
+        values below 0.001 nats count as equal. It is clear if it spans a factor of ten. It is None if there
+        is no gap above 0.001 nats. A latent is left out if all its KL values are NaN; a latent with an
+        infinite critical ε is above every gap.
         """
         critical = self.critical_epsilon
         known = ~np.isnan(critical.estimate)
@@ -581,8 +583,8 @@ class CollapseAt:
     def summary(self, max_latents: int | None = 20) -> RenderableType:
         """Give the printed report, for ``rich.print``.
 
-        Of more than ``max_latents`` latents, those with the largest and those with the smallest mean KL have
-        a row, half of them each; None gives all latents a row.
+        It has at most ``max_latents`` rows: one half is for the latents with the largest mean KL, the other
+        for those with the smallest. None gives every latent a row.
         """
         if max_latents is not None:
             max_latents = check_integer("CollapseAt.summary", "max_latents", max_latents, 0)
@@ -693,7 +695,7 @@ def _cumulate(histogram: _Ints, infinite: _Ints, counts: _Ints, thresholds: _Flo
 
 
 def blocks(latent_dim: int) -> Iterator[slice]:
-    """Give some latents at a time: of thousands, what has a number for each edge is large."""
+    """Give some latents at a time: an array with a number for each latent and each edge may be large."""
     return (slice(first, first + 4096) for first in range(0, latent_dim, 4096))
 
 

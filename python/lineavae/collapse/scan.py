@@ -43,7 +43,7 @@ class ShardResults:
     folder : Path
         The folder; made when the first result is written.
     failure : OSError or None
-        Why a result could not be written. None is from then on, and the scan goes on without.
+        Why a result could not be written. The scan goes on, and writes no more results.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def scan(
     thresholds
         Thresholds ε in nats, at most 64; see `lineavae.ops.collapse_statistics`.
     results
-        Where to keep the statistics of finished shards. Those that are there already are not read again.
+        Where to keep the statistics of finished shards. A shard whose statistics are there is not read again.
     device
         Where to compute. In a group of processes its backend must be able to send from there.
     progress
@@ -141,7 +141,7 @@ def scan(
     Returns
     -------
     LatentStatistics
-        Of one model, on ``device``. The same to the bit for any number of processes, and of
+        Those of one model, on ``device``: the same to the bit for any number of processes, and of
         interruptions; all but the moments are also the same however the rows are split into shards.
 
     Raises

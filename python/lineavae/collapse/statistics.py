@@ -107,12 +107,12 @@ class CollapseStatistics(Metric):
         mean
             Posterior means, (N, K), or (K,) of a single one: tensors, or arrays of NumPy or of any library
             that has ``__dlpack__`` or ``__array__``; float64, float32, bfloat16 or float16. They may require
-            grad. Every row is a sample; there may be none. In a forward that gradient checkpointing repeats
+            grad. Every row is a sample; there may be none. If gradient checkpointing repeats a forward pass,
             they are added once. A ``torch.distributions.Normal``, or an ``Independent`` of one, is a whole
-            posterior, with no other argument beside it.
+            posterior, and no spread may be given beside it.
         logvar, variance, std
             Exactly one of them, of the shape of mean: the posterior's log-variances (of the dtype of mean),
-            variances or standard deviations. Where the variance is zero the KL is infinite.
+            variances or standard deviations. A variance of zero makes the KL infinite.
         event_dim
             Number of last dimensions that are the latents, as of an ``Independent``: with 3 a posterior
             (N, C, H, W) has K = CHW latents. It must be given where there are more than two dimensions.

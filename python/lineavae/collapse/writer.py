@@ -20,9 +20,9 @@ _KIND = "posterior"
 class PosteriorWriter:
     """Writes posteriors into a folder of safetensors shards, as ``mean`` and ``logvar``, (N, K) each.
 
-    A shard is written once it is full, whole or not at all, and holds whole batches. The last one is written
-    at the end of the ``with`` statement; if that ends by an exception, what no shard holds yet is dropped. So
-    a loop that was stopped goes on from ``num_samples``.
+    A shard holds whole batches. It is written when it is full, whole or not at all; the last one is written
+    at the end of the ``with`` statement. If an exception ends it, rows that no shard holds yet are dropped.
+    So a loop that was stopped goes on from ``num_samples``.
 
     Parameters
     ----------
