@@ -367,9 +367,8 @@ class CollapseReport:
 class CollapseAt:
     """What a report says at one pair (ε, δ): verdicts, intervals, tables and figures.
 
-    :meth:`CollapseReport.at` makes it. Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least
-    the fraction 1 - δ of the samples x (<= at ε = 0). What is known is computed when it is first asked for,
-    once; the arrays are read-only.
+    :meth:`CollapseReport.at` makes it. What it keeps is computed once, when it is first asked for; the arrays
+    are read-only.
 
     Attributes
     ----------
