@@ -7,8 +7,9 @@ from lineavae.collapse.mutual_information import (
     MutualInformation,
     mutual_information,
 )
-from lineavae.collapse.report import CollapseAt, CollapseReport, CriticalGap
+from lineavae.collapse.report import CollapseAt, CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
+from lineavae.collapse.verdicts import CriticalGap
 from lineavae.collapse.writer import PosteriorWriter
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,31 +11,102 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lineavae.collapse._posterior import WIDE
-
-if TYPE_CHECKING:
-    from lineavae.collapse.report import CollapseAt, CriticalGap
+from lineavae.collapse.verdicts import CriticalEpsilon, CriticalGap, Verdict
 
 _Strings: TypeAlias = "NDArray[np.str_]"
+_Bools = NDArray[np.bool_]
 
 _SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
 
-def summarize(at: CollapseAt, max_latents: int | None) -> RenderableType:
-    """Tell what is broken, what is collapsed, and give the latents of the largest and smallest mean KL."""
-    report, test = at.report, at.collapse_test()
-    kinds, active = report.classification(), report.active_units()
-    warnings = (
-        (report.nan > 0, "have samples whose KL is NaN, which may be anything"),
-        (report.infinite > 0, "have samples of infinite KL, above every ε"),
-    )
-    return Group(
-        *(f"{share(broken)} {what}: latents {ranges(broken)}" for broken, what in warnings if broken.any()),
-        *([f"Warning: {WIDE}"] if report.is_wider_than_prior else []),
-        f"{report.num_samples} samples, {report.latent_dim} latents",
-        _facts(at, test, kinds, int(active.sum())),
-        "",
-        _latents(at, test, kinds, active, max_latents),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the printed report says of its latents, all arrays (K,)."""
+
+    epsilon: float
+    delta: float
+    num_samples: int
+    is_wider_than_prior: bool
+    gap: CriticalGap | None
+    nan: _Bools
+    infinite: _Bools
+    mean_kl: NDArray[np.float64]
+    critical: CriticalEpsilon
+    verdict: Verdict
+    test: _Strings
+    active: _Bools
+    kinds: _Strings
+
+    def render(self, max_latents: int | None) -> RenderableType:
+        """Tell what is broken and what is collapsed, and give latents of the largest and smallest mean KL."""
+        broken = (
+            (self.nan, "have samples whose KL is NaN, which may be anything"),
+            (self.infinite, "have samples of infinite KL, above every ε"),
+        )
+        return Group(
+            *(f"{share(mask)} {what}: latents {ranges(mask)}" for mask, what in broken if mask.any()),
+            *([f"Warning: {WIDE}"] if self.is_wider_than_prior else []),
+            f"{self.num_samples} samples, {len(self.mean_kl)} latents",
+            self._facts(),
+            "",
+            self._latents(max_latents),
+        )
+
+    def _facts(self) -> Table:
+        verdict = self.verdict
+        percent = 100 * verdict.collapsed.mean()
+        facts = Table.grid(padding=(0, 3, 0, 0))
+        facts.add_row(
+            f"({self.epsilon:g}, {self.delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %"
+        )
+        if verdict.collapsed.any():
+            facts.add_row("", f"latents {ranges(verdict.collapsed)}")
+        for mask, why in (
+            (~self.nan, f"{self.epsilon:g} is no threshold"),
+            (self.nan, "some KL is NaN"),
+        ):
+            if (mask & ~verdict.decided).any():
+                facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
+        names = ("collapsed", "not collapsed", "undetermined")
+        facts.add_row(
+            "  with 95 % confidence", ", ".join(f"{(self.test == name).sum()} {name}" for name in names)
+        )
+        facts.add_row("largest gap of critical ε", _gap(self.gap))
+        facts.add_row("active units", f"{self.active.sum()}, variance of the posterior mean >= 0.01")
+        names = ("passive", "mixed", "active")
+        facts.add_row("variables", ", ".join(f"{(self.kinds == name).sum()} {name}" for name in names))
+        unknown = np.isnan(self.mean_kl)
+        total = f"{self.mean_kl.sum():.5g} nats, sum over latents"
+        facts.add_row("mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total)
+        return facts
+
+    def _latents(self, max_latents: int | None) -> Table:
+        verdict, critical, latent_dim = self.verdict, self.critical, len(self.mean_kl)
+        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+        for heading in ("latent", "mean KL", "critical ε", "to"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("collapsed", "at 95 %", "active", "variable"):
+            # where the terminal is narrow these give way, not the numbers
+            table.add_column(heading, overflow="ellipsis", min_width=4 if heading == "collapsed" else None)
+        order = np.argsort(-self.mean_kl, kind="stable").tolist()
+        hidden = 0 if max_latents is None else max(latent_dim - max_latents, 0)
+        first = (latent_dim - hidden + 1) // 2 if hidden else latent_dim
+        for rank, latent in enumerate(order):
+            if first <= rank < first + hidden:
+                if rank == first:
+                    table.add_row("...", f"{hidden} more")
+                continue
+            numbers = (self.mean_kl[latent], critical.lower[latent], critical.upper[latent])
+            answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
+            table.add_row(
+                str(latent),
+                *(f"{number:.3g}" for number in numbers),
+                answer,
+                _SHORT[self.test[latent]],
+                "yes" if self.active[latent] else "no",
+                self.kinds[latent],
+            )
+        return table
 
 
 def share(mask: NDArray[np.bool_]) -> str:
@@ -52,31 +124,6 @@ def ranges(mask: NDArray[np.bool_]) -> str:
     )
 
 
-def _facts(at: CollapseAt, test: _Strings, kinds: _Strings, num_active: int) -> Table:
-    report, verdict = at.report, at.verdict
-    percent = 100 * verdict.collapsed.mean()
-    facts = Table.grid(padding=(0, 3, 0, 0))
-    facts.add_row(f"({at.epsilon:g}, {at.delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %")
-    if verdict.collapsed.any():
-        facts.add_row("", f"latents {ranges(verdict.collapsed)}")
-    for mask, why in (
-        (report.nan == 0, f"{at.epsilon:g} is no threshold"),
-        (report.nan > 0, "some KL is NaN"),
-    ):
-        if (mask & ~verdict.decided).any():
-            facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
-    names = ("collapsed", "not collapsed", "undetermined")
-    facts.add_row("  with 95 % confidence", ", ".join(f"{(test == name).sum()} {name}" for name in names))
-    facts.add_row("largest gap of critical ε", _gap(at.critical_gap))
-    facts.add_row("active units", f"{num_active}, variance of the posterior mean >= 0.01")
-    names = ("passive", "mixed", "active")
-    facts.add_row("variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names))
-    unknown = np.isnan(report.mean_kl)
-    total = f"{report.mean_kl.sum():.5g} nats, sum over latents"
-    facts.add_row("mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total)
-    return facts
-
-
 def _gap(gap: CriticalGap | None) -> str:
     if gap is None:
         return "none"
@@ -84,34 +131,3 @@ def _gap(gap: CriticalGap | None) -> str:
     if gap.is_clear:
         return f"{sides}: no ε between changes the answer"
     return f"none is clear: {sides}"
-
-
-def _latents(
-    at: CollapseAt, test: _Strings, kinds: _Strings, active: NDArray[np.bool_], max_latents: int | None
-) -> RenderableType:
-    report, verdict, critical = at.report, at.verdict, at.critical_epsilon
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for heading in ("latent", "mean KL", "critical ε", "to"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("collapsed", "at 95 %", "active", "variable"):
-        # where the terminal is narrow these give way, not the numbers
-        table.add_column(heading, overflow="ellipsis", min_width=4 if heading == "collapsed" else None)
-    order = np.argsort(-report.mean_kl, kind="stable").tolist()
-    hidden = 0 if max_latents is None else max(report.latent_dim - max_latents, 0)
-    first = (report.latent_dim - hidden + 1) // 2 if hidden else report.latent_dim
-    for rank, latent in enumerate(order):
-        if first <= rank < first + hidden:
-            if rank == first:
-                table.add_row("...", f"{hidden} more")
-            continue
-        numbers = (report.mean_kl[latent], critical.lower[latent], critical.upper[latent])
-        answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
-        table.add_row(
-            str(latent),
-            *(f"{number:.3g}" for number in numbers),
-            answer,
-            _SHORT[test[latent]],
-            "yes" if active[latent] else "no",
-            kinds[latent],
-        )
-    return table

@@ -17,8 +17,9 @@ from lineavae._arguments import check_integer, check_number
 from lineavae._paper import DELTA, EPSILON
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import WidePosteriorWarning, check_latent_dim
-from lineavae.collapse.report import NO_GAP_BELOW, CollapseReport
+from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
+from lineavae.collapse.verdicts import NO_GAP_BELOW
 from lineavae.ops._tensors import check_posterior
 
 _NAME = "CollapseMonitor"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import _plots, _tables
 from lineavae.collapse._posterior import is_wider_than_prior
+from lineavae.collapse.verdicts import (
+    CollapseCurve,
+    CollapseSurface,
+    CriticalEpsilon,
+    CriticalGap,
+    Interval,
+    Verdict,
+    gap_ratio,
+)
 from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges
 
 if TYPE_CHECKING:
@@ -36,88 +45,6 @@ _Bools = NDArray[np.bool_]
 _TINY = np.nextafter(0.0, 1.0)
 
 _NAME = "CollapseReport"
-
-NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
-
-
-class Verdict(NamedTuple):
-    """Which latents are collapsed, and of which that is known."""
-
-    collapsed: _Bools
-    """Latents that are collapsed for certain, (K,)."""
-    decided: _Bools
-    """Latents of which the statistics tell whether they are collapsed, (K,)."""
-
-
-class Interval(NamedTuple):
-    """Bounds of one number per latent, both included, (K,) each."""
-
-    lower: _Floats
-    upper: _Floats
-
-
-class CriticalEpsilon(NamedTuple):
-    """The critical ε of each latent in nats, (K,) each."""
-
-    estimate: _Floats
-    """The middle of the bounds, those of the samples whose KL is not NaN."""
-    lower: _Floats
-    upper: _Floats
-
-
-class CriticalGap(NamedTuple):
-    """The largest gap between the critical ε of the latents: any ε in it gives the same verdict.
-
-    Examples
-    --------
-    >>> from lineavae.collapse import CriticalGap
-    >>> gap = CriticalGap(num_below=47, num_above=3, lower=0.23, upper=2.9)
-    >>> round(gap.ratio, 1), gap.is_clear
-    (12.6, True)
-    """
-
-    num_below: int
-    """Latents whose critical ε is below the gap: collapsed at any ε in it."""
-    num_above: int
-    """Latents whose critical ε is above the gap: not collapsed at any ε in it."""
-    lower: float
-    """Where the gap begins, in nats; the largest critical ε below."""
-    upper: float
-    """Where it ends, in nats; the smallest critical ε above."""
-
-    @property
-    def ratio(self) -> float:
-        """The gap's end divided by its beginning, where less than 0.001 nats count as 0.001."""
-        return float(_gap_ratio(self.lower, self.upper))
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the gap spans a factor of ten or more."""
-        return self.ratio >= 10
-
-
-class CollapseCurve(NamedTuple):
-    """Collapsed latents in percent of all against ε."""
-
-    epsilons: _Floats
-    """Thresholds ε in nats, (P,), ascending where they were not given."""
-    lower: _Floats
-    """Percentage of the latents that are collapsed for certain, (P,)."""
-    upper: _Floats
-    """Percentage of the latents that are collapsed or that the statistics leave open, (P,)."""
-
-
-class CollapseSurface(NamedTuple):
-    """Collapsed latents in percent of all against ε and δ."""
-
-    epsilons: _Floats
-    """Thresholds ε in nats, (P,)."""
-    deltas: _Floats
-    """Fractions δ, (Q,)."""
-    lower: _Floats
-    """Percentage of the latents that are collapsed for certain, (P, Q)."""
-    upper: _Floats
-    """Percentage of the latents that are collapsed or that the statistics leave open, (P, Q)."""
 
 
 class CollapseReport:
@@ -348,7 +275,15 @@ class CollapseReport:
 
     def plot_surface(self) -> Figure:
         """Draw the percentage of collapsed latents against ε and δ; needs matplotlib."""
-        return _plots.plot_surface(self)
+        deltas = np.geomspace(1e-3, 0.5, 60)
+        epsilons = self.at().collapse_curve().epsilons
+        surface = self.collapse_surface(epsilons[epsilons > 0], deltas)
+        ends = np.concatenate([self.at(delta=delta).critical_epsilon.estimate for delta in deltas[[0, -1]]])
+        return _plots.plot_surface(self._size, surface, ends)
+
+    @property
+    def _size(self) -> str:
+        return f"{self.latent_dim} latents, N = {self.num_samples}"
 
     def __rich__(self) -> RenderableType:
         return self.at().summary()
@@ -506,7 +441,7 @@ class CollapseAt:
         known = ~np.isnan(critical.estimate)
         lower, upper = np.sort(critical.lower[known]), np.sort(critical.upper[known])
         ends = lower[1:][np.isfinite(lower[1:])]
-        ratios = _gap_ratio(upper[: len(ends)], ends)
+        ratios = gap_ratio(upper[: len(ends)], ends)
         if not (ratios > 1).any():
             return None
         below = int(ratios.argmax()) + 1
@@ -573,11 +508,22 @@ class CollapseAt:
 
     def plot_curve(self) -> Figure:
         """Draw the percentage of collapsed latents against ε, with this ε marked; needs matplotlib."""
-        return _plots.plot_curve(self)
+        return _plots.plot_curve(
+            f"{self.report._size}, δ = {self.delta:g}",
+            self.collapse_curve(),
+            self.critical_epsilon.estimate,
+            self.epsilon,
+        )
 
     def plot_spectrum(self) -> Figure:
         """Draw each latent's mean KL and critical ε, coloured by the verdict; needs matplotlib."""
-        return _plots.plot_spectrum(self)
+        return _plots.plot_spectrum(
+            f"{self.report._size}, δ = {self.delta:g}",
+            self.report.mean_kl,
+            self.critical_epsilon.estimate,
+            self.verdict,
+            self.epsilon,
+        )
 
     def summary(self, max_latents: int | None = 20) -> RenderableType:
         """Give the printed report, for ``rich.print``.
@@ -587,7 +533,22 @@ class CollapseAt:
         """
         if max_latents is not None:
             max_latents = check_integer("CollapseAt.summary", "max_latents", max_latents, 0)
-        return _tables.summarize(self, max_latents)
+        report = self.report
+        return _tables.Summary(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            num_samples=report.num_samples,
+            is_wider_than_prior=report.is_wider_than_prior,
+            gap=self.critical_gap,
+            nan=report.nan > 0,
+            infinite=report.infinite > 0,
+            mean_kl=report.mean_kl,
+            critical=self.critical_epsilon,
+            verdict=self.verdict,
+            test=self.collapse_test(),
+            active=report.active_units(),
+            kinds=report.classification(),
+        ).render(max_latents)
 
     @cached_property
     def _below(self) -> tuple[_Ints, _Ints]:
@@ -644,11 +605,6 @@ class CollapseAt:
             f"CollapseAt(epsilon={self.epsilon}, delta={self.delta}, "
             f"num_samples={report.num_samples}, latent_dim={report.latent_dim})"
         )
-
-
-def _gap_ratio(begin: ArrayLike, end: ArrayLike) -> _Floats:
-    ratio: _Floats = np.maximum(end, NO_GAP_BELOW) / np.maximum(begin, NO_GAP_BELOW)
-    return ratio
 
 
 def clopper_pearson(low: _Ints, high: _Ints, total: _Ints | int, level: float) -> Interval:
