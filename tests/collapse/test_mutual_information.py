@@ -87,7 +87,7 @@ class TestAgainstDense:
 
     def test_draws_are_averaged_within_rows(self):
         mean, logvar = posteriors(400, 3)
-        result = mutual_information(mean, logvar, num_samples=3, generator=seeded())
+        result = mutual_information(mean, logvar, num_draws=3, generator=seeded())
         generator, rows = seeded(), torch.arange(400)
         draws = [draw(mean, logvar, rows, generator) for _ in range(3)]
         expected = np.mean([dense(z, mean, logvar, rows) for z in draws], axis=0)
@@ -346,8 +346,8 @@ ZEROS = torch.zeros(5, 3)
         ({"mean": with_value(math.inf, (0, 1))}, ValueError, r"mean must be finite .* got inf at"),
         ({"logvar": with_value(-math.inf, (4, 0))}, ValueError, r"logvar .* got -inf at index \(4, 0\)"),
         ({"logvar": with_value(701.0, (0, 2))}, ValueError, r"at most 700 .* got 701.0 at index \(0, 2\)"),
-        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
-        ({"num_samples": 1.5}, TypeError, "num_samples must be an int, got float"),
+        ({"num_draws": 0}, ValueError, "num_draws must be at least 1, got 0"),
+        ({"num_draws": 1.5}, TypeError, "num_draws must be an int, got float"),
         ({"num_rows": 1}, ValueError, "num_rows must be at least 2, got 1"),
         ({"num_rows": 6}, ValueError, "num_rows must be at most the N=5 rows, got 6"),
         ({"method": "mini"}, ValueError, "method must be one of .* got 'mini'"),

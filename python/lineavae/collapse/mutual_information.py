@@ -105,7 +105,7 @@ class MutualInformation:
 def mutual_information(
     mean: Posterior,
     logvar: Array | None = None,
-    num_samples: int = 1,
+    num_draws: int = 1,
     generator: torch.Generator | None = None,
     *,
     variance: Array | None = None,
@@ -130,7 +130,7 @@ def mutual_information(
         posterior, with no spread beside it.
     logvar
         The posterior's log-variances, of the shape and dtype of mean; or else ``variance`` or ``std``.
-    num_samples
+    num_draws
         Draws of z per row.
     generator
         Source of the draws, and of the rows where they are a subset, on the device of mean; torch's global
@@ -177,7 +177,7 @@ def mutual_information(
     Notes
     -----
     A draw is z = m + √v ε with ε = ``torch.randn(num_rows, K, generator=generator, dtype=torch.float64)``,
-    one such tensor for each of the ``num_samples``; with a subset of rows, their choice comes first. Both
+    one such tensor for each of the ``num_draws``; with a subset of rows, their choice comes first. Both
     densities are taken at this z, so that posteriors which are all alike give zero and none can exceed the
     bound. (``calc_mi`` takes the entropy of q(z|x) in closed form, which has the same expectation.)
 
@@ -210,7 +210,7 @@ def mutual_information(
     """
     means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim)
     _check_posteriors(means, logvars)
-    num_samples = check_integer(_NAME, "num_samples", num_samples, 1)
+    num_draws = check_integer(_NAME, "num_draws", num_draws, 1)
     if num_rows is not None:
         num_rows = check_integer(_NAME, "num_rows", num_rows, 2)
         if num_rows > len(means):
@@ -224,7 +224,7 @@ def mutual_information(
         warn_of_width(_NAME)
     rows = _choose_rows(means, num_rows or len(means), generator)
     (value,), (error,) = _estimate(
-        means, logvars, rows, num_components, [slice(None)], num_samples, generator
+        means, logvars, rows, num_components, [slice(None)], num_draws, generator
     )
     result = MutualInformation(value, error, math.log(num_components), _mean_kl(means, logvars), len(rows))
     if result.value > result.upper_bound - 1:
@@ -238,7 +238,7 @@ def mutual_information(
         return result
     rows = _choose_rows(means, num_rows or min(_ROWS_PER_DIMENSION, len(means)), generator)
     latents = [slice(j, j + 1) for j in range(means.shape[1])]
-    values, errors = _estimate(means, logvars, rows, num_components, latents, num_samples, generator)
+    values, errors = _estimate(means, logvars, rows, num_components, latents, num_draws, generator)
     return replace(
         result,
         per_dimension=np.array(values),
@@ -280,19 +280,19 @@ def _estimate(
     rows: Tensor,
     num_components: int,
     latents: Sequence[slice],
-    num_samples: int,
+    num_draws: int,
     generator: torch.Generator | None,
 ) -> tuple[list[float], list[float]]:
     """Mean over rows of log q(z|x) - log q(z), and its standard error, for each choice of latents."""
     total = torch.zeros(len(latents), len(rows), dtype=torch.float64, device=mean.device)
-    for _ in range(num_samples):
+    for _ in range(num_draws):
         row_mean, row_logvar = mean[rows].double(), logvar[rows].double()
         noise = torch.randn(row_mean.shape, generator=generator, dtype=torch.float64, device=mean.device)
         z = row_mean + (0.5 * row_logvar).exp() * noise
         for chosen, sums in zip(latents, total, strict=True):
             sums += _log_normal(z[:, chosen], row_mean[:, chosen], row_logvar[:, chosen])
             sums -= _log_aggregate(z[:, chosen], mean[:, chosen], logvar[:, chosen], rows, num_components)
-    total /= num_samples
+    total /= num_draws
     return total.mean(1).tolist(), (total.std(1) / math.sqrt(len(rows))).tolist()
 
 
