@@ -490,7 +490,7 @@ SPECS = [
         differentiable=("mean", "logvar"),
         tolerance=1e-6,
         any_threads=True,
-        cases=posterior_cases(weighted=True, seed=torch.tensor(2**62 + 2**40 + 7), num_samples=3),
+        cases=posterior_cases(weighted=True, seed=torch.tensor(2**62 + 2**40 + 7), num_draws=3),
     ),
     *(
         OpSpec(

@@ -404,6 +404,24 @@ def test_opcheck_of_the_raw_operators(spec, case, device):
         torch.library.opcheck(func, tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
 
 
+# which say what the others must be
+LEADING = {"mean", "logits", "x_hat", "weight"}
+
+
+@each_case("plain")
+def test_a_raw_operator_names_the_argument_that_does_not_fit(spec, case, device):
+    with torch.autograd.set_multithreading_enabled(False), RawCalls() as recorded:
+        value_and_gradients(spec.op, spec.sample(case, device=device), spec.differentiable)
+    for func, args in recorded.calls:
+        tensors = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
+        for i, argument in enumerate(func._schema.arguments):
+            if isinstance(tensors[i], Tensor):
+                dtypes = [] if argument.name in LEADING else [tensors[i].to(torch.complex64)]
+                for wrong in (tensors[i].unsqueeze(0), *dtypes):
+                    with pytest.raises(RuntimeError, match=f": {argument.name} must (have|be) .*, got"):
+                        func(*tensors[:i], wrong, *tensors[i + 1 :])
+
+
 def assert_compiles(spec: OpSpec, cases: Sequence[str], backend: str, device: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(spec.op, fullgraph=True, backend=backend)
@@ -739,7 +757,7 @@ HUGE = 10**15  # elements: beyond any address space
             id="matrix product",
         ),
         pytest.param(
-            lambda zero: reparameterized_kl(zero, zero, num_samples=2**62),
+            lambda zero: reparameterized_kl(zero, zero, num_draws=2**62),
             f"Storage size calculation overflowed with sizes=[{2**62}, 1, 1]",
             id="size",
         ),

@@ -18,30 +18,18 @@ namespace lineavae {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string to_string(std::initializer_list<int64_t> shape) {
+inline std::vector<int64_t> shape_of(const Tensor& tensor) {
+  std::vector<int64_t> shape(tensor.dim());
+  for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);
+  return shape;
+}
+
+inline std::string to_string(const std::vector<int64_t>& shape) {
   std::ostringstream text;
   text << '(';
-  const char* separator = "";
-  for (const int64_t size : shape) {
-    text << separator << size;
-    separator = ", ";
-  }
+  for (size_t i = 0; i < shape.size(); ++i) text << (i > 0 ? ", " : "") << shape[i];
   text << ')';
   return text.str();
-}
-
-// The public Python functions have told the user what was wrong already; these checks keep memory safe.
-inline void check_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) {
-  bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
-  int64_t i = 0;
-  for (const int64_t size : shape) equal = equal && tensor.size(i++) == size;
-  STD_TORCH_CHECK(equal, op, ": ", name, " must have shape ", to_string(shape));
-}
-
-inline void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " has another dtype");
-  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, ": ",
-                  name, " is on another device");
 }
 
 // Of values, weights and incoming gradients: double for double inputs, float for all others.
@@ -49,25 +37,57 @@ inline ScalarType value_dtype(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Contiguous weights of the latents' KL, (groups, K), or (1, K) for all groups, for an input (..., K).
-inline std::optional<Tensor> checked_kl_weight(const char* op, const std::optional<Tensor>& kl_weight,
-                                               const Tensor& input, int64_t groups) {
-  if (!kl_weight) return std::nullopt;
-  const Tensor& weight = *kl_weight;
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": kl_weight must have two dimensions");
-  check_shape(op, "kl_weight", weight, {weight.size(0) == 1 ? 1 : groups, input.size(input.dim() - 1)});
-  STD_TORCH_CHECK(weight.scalar_type() == value_dtype(input), op, ": kl_weight must have the dtype of the value");
-  STD_TORCH_CHECK(weight.is_cuda() == input.is_cuda() && weight.get_device_index() == input.get_device_index(), op,
-                  ": kl_weight is on another device");
-  return torch::stable::contiguous(weight);
+// The sizes of an argument that says how large the others are.
+template <int kDims>
+std::array<int64_t, kDims> sizes_of(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == kDims, op, ": ", name, " must have ", kDims, " dimensions, got shape ",
+                  to_string(shape_of(tensor)));
+  std::array<int64_t, kDims> sizes;
+  for (int i = 0; i < kDims; ++i) sizes[i] = tensor.size(i);
+  return sizes;
 }
 
-inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(shape));
+// The size that a dimension must have which may be 1 instead: what is the same for all is there once.
+inline int64_t one_or(int64_t size, const Tensor& tensor, int64_t dim = 0) {
+  return tensor.dim() > dim && tensor.size(dim) == 1 ? 1 : size;
 }
 
-inline Tensor empty(std::initializer_list<int64_t> shape, const Tensor& like, ScalarType dtype) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(shape), dtype);
+// Gives the arguments of a raw op, contiguous, once they are what they must be. The public Python functions have told
+// the user what was wrong already; these checks keep memory safe.
+class Checked {
+ public:
+  // All are on the device of `like`, and where nothing else is said of its dtype.
+  Checked(const char* op, const Tensor& like) : op_(op), like_(like) {}
+
+  Tensor operator()(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape) const {
+    return (*this)(name, tensor, shape, like_.scalar_type());
+  }
+  Tensor operator()(const char* name, const Tensor& tensor, std::initializer_list<int64_t> shape,
+                    ScalarType dtype) const {
+    bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
+    int64_t i = 0;
+    for (const int64_t size : shape) equal = equal && tensor.size(i++) == size;
+    STD_TORCH_CHECK(equal, op_, ": ", name, " must have shape ", to_string(shape), ", got ",
+                    to_string(shape_of(tensor)));
+    STD_TORCH_CHECK(tensor.scalar_type() == dtype, op_, ": ", name, " must be ", dtype, ", got ", tensor.scalar_type());
+    STD_TORCH_CHECK(tensor.is_cuda() == like_.is_cuda() && tensor.get_device_index() == like_.get_device_index(), op_,
+                    ": ", name, " is on another device");
+    return torch::stable::contiguous(tensor);
+  }
+
+  // Weights of the latents' KL, (groups, K), or (1, K) for all groups.
+  std::optional<Tensor> kl_weight(const std::optional<Tensor>& weight, int64_t groups, int64_t latents) const {
+    if (!weight) return std::nullopt;
+    return (*this)("kl_weight", *weight, {one_or(groups, *weight), latents}, value_dtype(like_));
+  }
+
+ private:
+  const char* op_;
+  const Tensor& like_;
+};
+
+inline Tensor empty(const std::vector<int64_t>& shape, const Tensor& like, std::optional<ScalarType> dtype = {}) {
+  return torch::stable::new_empty(like, shape, dtype);
 }
 
 // The scalar types of torch and of the kernels have the same layout.

@@ -8,17 +8,11 @@ namespace {
 
 constexpr const char* kOp = "bernoulli_log_likelihood";
 
-void check(const Tensor& x, const Tensor& logits) {
-  STD_TORCH_CHECK(x.dim() == 3 && logits.dim() == 3, kOp, ": x and logits must have shape (M, N, D)");
-  check_shape(kOp, "x", x, {x.size(0) == 1 ? 1 : logits.size(0), logits.size(1), logits.size(2)});
-  check_like(kOp, "x", x, logits);
-}
-
 template <class Device>
 Tensor forward(const Tensor& x_, const Tensor& logits_) {
-  check(x_, logits_);
-  const Tensor x = torch::stable::contiguous(x_), logits = torch::stable::contiguous(logits_);
-  const int64_t M = logits.size(0), N = logits.size(1), D = logits.size(2);
+  const auto [M, N, D] = sizes_of<3>(kOp, "logits", logits_);
+  const Checked checked(kOp, logits_);
+  const Tensor x = checked("x", x_, {one_or(M, x_), N, D}), logits = checked("logits", logits_, {M, N, D});
   Tensor value = empty({M, N}, logits, value_dtype(logits));
   const Backend<Device> backend(logits);
   dispatch_all_floating(kOp, logits, [&]<class T>() {
@@ -32,12 +26,10 @@ Tensor forward(const Tensor& x_, const Tensor& logits_) {
 // -> grad_logits
 template <class Device>
 Tensor backward(const Tensor& grad_, const Tensor& x_, const Tensor& logits_) {
-  check(x_, logits_);
-  const int64_t M = logits_.size(0), N = logits_.size(1), D = logits_.size(2);
-  check_shape(kOp, "grad", grad_, {M, N});
-  STD_TORCH_CHECK(grad_.scalar_type() == value_dtype(logits_), kOp, ": grad must have the dtype of the value");
-  const Tensor grad = torch::stable::contiguous(grad_);
-  const Tensor x = torch::stable::contiguous(x_), logits = torch::stable::contiguous(logits_);
+  const auto [M, N, D] = sizes_of<3>(kOp, "logits", logits_);
+  const Checked checked(kOp, logits_);
+  const Tensor grad = checked("grad", grad_, {M, N}, value_dtype(logits_));
+  const Tensor x = checked("x", x_, {one_or(M, x_), N, D}), logits = checked("logits", logits_, {M, N, D});
   Tensor grad_logits = empty({M, N, D}, logits);
   const Backend<Device> backend(logits);
   dispatch_all_floating(kOp, logits, [&]<class T>() {

@@ -28,18 +28,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
                                                                            const Tensor& thresholds,
                                                                            bool with_histogram) {
   constexpr const char* kOp = "collapse_statistics";
-  STD_TORCH_CHECK(mean.dim() == 3, kOp, ": mean must have shape (M, N, K)");
-  const int64_t M = mean.size(0), N = mean.size(1), K = mean.size(2);
-  check_shape(kOp, "logvar", logvar, {M, N, K});
-  check_like(kOp, "logvar", logvar, mean);
-  STD_TORCH_CHECK(thresholds.dim() == 1 && thresholds.size(0) <= kMaxThresholds, kOp,
-                  ": thresholds must have shape (E,) with E <= ", kMaxThresholds);
-  STD_TORCH_CHECK(thresholds.scalar_type() == ScalarType::Double, kOp, ": thresholds must be float64");
-  STD_TORCH_CHECK(thresholds.is_cuda() == mean.is_cuda() && thresholds.get_device_index() == mean.get_device_index(),
-                  kOp, ": thresholds is on another device");
-  const int E = static_cast<int>(thresholds.size(0)), num_bins = with_histogram ? kHistogramBins : 0;
-  const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
-  const Tensor threshold = torch::stable::contiguous(thresholds);
+  const auto [M, N, K] = sizes_of<3>(kOp, "mean", mean);
+  const auto [num_thresholds] = sizes_of<1>(kOp, "thresholds", thresholds);
+  STD_TORCH_CHECK(num_thresholds <= kMaxThresholds, kOp, ": thresholds must be at most ", kMaxThresholds, ", got ",
+                  num_thresholds);
+  const Checked checked(kOp, mean);
+  const Tensor m = checked("mean", mean, {M, N, K}), t = checked("logvar", logvar, {M, N, K});
+  const Tensor threshold = checked("thresholds", thresholds, {num_thresholds}, ScalarType::Double);
+  const int E = static_cast<int>(num_thresholds), num_bins = with_histogram ? kHistogramBins : 0;
   Tensor counts = empty({M, K, E}, mean, ScalarType::Long);
   Tensor histogram = empty({M, K, num_bins}, mean, ScalarType::Long);
   Tensor moments = empty({M, K, kMoments}, mean, ScalarType::Double);

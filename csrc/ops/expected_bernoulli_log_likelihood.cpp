@@ -15,16 +15,12 @@ constexpr const char* kOp = "expected_bernoulli_log_likelihood";
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& mean_, const Tensor& logvar_,
                                                            const Tensor& weight_, const Tensor& bias_) {
-  using torch::stable::contiguous;
-  STD_TORCH_CHECK(weight_.dim() == 3 && x_.dim() == 3, kOp, ": x must have shape (M, N, D), weight (M, D, K)");
-  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = x_.size(1);
-  check_shape(kOp, "x", x_, {x_.size(0) == 1 ? 1 : M, N, D});
-  check_shape(kOp, "mean", mean_, {M, N, K});
-  check_shape(kOp, "logvar", logvar_, {M, N, K});
-  check_shape(kOp, "bias", bias_, {M, D});
-  for (const Tensor* tensor : {&x_, &mean_, &logvar_, &bias_}) check_like(kOp, "an argument", *tensor, weight_);
-  const Tensor x = contiguous(x_), mean = contiguous(mean_), logvar = contiguous(logvar_);
-  const Tensor weight = contiguous(weight_), bias = contiguous(bias_);
+  const auto [M, D, K] = sizes_of<3>(kOp, "weight", weight_);
+  const int64_t N = sizes_of<3>(kOp, "x", x_)[1];
+  const Checked checked(kOp, weight_);
+  const Tensor x = checked("x", x_, {one_or(M, x_), N, D}), mean = checked("mean", mean_, {M, N, K});
+  const Tensor logvar = checked("logvar", logvar_, {M, N, K}), weight = checked("weight", weight_, {M, D, K});
+  const Tensor bias = checked("bias", bias_, {M, D});
   const Backend<Device> backend(weight);
   Tensor variance = empty({M, N, K}, x), squared_weight = empty({M, D, K}, x), value = empty({M, N}, x),
          scale = empty({M, N}, x);
@@ -47,22 +43,16 @@ template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& mean_, const Tensor& weight_,
                                                     const Tensor& slope_, const Tensor& curvature_,
                                                     const Tensor& variance_, const Tensor& squared_weight_) {
-  using torch::stable::contiguous;
-  STD_TORCH_CHECK(weight_.dim() == 3 && slope_.dim() == 3, kOp, ": weight must have shape (M, D, K)");
-  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = slope_.size(1);
-  check_shape(kOp, "grad", grad_, {M, N});
-  check_shape(kOp, "mean", mean_, {M, N, K});
-  check_shape(kOp, "slope", slope_, {M, N, D});
-  check_shape(kOp, "curvature", curvature_, {M, N, D});
-  check_shape(kOp, "variance", variance_, {M, N, K});
-  check_shape(kOp, "squared_weight", squared_weight_, {M, D, K});
-  for (const Tensor* tensor : {&grad_, &mean_, &slope_, &curvature_, &variance_, &squared_weight_}) {
-    check_like(kOp, "an argument", *tensor, weight_);
-  }
-  const Tensor grad = contiguous(grad_), mean = contiguous(mean_), weight = contiguous(weight_);
-  const Tensor slope = contiguous(slope_), curvature = contiguous(curvature_), variance = contiguous(variance_);
+  const auto [M, D, K] = sizes_of<3>(kOp, "weight", weight_);
+  const int64_t N = sizes_of<3>(kOp, "slope", slope_)[1];
+  const Checked checked(kOp, weight_);
+  const Tensor grad = checked("grad", grad_, {M, N}), mean = checked("mean", mean_, {M, N, K});
+  const Tensor weight = checked("weight", weight_, {M, D, K}), slope = checked("slope", slope_, {M, N, D});
+  const Tensor curvature = checked("curvature", curvature_, {M, N, D});
+  const Tensor variance = checked("variance", variance_, {M, N, K});
+  const Tensor squared_weight = checked("squared_weight", squared_weight_, {M, D, K});
   const Backend<Device> backend(weight);
-  Tensor grad_mean = product(slope, weight), grad_logvar = product(curvature, contiguous(squared_weight_));
+  Tensor grad_mean = product(slope, weight), grad_logvar = product(curvature, squared_weight);
   Tensor scaled_mean = empty({M, N, K}, weight), scaled_variance = empty({M, N, K}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
     posterior_gradients(

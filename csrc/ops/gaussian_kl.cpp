@@ -8,51 +8,37 @@
 namespace lineavae {
 namespace {
 
-Tensor empty_value(Reduction reduction, const Tensor& mean) {
-  return reduction == Reduction::kRow ? empty({mean.size(0)}, mean, value_dtype(mean))
-                                      : empty({mean.size(0), mean.size(1)}, mean, value_dtype(mean));
-}
-
-void check(const char* op, const Tensor& mean, const Tensor& logvar) {
-  STD_TORCH_CHECK(mean.dim() == 2, op, ": mean must have shape (N, K)");
-  check_shape(op, "logvar", logvar, {mean.size(0), mean.size(1)});
-  check_like(op, "logvar", logvar, mean);
-}
-
 template <Reduction R, class Device>
-Tensor value(const Tensor& mean, const Tensor& logvar, const std::optional<Tensor>& kl_weight) {
+Tensor value(const Tensor& mean_, const Tensor& logvar_, const std::optional<Tensor>& kl_weight) {
   constexpr const char* kOp = R == Reduction::kRow ? "gaussian_kl" : "gaussian_kl_per_dimension";
-  check(kOp, mean, logvar);
-  const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
-  const std::optional<Tensor> w = checked_kl_weight(kOp, kl_weight, mean, mean.size(0));
-  Tensor kl = empty_value(R, mean);
+  const auto [N, K] = sizes_of<2>(kOp, "mean", mean_);
+  const Checked checked(kOp, mean_);
+  const Tensor mean = checked("mean", mean_, {N, K}), logvar = checked("logvar", logvar_, {N, K});
+  const std::optional<Tensor> weight = checked.kl_weight(kl_weight, N, K);
+  Tensor kl = R == Reduction::kRow ? empty({N}, mean, value_dtype(mean)) : empty({N, K}, mean, value_dtype(mean));
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
-    gaussian_kl(backend.device(), GaussianKL<T>{R, m.size(0), m.size(1), input<T>(m), input<T>(t),
-                                                input_kl_weight<T>(w), output<accumulate_t<T>>(kl)});
+    gaussian_kl(backend.device(), GaussianKL<T>{R, N, K, input<T>(mean), input<T>(logvar), input_kl_weight<T>(weight),
+                                                output<accumulate_t<T>>(kl)});
   });
   return kl;
 }
 
 template <Reduction R, class Device>
-std::tuple<Tensor, Tensor> gradients(const Tensor& grad, const Tensor& mean, const Tensor& logvar,
+std::tuple<Tensor, Tensor> gradients(const Tensor& grad_, const Tensor& mean_, const Tensor& logvar_,
                                      const std::optional<Tensor>& kl_weight) {
   constexpr const char* kOp = R == Reduction::kRow ? "gaussian_kl_backward" : "gaussian_kl_per_dimension_backward";
-  check(kOp, mean, logvar);
-  if (R == Reduction::kRow) {
-    check_shape(kOp, "grad", grad, {mean.size(0)});
-  } else {
-    check_shape(kOp, "grad", grad, {mean.size(0), mean.size(1)});
-  }
-  STD_TORCH_CHECK(grad.scalar_type() == value_dtype(mean), kOp, ": grad must have the dtype of the value");
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor m = torch::stable::contiguous(mean), t = torch::stable::contiguous(logvar);
-  const std::optional<Tensor> w = checked_kl_weight(kOp, kl_weight, mean, mean.size(0));
-  Tensor grad_mean = empty({m.size(0), m.size(1)}, mean), grad_logvar = empty({m.size(0), m.size(1)}, mean);
+  const auto [N, K] = sizes_of<2>(kOp, "mean", mean_);
+  const Checked checked(kOp, mean_);
+  const Tensor grad = R == Reduction::kRow ? checked("grad", grad_, {N}, value_dtype(mean_))
+                                           : checked("grad", grad_, {N, K}, value_dtype(mean_));
+  const Tensor mean = checked("mean", mean_, {N, K}), logvar = checked("logvar", logvar_, {N, K});
+  const std::optional<Tensor> weight = checked.kl_weight(kl_weight, N, K);
+  Tensor grad_mean = empty({N, K}, mean), grad_logvar = empty({N, K}, mean);
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
-    gaussian_kl_backward(backend.device(), GaussianKLBackward<T>{R, m.size(0), m.size(1), input<accumulate_t<T>>(g),
-                                                                 input<T>(m), input<T>(t), input_kl_weight<T>(w),
+    gaussian_kl_backward(backend.device(), GaussianKLBackward<T>{R, N, K, input<accumulate_t<T>>(grad), input<T>(mean),
+                                                                 input<T>(logvar), input_kl_weight<T>(weight),
                                                                  output<T>(grad_mean), output<T>(grad_logvar)});
   });
   return {grad_mean, grad_logvar};

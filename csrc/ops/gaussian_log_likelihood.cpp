@@ -9,14 +9,22 @@
 namespace lineavae {
 namespace {
 
-void check(const char* op, const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
-  STD_TORCH_CHECK(x_hat.dim() == 3 && x.dim() == 3 && log_sigma2.dim() == 3, op, ": x must have shape (M, N, D)");
-  const int64_t M = x_hat.size(0), N = x_hat.size(1), D = x_hat.size(2);
-  check_shape(op, "x", x, {x.size(0) == 1 ? 1 : M, N, D});
-  check_shape(op, "log_sigma2", log_sigma2,
-              {log_sigma2.size(0) == 1 ? 1 : M, log_sigma2.size(1) == 1 ? 1 : N, log_sigma2.size(2) == 1 ? 1 : D});
-  check_like(op, "x", x, x_hat);
-  check_like(op, "log_sigma2", log_sigma2, x_hat);
+// What all three ops take.
+struct Inputs {
+  int64_t models, samples, features;
+  Tensor x, x_hat, log_sigma2;
+};
+
+Inputs check(const char* op, const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
+  const auto [M, N, D] = sizes_of<3>(op, "x_hat", x_hat);
+  const Checked checked(op, x_hat);
+  return {M,
+          N,
+          D,
+          checked("x", x, {one_or(M, x), N, D}),
+          checked("x_hat", x_hat, {M, N, D}),
+          checked("log_sigma2", log_sigma2,
+                  {one_or(M, log_sigma2, 0), one_or(N, log_sigma2, 1), one_or(D, log_sigma2, 2)})};
 }
 
 Noise noise_of(const Tensor& log_sigma2) {
@@ -25,25 +33,25 @@ Noise noise_of(const Tensor& log_sigma2) {
 }
 
 template <class T>
-GaussianData<T> data_of(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
-  const int64_t M = x_hat.size(0), N = x_hat.size(1), D = x_hat.size(2);
-  const int64_t of_sample = log_sigma2.size(1) == 1 ? 0 : log_sigma2.size(2);
-  const int64_t of_model = log_sigma2.size(0) == 1 ? 0 : log_sigma2.size(1) * log_sigma2.size(2);
-  return {noise_of(log_sigma2), M, N, D, x.size(0) == 1 && M > 1, of_model, of_sample, input<T>(x), input<T>(x_hat),
-          input<T>(log_sigma2)};
+GaussianData<T> data_of(const Inputs& in) {
+  const Tensor& s = in.log_sigma2;
+  const int64_t of_sample = s.size(1) == 1 ? 0 : s.size(2), of_model = s.size(0) == 1 ? 0 : s.size(1) * s.size(2);
+  return {noise_of(s), in.models, in.samples,     in.features,        in.x.size(0) == 1 && in.models > 1,
+          of_model,    of_sample, input<T>(in.x), input<T>(in.x_hat), input<T>(s)};
 }
 
 // The gradients, and the memory to make them in.
 template <class Device>
 class Gradients {
  public:
-  Gradients(const Tensor& x_hat, const Tensor& log_sigma2, ScalarType sum_dtype)
-      : x_hat(empty({x_hat.size(0), x_hat.size(1), x_hat.size(2)}, x_hat)),
-        log_sigma2(empty({x_hat.size(0), log_sigma2.size(1), log_sigma2.size(2)}, x_hat)),
-        parts_(gaussian_parts(Device{}, x_hat.size(0), x_hat.size(1), x_hat.size(2))),
-        per_feature_(noise_of(log_sigma2) == Noise::kFeature),
-        squares_(empty({per_feature_ ? x_hat.size(0) : 0, parts_, x_hat.size(2)}, x_hat, sum_dtype)),
-        grad_sums_(empty({per_feature_ ? x_hat.size(0) : 0, parts_}, x_hat, sum_dtype)) {}
+  Gradients(const Inputs& in, ScalarType sum_dtype)
+      : x_hat(empty({in.models, in.samples, in.features}, in.x_hat)),
+        log_sigma2(empty({in.models, in.log_sigma2.size(1), in.log_sigma2.size(2)}, in.x_hat)),
+        parts_(gaussian_parts(Device{}, in.models, in.samples, in.features)) {
+    const int64_t models = noise_of(in.log_sigma2) == Noise::kFeature ? in.models : 0;
+    squares_ = empty({models, parts_, in.features}, in.x_hat, sum_dtype);
+    grad_sums_ = empty({models, parts_}, in.x_hat, sum_dtype);
+  }
 
   template <class T>
   GaussianGradients<T> of() {
@@ -55,47 +63,39 @@ class Gradients {
 
  private:
   int64_t parts_;
-  bool per_feature_;
   Tensor squares_, grad_sums_;
 };
 
 // -> value, distortion
 template <class Device>
-std::tuple<Tensor, Tensor> forward(const Tensor& x_, const Tensor& x_hat_, const Tensor& log_sigma2_) {
-  using torch::stable::contiguous;
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
   constexpr const char* kOp = "gaussian_log_likelihood";
-  check(kOp, x_, x_hat_, log_sigma2_);
-  const Tensor x = contiguous(x_), x_hat = contiguous(x_hat_), log_sigma2 = contiguous(log_sigma2_);
-  Tensor value = empty({x_hat.size(0), x_hat.size(1)}, x, value_dtype(x));
-  Tensor distortion = empty({x_hat.size(0), x_hat.size(1)}, x, value_dtype(x));
+  const Inputs in = check(kOp, x, x_hat, log_sigma2);
+  Tensor value = empty({in.models, in.samples}, x_hat, value_dtype(x_hat));
+  Tensor distortion = empty({in.models, in.samples}, x_hat, value_dtype(x_hat));
   const Backend<Device> backend(x_hat);
-  dispatch_all_floating(kOp, x, [&]<class T>() {
-    gaussian_log_likelihood(backend.device(),
-                            GaussianLogLikelihood<T>{data_of<T>(x, x_hat, log_sigma2), output<accumulate_t<T>>(value),
-                                                     output<accumulate_t<T>>(distortion)});
+  dispatch_all_floating(kOp, x_hat, [&]<class T>() {
+    gaussian_log_likelihood(backend.device(), GaussianLogLikelihood<T>{data_of<T>(in), output<accumulate_t<T>>(value),
+                                                                       output<accumulate_t<T>>(distortion)});
   });
   return {value, distortion};
 }
 
 // -> grad_x_hat, grad_log_sigma2
 template <class Device>
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& x_hat_,
-                                    const Tensor& log_sigma2_, const Tensor& distortion_) {
-  using torch::stable::contiguous;
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2,
+                                    const Tensor& distortion_) {
   constexpr const char* kOp = "gaussian_log_likelihood_backward";
-  check(kOp, x_, x_hat_, log_sigma2_);
-  check_shape(kOp, "grad", grad_, {x_hat_.size(0), x_hat_.size(1)});
-  check_shape(kOp, "distortion", distortion_, {x_hat_.size(0), x_hat_.size(1)});
-  STD_TORCH_CHECK(grad_.scalar_type() == value_dtype(x_) && distortion_.scalar_type() == value_dtype(x_), kOp,
-                  ": grad and distortion must have the dtype of the value");
-  const Tensor grad = contiguous(grad_), distortion = contiguous(distortion_);
-  const Tensor x = contiguous(x_), x_hat = contiguous(x_hat_), log_sigma2 = contiguous(log_sigma2_);
+  const Inputs in = check(kOp, x, x_hat, log_sigma2);
+  const Checked checked(kOp, x_hat);
+  const Tensor grad = checked("grad", grad_, {in.models, in.samples}, value_dtype(x_hat));
+  const Tensor distortion = checked("distortion", distortion_, {in.models, in.samples}, value_dtype(x_hat));
   const Backend<Device> backend(x_hat);
-  Gradients<Device> gradients(x_hat, log_sigma2, value_dtype(x));
-  dispatch_all_floating(kOp, x, [&]<class T>() {
+  Gradients<Device> gradients(in, value_dtype(x_hat));
+  dispatch_all_floating(kOp, x_hat, [&]<class T>() {
     gaussian_log_likelihood_backward(
         backend.device(),
-        GaussianLogLikelihoodBackward<T>{data_of<T>(x, x_hat, log_sigma2), input<accumulate_t<T>>(grad),
+        GaussianLogLikelihoodBackward<T>{data_of<T>(in), input<accumulate_t<T>>(grad),
                                          input<accumulate_t<T>>(distortion), gradients.template of<T>()});
   });
   return {gradients.x_hat, gradients.log_sigma2};
@@ -103,20 +103,17 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
 
 // -> mean, and the gradients of the loss, -mean: grad_x_hat, grad_log_sigma2
 template <class Device>
-std::tuple<Tensor, Tensor, Tensor> mean(const Tensor& x_, const Tensor& x_hat_, const Tensor& log_sigma2_) {
-  using torch::stable::contiguous;
+std::tuple<Tensor, Tensor, Tensor> mean(const Tensor& x, const Tensor& x_hat, const Tensor& log_sigma2) {
   constexpr const char* kOp = "gaussian_log_likelihood_mean";
-  check(kOp, x_, x_hat_, log_sigma2_);
-  const Tensor x = contiguous(x_), x_hat = contiguous(x_hat_), log_sigma2 = contiguous(log_sigma2_);
+  const Inputs in = check(kOp, x, x_hat, log_sigma2);
   const Backend<Device> backend(x_hat);
-  Tensor mean = empty({x_hat.size(0)}, x);
-  Tensor value = empty({x_hat.size(0), x_hat.size(1)}, x), distortion = empty({x_hat.size(0), x_hat.size(1)}, x);
-  Gradients<Device> gradients(x_hat, log_sigma2, x.scalar_type());
-  dispatch_floating(kOp, x, [&]<class T>() {
-    gaussian_log_likelihood_mean(
-        backend.device(),
-        GaussianLogLikelihoodMean<T>{data_of<T>(x, x_hat, log_sigma2), output<T>(mean), output<T>(value),
-                                     output<T>(distortion), gradients.template of<T>()});
+  Tensor mean = empty({in.models}, x_hat);
+  Tensor value = empty({in.models, in.samples}, x_hat), distortion = empty({in.models, in.samples}, x_hat);
+  Gradients<Device> gradients(in, x_hat.scalar_type());
+  dispatch_floating(kOp, x_hat, [&]<class T>() {
+    gaussian_log_likelihood_mean(backend.device(),
+                                 GaussianLogLikelihoodMean<T>{data_of<T>(in), output<T>(mean), output<T>(value),
+                                                              output<T>(distortion), gradients.template of<T>()});
   });
   return {mean, gradients.x_hat, gradients.log_sigma2};
 }

@@ -17,20 +17,13 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class Device>
 Outputs forward(const Tensor& x_, const Tensor& weight_, const Tensor& encoder_, const Tensor& mu_,
                 const Tensor& log_d_, const Tensor& log_sigma2_, const Tensor& beta_) {
-  using torch::stable::contiguous;
-  STD_TORCH_CHECK(weight_.dim() == 3 && x_.dim() == 3, kOp, ": x must have shape (M, N, D), weight (M, D, K)");
-  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = x_.size(1);
-  check_shape(kOp, "x", x_, {x_.size(0) == 1 ? 1 : M, N, D});
-  check_shape(kOp, "encoder", encoder_, {M, K, D});
-  check_shape(kOp, "mu", mu_, {M, D});
-  check_shape(kOp, "log_d", log_d_, {M, K});
-  check_shape(kOp, "log_sigma2", log_sigma2_, {M});
-  check_shape(kOp, "beta", beta_, {M});
-  for (const Tensor* tensor : {&x_, &encoder_, &mu_, &log_d_, &log_sigma2_, &beta_}) {
-    check_like(kOp, "an argument", *tensor, weight_);
-  }
-  const Tensor x = contiguous(x_), weight = contiguous(weight_), encoder = contiguous(encoder_), mu = contiguous(mu_);
-  const Tensor log_d = contiguous(log_d_), log_sigma2 = contiguous(log_sigma2_), beta = contiguous(beta_);
+  const auto [M, D, K] = sizes_of<3>(kOp, "weight", weight_);
+  const int64_t N = sizes_of<3>(kOp, "x", x_)[1];
+  const Checked checked(kOp, weight_);
+  const Tensor x = checked("x", x_, {one_or(M, x_), N, D}), weight = checked("weight", weight_, {M, D, K});
+  const Tensor encoder = checked("encoder", encoder_, {M, K, D}), mu = checked("mu", mu_, {M, D});
+  const Tensor log_d = checked("log_d", log_d_, {M, K}), log_sigma2 = checked("log_sigma2", log_sigma2_, {M});
+  const Tensor beta = checked("beta", beta_, {M});
   const Backend<Device> backend(weight);
   Tensor centred = empty({M, N, D}, x), norms = empty({M, K}, x);
   Tensor spread = empty({M}, x, ScalarType::Double), divergence = empty({M}, x, ScalarType::Double);
@@ -58,27 +51,16 @@ template <class Device>
 Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encoder_, const Tensor& log_d_,
                  const Tensor& log_sigma2_, const Tensor& beta_, const Tensor& distortion_, const Tensor& centred_,
                  const Tensor& code_, const Tensor& residual_, const Tensor& column_norms_) {
-  using torch::stable::contiguous;
-  STD_TORCH_CHECK(weight_.dim() == 3 && centred_.dim() == 3, kOp, ": weight must have shape (M, D, K)");
-  const int64_t M = weight_.size(0), D = weight_.size(1), K = weight_.size(2), N = centred_.size(1);
-  check_shape(kOp, "grad", grad_, {M, N});
-  check_shape(kOp, "encoder", encoder_, {M, K, D});
-  check_shape(kOp, "log_d", log_d_, {M, K});
-  check_shape(kOp, "log_sigma2", log_sigma2_, {M});
-  check_shape(kOp, "beta", beta_, {M});
-  check_shape(kOp, "distortion", distortion_, {M, N});
-  check_shape(kOp, "centred", centred_, {M, N, D});
-  check_shape(kOp, "code", code_, {M, N, K});
-  check_shape(kOp, "residual", residual_, {M, N, D});
-  check_shape(kOp, "column_norms", column_norms_, {M, K});
-  for (const Tensor* tensor :
-       {&grad_, &encoder_, &log_d_, &log_sigma2_, &beta_, &centred_, &code_, &residual_, &column_norms_}) {
-    check_like(kOp, "an argument", *tensor, weight_);
-  }
-  const Tensor grad = contiguous(grad_), weight = contiguous(weight_), encoder = contiguous(encoder_);
-  const Tensor log_d = contiguous(log_d_), log_sigma2 = contiguous(log_sigma2_), beta = contiguous(beta_);
-  const Tensor distortion = contiguous(distortion_), centred = contiguous(centred_), code = contiguous(code_);
-  const Tensor residual = contiguous(residual_), norms = contiguous(column_norms_);
+  const auto [M, D, K] = sizes_of<3>(kOp, "weight", weight_);
+  const int64_t N = sizes_of<3>(kOp, "centred", centred_)[1];
+  const Checked checked(kOp, weight_);
+  const Tensor grad = checked("grad", grad_, {M, N}), weight = checked("weight", weight_, {M, D, K});
+  const Tensor encoder = checked("encoder", encoder_, {M, K, D}), log_d = checked("log_d", log_d_, {M, K});
+  const Tensor log_sigma2 = checked("log_sigma2", log_sigma2_, {M}), beta = checked("beta", beta_, {M});
+  const Tensor distortion = checked("distortion", distortion_, {M, N}, ScalarType::Double);
+  const Tensor centred = checked("centred", centred_, {M, N, D}), code = checked("code", code_, {M, N, K});
+  const Tensor residual = checked("residual", residual_, {M, N, D});
+  const Tensor norms = checked("column_norms", column_norms_, {M, K});
   const Backend<Device> backend(weight);
   Tensor grad_code = product(residual, weight), scaled_code = empty({M, N, K}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {

@@ -1,40 +1,28 @@
-// Schemas and shape rules of reparameterized_kl, once for both devices.
+// Schemas and shape rules of reparameterized_kl, once for both devices: mean and logvar (M N, K), the rows of all
+// models, seed (M), kl_weight (M or 1, K), z (M S, N, K). So one model's z is (S, N, K), and no view is needed around
+// the op.
 #include "ops/reparameterized_kl.h"
 
-#include <functional>
-#include <numeric>
 #include <optional>
-#include <vector>
+#include <tuple>
 
 #include "common/backend.h"
 
 namespace lineavae {
 namespace {
 
-// The arguments that forward and backward share, contiguous. A seed () makes one model of them, seeds (M) make models
-// of the entries along the first dimension.
+// The arguments that forward and backward share.
 struct Inputs {
+  int64_t models, rows, latents;  // rows of a model
   Tensor mean, logvar, seed;
   std::optional<Tensor> kl_weight;
-  int64_t models;
-  std::vector<int64_t> shape;  // of mean
-
-  // (*models, num_samples, ..., K)
-  std::vector<int64_t> shape_of_samples(int64_t num_samples) const {
-    std::vector<int64_t> samples = shape;
-    samples.insert(samples.begin() + seed.dim(), num_samples);
-    return samples;
-  }
-  // (*models, ...)
-  std::vector<int64_t> shape_of_kl() const { return {shape.begin(), shape.end() - 1}; }
 
   template <class T>
-  GaussianPosterior<T> posterior(int64_t num_samples) const {
-    const int64_t rows = std::accumulate(shape.begin() + seed.dim(), shape.end() - 1, int64_t{1}, std::multiplies<>());
+  GaussianPosterior<T> posterior(int64_t num_draws) const {
     return {models,
-            num_samples,
+            num_draws,
             rows,
-            shape.back(),
+            latents,
             input<T>(mean),
             input<T>(logvar),
             input_kl_weight<T>(kl_weight),
@@ -42,67 +30,58 @@ struct Inputs {
   }
 };
 
-std::vector<int64_t> shape_of(const Tensor& tensor) {
-  std::vector<int64_t> shape(tensor.dim());
-  for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);
-  return shape;
-}
-
 Inputs check(const char* op, const Tensor& mean, const Tensor& logvar, const Tensor& seed,
              const std::optional<Tensor>& kl_weight) {
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long, op, ": seed must be int64");
-  STD_TORCH_CHECK(seed.is_cuda() == mean.is_cuda() && seed.get_device_index() == mean.get_device_index(), op,
-                  ": seed is on another device");
-  STD_TORCH_CHECK(seed.dim() <= 1 && mean.dim() > seed.dim(), op, ": mean must have shape (*models, ..., K)");
-  STD_TORCH_CHECK(seed.dim() == 0 || seed.size(0) == mean.size(0), op, ": seed must have shape () or (M,)");
-  STD_TORCH_CHECK(shape_of(logvar) == shape_of(mean), op, ": logvar must have the shape of mean");
-  check_like(op, "logvar", logvar, mean);
-  const int64_t models = seed.numel();
-  return {torch::stable::contiguous(mean),
-          torch::stable::contiguous(logvar),
-          torch::stable::contiguous(seed),
-          checked_kl_weight(op, kl_weight, mean, models),
-          models,
-          shape_of(mean)};
+  const auto [rows, K] = sizes_of<2>(op, "mean", mean);
+  const auto [M] = sizes_of<1>(op, "seed", seed);
+  STD_TORCH_CHECK(M == 0 ? rows == 0 : rows % M == 0, op, ": mean must have as many rows for each of ", M,
+                  " seeds, got ", rows);
+  const Checked checked(op, mean);
+  return {M,
+          M == 0 ? 0 : rows / M,
+          K,
+          checked("mean", mean, {rows, K}),
+          checked("logvar", logvar, {rows, K}),
+          checked("seed", seed, {M}, ScalarType::Long),
+          checked.kl_weight(kl_weight, M, K)};
 }
 
+// -> z, kl
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& mean, const Tensor& logvar, const Tensor& seed,
-                                   const std::optional<Tensor>& kl_weight, int64_t num_samples) {
+                                   const std::optional<Tensor>& kl_weight, int64_t num_draws) {
   constexpr const char* kOp = "reparameterized_kl";
-  STD_TORCH_CHECK(num_samples >= 1, kOp, ": num_samples must be at least 1");
+  STD_TORCH_CHECK(num_draws >= 1, kOp, ": num_draws must be at least 1, got ", num_draws);
   const Inputs in = check(kOp, mean, logvar, seed, kl_weight);
-  Tensor z = torch::stable::new_empty(mean, in.shape_of_samples(num_samples), value_dtype(mean));
-  Tensor kl = torch::stable::new_empty(mean, in.shape_of_kl(), value_dtype(mean));
+  Tensor z = empty({in.models * num_draws, in.rows, in.latents}, mean, value_dtype(mean));
+  Tensor kl = empty({in.models * in.rows}, mean, value_dtype(mean));
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
     reparameterized_kl(backend.device(),
-                       ReparameterizedKL<T>{in.posterior<T>(num_samples), output<A>(z), output<A>(kl)});
+                       ReparameterizedKL<T>{in.posterior<T>(num_draws), output<A>(z), output<A>(kl)});
   });
   return {z, kl};
 }
 
+// -> grad_mean, grad_logvar
 template <class Device>
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mean,
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_z_, const Tensor& grad_kl_, const Tensor& mean,
                                     const Tensor& logvar, const Tensor& seed, const std::optional<Tensor>& kl_weight) {
   constexpr const char* kOp = "reparameterized_kl_backward";
   const Inputs in = check(kOp, mean, logvar, seed, kl_weight);
-  STD_TORCH_CHECK(grad_z.dim() == mean.dim() + 1, kOp, ": grad_z must have shape (*models, S, ..., K)");
-  const int64_t num_samples = grad_z.size(seed.dim());
-  STD_TORCH_CHECK(shape_of(grad_z) == in.shape_of_samples(num_samples), kOp,
-                  ": grad_z must have shape (*models, S, ..., K)");
-  STD_TORCH_CHECK(shape_of(grad_kl) == in.shape_of_kl(), kOp, ": grad_kl must have shape (*models, ...)");
-  STD_TORCH_CHECK(grad_z.scalar_type() == value_dtype(mean) && grad_kl.scalar_type() == value_dtype(mean), kOp,
-                  ": grad_z and grad_kl must have the dtype of the values");
-  const Tensor g = torch::stable::contiguous(grad_z), h = torch::stable::contiguous(grad_kl);
-  Tensor grad_mean = torch::stable::new_empty(mean, in.shape), grad_logvar = torch::stable::new_empty(mean, in.shape);
+  const int64_t num_draws = in.models == 0 ? 0 : sizes_of<3>(kOp, "grad_z", grad_z_)[0] / in.models;
+  const Checked checked(kOp, mean);
+  const Tensor grad_z = checked("grad_z", grad_z_, {in.models * num_draws, in.rows, in.latents}, value_dtype(mean));
+  const Tensor grad_kl = checked("grad_kl", grad_kl_, {in.models * in.rows}, value_dtype(mean));
+  Tensor grad_mean = empty({in.models * in.rows, in.latents}, mean);
+  Tensor grad_logvar = empty({in.models * in.rows, in.latents}, mean);
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
-    reparameterized_kl_backward(backend.device(),
-                                ReparameterizedKLBackward<T>{in.posterior<T>(num_samples), input<A>(g), input<A>(h),
-                                                             output<T>(grad_mean), output<T>(grad_logvar)});
+    reparameterized_kl_backward(backend.device(), ReparameterizedKLBackward<T>{
+                                                      in.posterior<T>(num_draws), input<A>(grad_z), input<A>(grad_kl),
+                                                      output<T>(grad_mean), output<T>(grad_logvar)});
   });
   return {grad_mean, grad_logvar};
 }
@@ -118,7 +97,7 @@ void implement(Library& library) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lineavae, library) {
   library.def(
-      "reparameterized_kl(Tensor mean, Tensor logvar, Tensor seed, Tensor? kl_weight, int num_samples) -> "
+      "reparameterized_kl(Tensor mean, Tensor logvar, Tensor seed, Tensor? kl_weight, int num_draws) -> "
       "(Tensor, Tensor)");
   library.def(
       "reparameterized_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mean, Tensor logvar, Tensor seed, "

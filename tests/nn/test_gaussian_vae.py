@@ -64,7 +64,7 @@ def dense_parts(vae: GaussianVAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]
 def test_elbo_is_that_of_torch_distributions(noise: str, linear: bool, x: Tensor) -> None:
     vae = make_vae(noise, linear=linear, closed_form=False, beta=0.3)
     terms = vae(x, seed=5, num_draws=2)
-    z, _ = reparameterized_kl(*vae.encode(x), num_samples=2, seed=5)
+    z, _ = reparameterized_kl(*vae.encode(x), num_draws=2, seed=5)
     parts = [dense_parts(vae, x, sample) for sample in z]
     torch.testing.assert_close(terms.reconstruction, (parts[0][0] + parts[1][0]) / 2)
     torch.testing.assert_close(terms.kl, parts[0][1])
@@ -323,7 +323,7 @@ def test_spatial_posteriors_are_flattened(as_pair: bool) -> None:
     x = torch.rand(5, 3, 8, 8, dtype=torch.float64)
     mean, logvar = vae.encode(x)
     assert mean.shape == logvar.shape == (5, *shape)
-    sampled = reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_samples=2, seed=3)[0]
+    sampled = reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_draws=2, seed=3)[0]
     parts = [dense_parts(vae, x, z.unflatten(-1, shape)) for z in sampled]
     terms = vae(x, seed=3, num_draws=2)
     torch.testing.assert_close(terms.kl, parts[0][1].sum((1, 2)))

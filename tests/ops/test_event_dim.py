@@ -25,9 +25,9 @@ def test_kl_equals_torch_distributions(event_dim):
     mean, logvar = random(*IMAGES), random(*IMAGES, seed=1)
     expected = divergence(mean, logvar, event_dim)
     torch.testing.assert_close(ops.gaussian_kl(mean, logvar, event_dim=event_dim), expected)
-    z, kl = ops.reparameterized_kl(mean, logvar, num_samples=2, seed=3, event_dim=event_dim)
+    z, kl = ops.reparameterized_kl(mean, logvar, num_draws=2, seed=3, event_dim=event_dim)
     torch.testing.assert_close(kl, expected)
-    rows, _ = ops.reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_samples=2, seed=3)
+    rows, _ = ops.reparameterized_kl(mean.flatten(1), logvar.flatten(1), num_draws=2, seed=3)
     assert torch.equal(z, rows.unflatten(-1, IMAGES[1:]))
 
 

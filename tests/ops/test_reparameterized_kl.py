@@ -19,10 +19,10 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_width = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 
-def noise(shape, seed, num_samples=1, dtype=torch.float32, device="cpu"):
+def noise(shape, seed, num_draws=1, dtype=torch.float32, device="cpu"):
     """The noise itself: samples of the prior."""
     zeros = torch.zeros(shape, dtype=dtype, device=device)
-    return reparameterized_kl(zeros, zeros, num_samples=num_samples, seed=seed, event_dim=1)[0]
+    return reparameterized_kl(zeros, zeros, num_draws=num_draws, seed=seed, event_dim=1)[0]
 
 
 # --- the noise is the function of seed and index that it is said to be ---
@@ -71,7 +71,7 @@ def test_philox_of_the_reference_at_any_counter_and_seed():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 6e-7), (torch.float64, 2e-15)], ids=str)
 def test_noise_against_mpmath(dtype, tolerance, seed, device):
     shape = (9, 23)
-    actual = noise(shape, seed, num_samples=2, dtype=dtype, device=device).flatten().tolist()
+    actual = noise(shape, seed, num_draws=2, dtype=dtype, device=device).flatten().tolist()
     with mpmath.workdps(40):
         for index, value in enumerate(actual):
             assert abs(value / exact_normal(seed, index) - 1) < tolerance
@@ -101,7 +101,7 @@ CHECKSUMS = {
 @each_width
 @pytest.mark.parametrize("shape", CHECKSUMS)
 def test_noise_has_the_same_bits_wherever_it_is_made(shape, dtype, device):
-    bits = noise(shape, 2**40 + 5, num_samples=3, dtype=dtype, device=device)
+    bits = noise(shape, 2**40 + 5, num_draws=3, dtype=dtype, device=device)
     bits = bits.view(torch.int32 if dtype == torch.float32 else torch.int64).cpu().flatten().to(torch.int64)
     positions = torch.arange(1, bits.numel() + 1)
     assert int((bits * positions).sum()) == CHECKSUMS[shape][dtype]
@@ -111,10 +111,10 @@ def test_shape_does_not_matter_only_the_flat_index(device):
     flat = noise((1, 4200), 7, device=device).flatten()
     for shape in ((4200, 1), (60, 70), (2, 3, 7, 100), (4200,)):
         assert torch.equal(noise(shape, 7, device=device).flatten(), flat)
-    for num_samples in (2, 3, 7):
+    for num_draws in (2, 3, 7):
         assert torch.equal(
-            noise((600 // num_samples, 7), 7, num_samples, device=device).flatten(),
-            flat[: 600 // num_samples * num_samples * 7],
+            noise((600 // num_draws, 7), 7, num_draws, device=device).flatten(),
+            flat[: 600 // num_draws * num_draws * 7],
         )
 
 
@@ -163,7 +163,7 @@ def test_neighbours_are_independent(draws, transform):
 
 @pytest.mark.parametrize("transform", [lambda x: x, lambda x: x * x])
 def test_samples_and_seeds_are_independent(draws, transform):
-    first, second = noise((512, 512), 11, num_samples=2)
+    first, second = noise((512, 512), 11, num_draws=2)
     assert torch.equal(first.flatten().double(), draws[: 512 * 512])
     others = [second, *(noise((512, 512), seed)[0] for seed in (12, 11 + 2**32, 11 - 2**63, -12))]
     for other in others:
@@ -216,7 +216,7 @@ def test_a_model_in_an_ensemble_is_the_same_as_alone(weighted, device):
 
     def step(mean, logvar, seed, weight):
         options = {"kl_weight": weight} if weighted else {}
-        z, kl = reparameterized_kl(mean, logvar, num_samples=2, seed=seed, **options)
+        z, kl = reparameterized_kl(mean, logvar, num_draws=2, seed=seed, **options)
         return z.square().sum() + kl.sum(), (z, kl)
 
     gradient = torch.func.grad(step, argnums=(0, 1), has_aux=True)
@@ -289,7 +289,7 @@ def test_finite_differences_with_a_fixed_seed(device):
     direction = torch.randn(2, 3, 5, dtype=torch.float64, device=device)
 
     def loss(mean, logvar):
-        z, kl = reparameterized_kl(mean, logvar, num_samples=4, seed=3)
+        z, kl = reparameterized_kl(mean, logvar, num_draws=4, seed=3)
         return z.pow(3).sum() + (kl * kl).sum()
 
     step = 1e-6
@@ -307,7 +307,7 @@ def test_gradient_of_one_result_alone(output, device):
     mean, logvar = torch.randn(2, 5, 7, dtype=torch.float64, device=device)
 
     def loss(function, seed):
-        return lambda m, t: function(m, t, num_samples=2, seed=seed)[output].square().sum()
+        return lambda m, t: function(m, t, num_draws=2, seed=seed)[output].square().sum()
 
     actual = torch.func.grad(loss(reparameterized_kl, 3), (0, 1))(mean, logvar)
     seed = torch.tensor(3, device=device)
@@ -331,18 +331,18 @@ def test_results_may_be_written_to(device):
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    num_samples=st.integers(1, 4),
+    num_draws=st.integers(1, 4),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_equals_torch_distributions(shape, num_samples, seed):
+def test_equals_torch_distributions(shape, num_draws, seed):
     generator = torch.Generator().manual_seed(seed % 1000)
     mean, logvar = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    z, kl = reparameterized_kl(mean, logvar, num_samples=num_samples, seed=seed, event_dim=1)
+    z, kl = reparameterized_kl(mean, logvar, num_draws=num_draws, seed=seed, event_dim=1)
     posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(posterior, prior).sum(-1)
     torch.testing.assert_close(kl, expected, rtol=1e-12, atol=1e-14)
-    epsilon = noise(shape, seed, num_samples, torch.float64)
+    epsilon = noise(shape, seed, num_draws, torch.float64)
     torch.testing.assert_close(z, posterior.loc + posterior.scale * epsilon, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(
         posterior.log_prob(z), prior.log_prob(epsilon) - logvar / 2, rtol=1e-9, atol=1e-9
@@ -351,7 +351,7 @@ def test_equals_torch_distributions(shape, num_samples, seed):
 
 def test_samples_estimate_the_kl():
     mean, logvar = torch.tensor([0.7, -1.0]), torch.tensor([-1.5, 0.4])
-    z, kl = reparameterized_kl(mean, logvar, num_samples=1 << 18, seed=2)
+    z, kl = reparameterized_kl(mean, logvar, num_draws=1 << 18, seed=2)
     posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
     prior = torch.distributions.Normal(0.0, 1.0)
     estimates = (posterior.log_prob(z) - prior.log_prob(z)).sum(-1).double()
@@ -399,7 +399,7 @@ def test_exactly_zero_kl_at_the_prior(dtype, device):
 @each_dtype
 def test_finite_wherever_float32_is(dtype, device):
     logvar = torch.linspace(-80, 80, 3201, dtype=torch.float64).to(dtype).to(device)[:, None]
-    z, kl = reparameterized_kl(torch.zeros_like(logvar), logvar, num_samples=2, seed=1)
+    z, kl = reparameterized_kl(torch.zeros_like(logvar), logvar, num_draws=2, seed=1)
     assert z.isfinite().all()
     assert kl.isfinite().all()
     epsilon = noise(logvar.shape, 1, 2, torch.float64, device)
@@ -412,7 +412,7 @@ def test_not_a_number_stays_one(dtype, device):
         arguments = [torch.zeros(4, 37, dtype=dtype, device=device) for _ in range(2)]
         arguments[broken][1, 5] = math.nan
         mean, logvar = (argument.requires_grad_() for argument in arguments)
-        z, kl = reparameterized_kl(mean, logvar, num_samples=2)
+        z, kl = reparameterized_kl(mean, logvar, num_draws=2)
         (z.sum() + kl.sum()).backward()
         expected = arguments[broken].detach().isnan()
         assert torch.equal(z.isnan(), expected.expand(2, 4, 37))
@@ -516,9 +516,9 @@ def test_a_replayed_cuda_graph_makes_fresh_noise(device):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
-        ({"num_samples": 1.5}, TypeError, "num_samples must be an int, got float"),
-        ({"num_samples": True}, TypeError, "num_samples must be an int, got bool"),
+        ({"num_draws": 0}, ValueError, "num_draws must be at least 1, got 0"),
+        ({"num_draws": 1.5}, TypeError, "num_draws must be an int, got float"),
+        ({"num_draws": True}, TypeError, "num_draws must be an int, got bool"),
         ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
         ({"seed": 2**63}, ValueError, "seed must be below 2**63, got 9223372036854775808"),
         ({"seed": -(2**63) - 1}, ValueError, "seed must be at least -9223372036854775808"),
@@ -528,7 +528,7 @@ def test_a_replayed_cuda_graph_makes_fresh_noise(device):
         ({"seed": torch.tensor(1, device="meta")}, ValueError, "seed must be on device cpu, got meta"),
     ],
 )
-def test_says_what_is_wrong_with_a_seed_or_num_samples(options, error, message):
+def test_says_what_is_wrong_with_a_seed_or_num_draws(options, error, message):
     mean = torch.zeros(4, 3)
     with pytest.raises(error) as caught:
         reparameterized_kl(mean, mean, **options)

@@ -223,9 +223,7 @@ def mutual_information(
     if _is_wide(means, logvars):
         warn_of_width(_NAME)
     rows = _choose_rows(means, num_rows or len(means), generator)
-    (value,), (error,) = _estimate(
-        means, logvars, rows, num_components, [slice(None)], num_draws, generator
-    )
+    (value,), (error,) = _estimate(means, logvars, rows, num_components, [slice(None)], num_draws, generator)
     result = MutualInformation(value, error, math.log(num_components), _mean_kl(means, logvars), len(rows))
     if result.value > result.upper_bound - 1:
         warnings.warn(

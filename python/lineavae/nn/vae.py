@@ -214,7 +214,7 @@ class GaussianVAE(nn.Module):
             kl = gaussian_kl(mean, logvar)
             reconstruction, log_sigma2 = self._expected_reconstruction(x, mean, logvar)
         else:
-            z, kl = reparameterized_kl(mean, logvar, num_samples=num_draws, seed=seed)
+            z, kl = reparameterized_kl(mean, logvar, num_draws=num_draws, seed=seed)
             reconstruction, log_sigma2 = self._sampled_reconstruction(x, z, latents)
         penalty = kl
         if free_bits:

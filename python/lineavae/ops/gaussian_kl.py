@@ -82,7 +82,7 @@ def gaussian_kl(
         mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     if not has_native("gaussian_kl", mean.device):
         return _widened(reference.gaussian_kl)(mean, logvar, kl_weight)
-    rows: Tensor = _GaussianKL.apply(_as_rows(mean), _as_rows(logvar), per_latent(kl_weight))
+    rows: Tensor = _GaussianKL.apply(as_rows(mean), as_rows(logvar), per_latent(kl_weight))
     kl = scale(rows, kl_weight)
     return kl if mean.ndim == 2 else kl.reshape(mean.shape[:-1])
 
@@ -130,7 +130,7 @@ def gaussian_kl_per_dimension(mean: Tensor, logvar: Tensor, *, check_finite: boo
     mean, logvar = check_latents("gaussian_kl_per_dimension", mean, logvar, check_finite)
     if not has_native("gaussian_kl_per_dimension", mean.device):
         return _widened(reference.gaussian_kl_per_dimension)(mean, logvar)
-    rows: Tensor = _GaussianKLPerDimension.apply(_as_rows(mean), _as_rows(logvar))
+    rows: Tensor = _GaussianKLPerDimension.apply(as_rows(mean), as_rows(logvar))
     return rows if mean.ndim == 2 else rows.reshape(mean.shape)
 
 
@@ -141,7 +141,8 @@ def check_latents(op: str, mean: Tensor, logvar: Tensor, check_finite: bool) -> 
     return one_dtype(op, check_finite, posterior)
 
 
-def _as_rows(tensor: Tensor) -> Tensor:
+def as_rows(tensor: Tensor) -> Tensor:
+    """Make (..., K) a matrix."""
     if tensor.ndim == 2:
         return tensor  # a view, even of the same shape, costs a node of the graph
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])

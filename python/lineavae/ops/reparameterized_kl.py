@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,10 @@ from lineavae import _ext, reference
 from lineavae._arguments import check_integer
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._dispatch import has_native
-from lineavae.ops._registration import register_autocast
+from lineavae.ops._registration import register_rules
 from lineavae.ops._tensors import check_event_dim, widen
 from lineavae.ops._weights import check_latent_weight, per_latent, scale
-from lineavae.ops.gaussian_kl import check_latents
+from lineavae.ops.gaussian_kl import as_rows, check_latents
 
 _ext.load()
 
@@ -27,7 +25,7 @@ def reparameterized_kl(
     mean: Tensor,
     logvar: Tensor,
     *,
-    num_samples: int = 1,
+    num_draws: int = 1,
     seed: Tensor | int | None = None,
     kl_weight: Tensor | float = 1.0,
     event_dim: int | None = None,
@@ -44,8 +42,8 @@ def reparameterized_kl(
     mean, logvar
         Posterior means and log-variances, (N, K) or (*batch, *event), of one dtype: float64, float32,
         bfloat16 or float16.
-    num_samples
-        Samples S of each posterior.
+    num_draws
+        Draws S of each posterior.
     seed
         Fixes the noise: an int, or a tensor () of dtype int64 on the device of mean. By default one is drawn
         from torch's generator, which `torch.manual_seed` governs; under `torch.func.vmap` its ``randomness``
@@ -72,10 +70,10 @@ def reparameterized_kl(
     Raises
     ------
     TypeError
-        An argument is no tensor or of another dtype; num_samples, seed or event_dim is no int.
+        An argument is no tensor or of another dtype; num_draws, seed or event_dim is no int.
     ValueError
         The shapes or devices differ; event_dim is missing, or larger than the number of dimensions;
-        num_samples is below 1; seed is a tensor of another shape or a number beyond 64 bits; kl_weight is a
+        num_draws is below 1; seed is a tensor of another shape or a number beyond 64 bits; kl_weight is a
         number that is negative or not finite, or a tensor of another shape or one that requires grad; with
         ``check_finite``: it has a negative entry.
     FloatingPointError
@@ -93,56 +91,61 @@ def reparameterized_kl(
     >>> import torch
     >>> from lineavae.ops import reparameterized_kl
     >>> mean, logvar = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
-    >>> z, kl = reparameterized_kl(mean, logvar, num_samples=3, seed=0)
+    >>> z, kl = reparameterized_kl(mean, logvar, num_draws=3, seed=0)
     >>> z.shape
     torch.Size([3, 2, 2])
     >>> kl
     tensor([0.5000, 0.0000])
     """
     mean, logvar = check_latents(_OP, mean, logvar, check_finite)
-    num_samples = check_integer(_OP, "num_samples", num_samples, 1)
+    num_draws = check_integer(_OP, "num_draws", num_draws, 1)
     event_dim = check_event_dim(_OP, "mean", mean, event_dim)
-    event = mean.shape[mean.ndim - event_dim :]
+    shape = mean.shape
     kl_weight = check_latent_weight(_OP, "kl_weight", kl_weight, mean, event_dim, check_finite)
     if event_dim > 1:
         mean, logvar = mean.flatten(-event_dim), logvar.flatten(-event_dim)
     seed = _check_seed(seed, mean.device)
     if not has_native(_OP, mean.device):
-        z, kl = reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, kl_weight)
+        z, kl = reference.reparameterized_kl(
+            widen(mean), widen(logvar), seed.reshape(()), num_draws, kl_weight
+        )
     else:
-        z, kl = _ReparameterizedKL.apply(mean, logvar, seed, per_latent(kl_weight), num_samples)
+        arguments = as_rows(mean), as_rows(logvar), seed, per_latent(kl_weight), num_draws
+        z, kl = _ReparameterizedKL.apply(*arguments)
         kl = scale(kl, kl_weight)
-    return z if event_dim == 1 else z.unflatten(-1, event), kl
+    if mean.ndim != 2:
+        kl = kl.reshape(mean.shape[:-1])
+    return z if mean.ndim == len(shape) == 2 else z.reshape(num_draws, *shape), kl
 
 
 def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
     if seed is None:
-        return torch.randint(_MAX_SEED, (), device=device)
+        return torch.randint(_MAX_SEED, (1,), device=device)
     if not isinstance(seed, Tensor):
         seed = check_integer(_OP, "seed", seed, -_MAX_SEED - 1)
         if seed > _MAX_SEED:
             raise ValueError(f"{_OP}: seed must be below 2**63, got {seed}")
-        return torch.full((), seed, dtype=torch.int64, device=device)
+        return torch.full((1,), seed, dtype=torch.int64, device=device)
     if seed.dtype != torch.int64:
         raise TypeError(f"{_OP}: seed must be int64, got {seed.dtype}")
     if seed.device != device:
         raise ValueError(f"{_OP}: seed must be on device {device}, got {seed.device}")
     if seed.ndim != 0:
         raise ValueError(f"{_OP}: seed must have shape (), got {tuple(seed.shape)}")
-    return seed
+    return seed.reshape(1)
 
 
 def _formula(
-    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_samples: int
+    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_draws: int
 ) -> tuple[Tensor, Tensor]:
     weight = 1.0 if kl_weight is None else kl_weight.squeeze(0)
-    return reference.reparameterized_kl(widen(mean), widen(logvar), seed, num_samples, weight)
+    return reference.reparameterized_kl(widen(mean), widen(logvar), seed.reshape(()), num_draws, weight)
 
 
 _ReparameterizedKL = differentiable(
     _OP,
     raw(_OP),
-    lambda _, *arguments: _backward_op(*arguments[:-1]),  # which needs no num_samples
+    lambda _, *arguments: _backward_op(*arguments[:-1]),  # which needs no num_draws
     _formula,
     inputs=slice(0, 2),
     num_arguments=5,
@@ -151,17 +154,14 @@ _ReparameterizedKL = differentiable(
 )
 
 
-# To the raw operators a seed () means one model. With seeds (M,) the first dimension of every other tensor is
-# over models as well; that of weights may be 1, and is there in any case.
-
-
 @torch.library.register_fake("lineavae::reparameterized_kl")
 def _fake(
-    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_samples: int
+    mean: Tensor, logvar: Tensor, seed: Tensor, kl_weight: Tensor | None, num_draws: int
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    z = mean.new_empty((*seed.shape, num_samples, *mean.shape[seed.ndim :]), dtype=dtype)
-    return z, mean.new_empty(mean.shape[:-1], dtype=dtype)
+    models, (rows, latents) = seed.numel(), mean.shape
+    z = mean.new_empty((models * num_draws, rows // max(models, 1), latents), dtype=dtype)
+    return z, mean.new_empty(rows, dtype=dtype)
 
 
 @torch.library.register_fake("lineavae::reparameterized_kl_backward")
@@ -171,33 +171,7 @@ def _fake_backward(
     return mean.new_empty(mean.shape), mean.new_empty(mean.shape)
 
 
-def _register(op: str, seed_position: int) -> None:
-    overload = getattr(torch.ops.lineavae, op).default
-
-    def vmap_rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        batch = info.batch_size
-        over_models = args[seed_position].ndim - (in_dims[seed_position] is not None)
-        folded = []
-        for i, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
-            if not isinstance(arg, Tensor) or (i == seed_position + 1 and dim is None and len(arg) == 1):
-                folded.append(arg)
-                continue
-            tensor = arg.unsqueeze(0) if dim is None else arg.movedim(dim, 0)
-            if i == seed_position + 1:
-                tensor = tensor.expand(batch, folded[seed_position].numel() // batch, -1).flatten(0, 1)
-            else:
-                tensor = tensor.expand(batch, *tensor.shape[1:]).flatten(0, over_models)
-            folded.append(tensor)
-        outputs = overload(*folded)
-        if over_models:
-            outputs = tuple(output.unflatten(0, (batch, -1)) for output in outputs)
-        return outputs, (0,) * len(outputs)
-
-    torch.library.register_vmap(f"lineavae::{op}", vmap_rule)
-    register_autocast(op)
-
-
-_register("reparameterized_kl", seed_position=2)
-_register("reparameterized_kl_backward", seed_position=4)
+register_rules("reparameterized_kl", shared=(3,))
+register_rules("reparameterized_kl_backward", shared=(5,))
 register_autograd("reparameterized_kl", _ReparameterizedKL)
 refuse_autograd("reparameterized_kl_backward")

@@ -56,11 +56,11 @@ def reparameterized_kl(
     mean: Tensor,
     logvar: Tensor,
     seed: Tensor,
-    num_samples: int = 1,
+    num_draws: int = 1,
     kl_weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Sample, and take the KL: (..., K), (..., K) -> (num_samples, ..., K), (...)."""
-    noise = standard_normal(seed, (num_samples, *mean.shape), mean.dtype)
+    """Sample, and take the KL: (..., K), (..., K) -> (num_draws, ..., K), (...)."""
+    noise = standard_normal(seed, (num_draws, *mean.shape), mean.dtype)
     wide_mean, wide_logvar = double(mean, logvar)
     z = wide_mean + (0.5 * wide_logvar).exp() * noise
     return z.to(mean.dtype), gaussian_kl(wide_mean, wide_logvar, kl_weight).to(mean.dtype)
