@@ -18,7 +18,6 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # what the installation was made with: it is made again when one of these changes
 SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
-$(shell mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $(VENV)/settings || echo '$(SETTINGS)' > $(VENV)/settings)
 
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -27,6 +26,10 @@ LOWER := build/lower-bounds
 
 .PHONY: demo test emulator lint bench lower-bounds contract cuda-report install
 install: $(VENV)/installed
+
+$(VENV)/settings: FORCE
+	@mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
+FORCE:
 
 # Without build isolation, so that CMake finds its build folder again and compiles only what changed.
 $(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt $(wildcard cmake/*) csrc/build_config.h.in $(NATIVE)

@@ -114,12 +114,19 @@ def test_only_reproduce_needs_the_native_module():
     assert "Traceback" not in process.stderr
 
 
-def test_the_command_line_imports_no_operators():
-    code = "import sys, lineavae.cli; print([name for name in sys.modules if name.startswith('lineavae.')])"
-    loaded = run_process("-c", code).stdout
+@pytest.mark.parametrize("option", ["--help", "--version", "no-such-command"])
+def test_without_a_command_nothing_heavy_is_imported(option):
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("loaded", *sys.modules))
+sys.argv = ["lineavae", {option!r}]
+from lineavae.cli import main
+main()
+"""
+    loaded = run_process("-c", code).stdout.rpartition("loaded")[2].split()
     assert "lineavae.cli" in loaded
-    for package in ("ops", "linear", "experiments"):
-        assert f"lineavae.{package}" not in loaded
+    for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "lineavae.ops", "lineavae.commands"):
+        assert package not in loaded
 
 
 def test_list():

@@ -14,12 +14,13 @@ Imported after torch, it registers the operators, so that programs saved by :mod
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # not typing's: importing that takes as long as all the rest of this
 
 if TYPE_CHECKING:
+    from lineavae import collapse, data, experiments, linear, nn, ops
     from lineavae.diagnostics import diagnose
 
 __version__ = "0.1.0"
@@ -27,16 +28,22 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "nn", "ops"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # imported when first asked for, so that `diagnose` works where the native module does not load, and torch
-    # is not loaded before the command line is ready for Ctrl-C
+    # is not loaded before the command line needs it
     if name == "diagnose":
         return importlib.import_module("lineavae.diagnostics").diagnose
-    if name in ("collapse", "data", "experiments", "linear", "nn", "ops"):
+    if name in __all__:
         return importlib.import_module(f"lineavae.{name}")
     raise AttributeError(f"module 'lineavae' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 if "torch" in sys.modules:
-    with contextlib.suppress(ImportError):  # of the native module, which `diagnose` tells about
+    from contextlib import suppress
+
+    with suppress(ImportError):  # of the native module, which `diagnose` tells about
         importlib.import_module("lineavae.ops")

@@ -7,28 +7,62 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from lineavae import __version__
-from lineavae.commands.collapse import EPILOG as COLLAPSE_EPILOG
-from lineavae.commands.collapse import collapse
-from lineavae.commands.forecast import EPILOG as FORECAST_EPILOG
-from lineavae.commands.forecast import forecast
-from lineavae.commands.reproduce import EPILOG as REPRODUCE_EPILOG
-from lineavae.commands.reproduce import reproduce
-from lineavae.diagnostics import diagnose as diagnose_installation
+
+# What each command is for. Its options, and all that it needs, are in lineavae.commands.<name>.
+_COMMANDS = {
+    "diagnose": "Show versions, devices and which operators run natively; exit code 1 if the native module "
+    "is broken.",
+    "collapse": "Tell which latents are (ε, δ)-collapsed, from posteriors on disk, in one pass.",
+    "forecast": "Forecast posterior collapse: how many latents can live on the data, at which σ², at what "
+    "cost.",
+    "reproduce": "Reproduce the paper's figures. A finished run is skipped, a killed one continues with "
+    "--resume.",
+}
+
+
+class _Command(TyperCommand):
+    """A command whose module is imported when it runs: to list the commands, torch is not loaded."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self._load().make_context(*args, **kwargs)
+
+    def _load(self) -> Any:
+        try:
+            module = import_module(f"lineavae.commands.{self.name}")
+        except ImportError as error:  # the native module does not load, or a dependency is missing
+            typer.echo(f"lineavae: {error}", err=True)
+            raise typer.Exit(1) from None
+        alone = typer.Typer(add_completion=False, **_STYLE)
+        alone.command(self.name, help=self.help, epilog=module.EPILOG)(getattr(module, str(self.name)))
+        return typer.main.get_command(alone)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: _Command(name, help=text) for name, text in _COMMANDS.items()}
+
+
+_STYLE: dict[str, Any] = {
+    "rich_markup_mode": "rich",  # said, since typer before 0.20 takes an epilog as plain text otherwise
+    # a run that fails shows Python's own traceback
+    "pretty_exceptions_enable": False,
+}
 
 app = typer.Typer(
+    cls=_Group,
     help="Linear VAEs and posterior collapse: exact, fused C++/CUDA operators for PyTorch.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",  # said, since typer before 0.20 takes an epilog as plain text otherwise
-    # a run that fails shows Python's own traceback
-    pretty_exceptions_enable=False,
+    **_STYLE,
 )
 
 
@@ -59,18 +93,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def diagnose(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Show versions, devices and which operators run natively; exit code 1 if the native module is broken."""
-    diagnosis = diagnose_installation()
-    typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
-    raise typer.Exit(0 if diagnosis.native_error is None else 1)
-
-
-app.command(epilog=COLLAPSE_EPILOG)(collapse)
-app.command(epilog=FORECAST_EPILOG)(forecast)
-app.command(epilog=REPRODUCE_EPILOG)(reproduce)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,15 @@ from rich.table import Table
 from lineavae._io import atomic_path
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
+from lineavae.collapse import CollapseAt, CollapseReport
+from lineavae.collapse._posterior import WIDE
+from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
+from lineavae.collapse.names import Keys
+from lineavae.collapse.pooling import pooling_warnings
+from lineavae.collapse.scan import ShardResults, scan_each
+from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
 from lineavae.commands._common import cannot_write, check_device, check_output, fail, show, show_json
-
-if TYPE_CHECKING:
-    from lineavae.collapse import CollapseAt
-    from lineavae.collapse.files import Shard
-    from lineavae.collapse.names import Keys
-    from lineavae.collapse.scan import ShardResults
-    from lineavae.ops import LatentStatistics
+from lineavae.ops import LatentStatistics, collapse_statistics
 
 # Files that have a line in the printed report.
 _MOST_FILES = 20
@@ -114,18 +115,7 @@ def collapse(
         bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
     ] = False,
 ) -> None:
-    """Tell which latents are (ε, δ)-collapsed, from posteriors on disk, in one pass."""
-    try:
-        # here, not above: `diagnose` has to work where the native module does not
-        from lineavae.collapse import CollapseReport
-        from lineavae.collapse._posterior import WIDE
-        from lineavae.collapse.files import PosteriorFileError
-        from lineavae.collapse.names import Keys
-        from lineavae.collapse.pooling import pooling_warnings
-        from lineavae.collapse.scan import ShardResults
-        from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
-    except ImportError as error:
-        fail(str(error), 1)
+    """Check, find, scan and show."""
     thresholds = sorted({*epsilon, *DEFAULT_THRESHOLDS})
     keys = Keys(mean_key, logvar_key, std_key, var_key, log_std_key)
     try:
@@ -166,8 +156,6 @@ def collapse(
 
 def _check(thresholds: Sequence[float], delta: float, plot: Path | None, resume: Path | None) -> None:
     """End the command, before the work rather than after it, where its options cannot be served."""
-    from lineavae.ops import collapse_statistics
-
     try:
         collapse_statistics(torch.empty(0, 1), torch.empty(0, 1), thresholds)
     except ValueError as error:
@@ -206,8 +194,6 @@ def _processes(device: str) -> Iterator[tuple[int, str]]:
 
 def _find_shards(files: Sequence[Path], keys: Keys, event_dim: int | None) -> list[Shard]:
     """Find the shards in the first process: the others work on its list, and its errors are said once."""
-    from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
-
     if not dist.is_initialized():
         return find_shards(files, keys, event_dim)
     message = b""
@@ -242,8 +228,6 @@ def _scan(
     rank: int,
 ) -> tuple[LatentStatistics, LatentStatistics]:
     """Scan with a progress bar on stderr, which is that of the first process."""
-    from lineavae.collapse.scan import scan_each
-
     console = Console(stderr=True)
     finished = sum(results.has(shard) for shard in shards) if results is not None else 0
     if finished and rank == 0:

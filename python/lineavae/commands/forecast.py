@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
@@ -11,9 +11,9 @@ import typer
 from lineavae._array_files import ArrayFileError, safetensors_arrays
 from lineavae._io import finite
 from lineavae.commands._common import fail, show_json
-
-if TYPE_CHECKING:
-    from lineavae.linear import Moments
+from lineavae.data import read_samples
+from lineavae.data.mnist import find_images, read_images
+from lineavae.linear import Moments, forecast_collapse
 
 EPILOG = (
     "Example: [bold]lineavae forecast images.npy --latent-dim 200 --sigma2 1[/bold] tells how many of "
@@ -44,12 +44,7 @@ def forecast(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Forecast posterior collapse: how many latents can live on the data, at which σ², at what cost."""
-    try:
-        # here, not above: `diagnose` has to work where the native module does not
-        from lineavae.linear import forecast_collapse
-    except ImportError as error:
-        fail(str(error), 1)
+    """Read the data and print the forecast."""
     try:
         result = forecast_collapse(_read(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:
@@ -59,10 +54,6 @@ def forecast(
 
 def _read(path: Path, key: str | None) -> Moments:
     """Give the moments of the samples at ``path``; a ValueError says why there are none."""
-    from lineavae.data import read_samples
-    from lineavae.data.mnist import find_images, read_images
-    from lineavae.linear import Moments
-
     if _holds_moments(path):
         return Moments.load(path)
     images = find_images(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,9 +14,15 @@ from rich.table import Table
 from lineavae._io import finite
 from lineavae.commands._common import cannot_write, check_device, fail, show, show_json
 from lineavae.data import DataError
-
-if TYPE_CHECKING:
-    from lineavae.experiments import Experiment, Run
+from lineavae.data.mnist import is_mnist
+from lineavae.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    Run,
+    RunDirectoryError,
+    RunWriteError,
+    execute,
+)
 
 EPILOG = (
     "Example: [bold]lineavae reproduce analytic-vs-stochastic --preset quick[/bold] takes about a "
@@ -58,12 +64,7 @@ def reproduce(
         bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
     ] = False,
 ) -> None:
-    """Reproduce the paper's figures. A finished run is skipped, a killed one continues with --resume."""
-    try:
-        # here, not above: `diagnose` has to work where the native module does not
-        from lineavae.experiments import EXPERIMENTS
-    except ImportError as error:
-        fail(str(error), 1)
+    """Run the experiments that are named, in this order."""
     if list_all:
         _list(EXPERIMENTS, as_json)
         return
@@ -101,8 +102,6 @@ def _run(
     experiment: Experiment, preset: Preset, settings: dict[str, Any], directory: Path, resume: bool
 ) -> tuple[Run, str | None]:
     """Give the run, and what of it could not be written."""
-    from lineavae.experiments import RunDirectoryError, RunWriteError, execute
-
     config = replace(experiment.presets[preset.value], **settings)
     try:
         return execute(experiment, config, directory, resume=resume), None
@@ -133,8 +132,6 @@ def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
 
 
 def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
-    from lineavae.data.mnist import is_mnist
-
     data = f"{run.results['data']}, N={run.results['config']['num_images']}"
     table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("measured", "published"):

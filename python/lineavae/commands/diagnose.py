@@ -1,0 +1,21 @@
+"""``lineavae diagnose``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from lineavae import diagnostics
+
+EPILOG = None
+
+
+def diagnose(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the diagnosis."""
+    diagnosis = diagnostics.diagnose()
+    typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
+    raise typer.Exit(0 if diagnosis.native_error is None else 1)
