@@ -122,11 +122,18 @@ def test_counts_128_bit_accesses(sample: list[report.Kernel]) -> None:
 
 
 @needs_nvcc
-def test_reports_kernels_and_budgets_without_each_other(sample: list[report.Kernel]) -> None:
+def test_reports_budgets_without_a_kernel(sample: list[report.Kernel]) -> None:
     copying = [kernel for kernel in sample if kernel.template == "copying"]
     assert report.violations(copying, {"coping": report.Budget(100)}) == [
-        'copying has no budget; add "copying": {"occupancy": 100} to budget.json',
         "coping has a budget, but no kernel has that name; correct or remove it in budget.json",
+    ]
+
+
+@needs_nvcc
+def test_a_kernel_without_a_line_keeps_half_of_the_threads(sample: list[report.Kernel]) -> None:
+    crowded = [kernel for kernel in sample if kernel.template == "dynamic"]
+    assert [line.partition(";")[2] for line in report.violations(crowded, {})] == [
+        " the budget asks for 50 %" for kernel in crowded
     ]
 
 

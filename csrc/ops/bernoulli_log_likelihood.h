@@ -6,6 +6,8 @@
 //
 // The form with c does not cancel, and is 0 or -∞ at an infinite logit. Values, and the gradient that comes in, are
 // double for double inputs and float for all others; the gradient that goes out has the dtype of the inputs.
+//
+// Launches: 1 forward, 1 backward, and torch's for the gradient of x.
 #pragma once
 
 #include <cstdint>

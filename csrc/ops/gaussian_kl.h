@@ -10,6 +10,8 @@
 //
 // Values, weights, and the gradient that comes in, are double for double inputs and float for all others; the gradients
 // that go out have the dtype of the inputs.
+//
+// Launches: 1 forward, 1 backward.
 #pragma once
 
 #include <cstdint>

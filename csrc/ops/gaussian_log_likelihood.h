@@ -12,6 +12,10 @@
 // r/σ is squared, not r² divided by σ², and g r/σ² is (g r/σ) / σ: with 1/σ = e^(-s/2) that covers all s of any use.
 // What overflows even so is not finite, and a row or column in which something is not, or in which g is of no usual
 // size, is done again in the next wider type (common/wide.h).
+//
+// Launches: 1 forward; 2 backward, 1 with a σ² for each element. The mean form: 2, with a σ² for each sample or feature
+// 3, and no backward: torch scales two gradients. The expected form: torch's over latents and weight, beside 1 and 1
+// product forward, 2 and 2 products backward.
 #pragma once
 
 #include <algorithm>

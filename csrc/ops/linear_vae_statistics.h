@@ -16,6 +16,10 @@
 // keeps σ² from doing so. A weight β of 0 switches the KL off, infinite or not. Subtracting before multiplying by S, as
 // G does, keeps dV accurate near the optimum, where W - VᵀR vanishes. All arrays are contiguous, the first dimension is
 // over models, and every reduction has a fixed order.
+//
+// Launches: of moments, forward 3 and 3 products and 1 with a vector, backward 3 and 3 products and 2 with a vector; of
+// a dense factor a product more each; of a diagonal one, 4 and 2 products and the same with vectors; 1 more where beta
+// is a number.
 #pragma once
 
 #include <cstdint>

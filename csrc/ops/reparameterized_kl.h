@@ -10,6 +10,8 @@
 //
 // Values, weights, and the gradients that come in, are double for double inputs and float for all others; the gradients
 // that go out have the dtype of the inputs.
+//
+// Launches: 1 forward, and 1 that draws the seed; 1 backward.
 #pragma once
 
 #include <cstdint>
