@@ -209,18 +209,8 @@ class BernoulliLinearVAE(LinearModule):
     ) -> Tensor:
         """Unbiased estimate of the ELBO of each sample, in nats: (N, D) -> (N,).
 
-        The reconstruction term is sampled by reparameterisation, the KL term is analytic.
-
-        Parameters
-        ----------
-        x
-            Samples (N, D) in [0, 1], of the module's dtype and device. Their values are not looked at.
-        num_draws
-            Draws of z per sample, averaged over.
-        generator
-            Source of the draws, on the module's device; torch's global one if None.
-        beta
-            Weight of the KL term.
+        The reconstruction term is sampled by reparameterisation, the KL term is analytic; the arguments are
+        those of :meth:`LinearVAE.stochastic_elbo`, with x in [0, 1]. Values are not looked at.
 
         Notes
         -----

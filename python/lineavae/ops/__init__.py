@@ -13,8 +13,7 @@ from lineavae.ops.free_bits_kl import free_bits_kl
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.gaussian_log_likelihood import gaussian_log_likelihood, gaussian_log_likelihood_mean
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
-from lineavae.ops.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
-from lineavae.ops.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
+from lineavae.ops.linear_vae_statistics import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 from lineavae.ops.reparameterized_kl import reparameterized_kl
 from lineavae.reference.collapse_statistics import LatentStatistics, histogram_edges, merge_moments
 

@@ -107,20 +107,8 @@ def gaussian_log_likelihood_mean(
 
     Parameters
     ----------
-    x
-        Data, (N, D) or (*models, N, *event). All tensors share one dtype and device: float64, float32,
-        bfloat16 or float16.
-    x_hat
-        Reconstructions x̂, the means of the Gaussians, of the shape of x. Leading dimensions broadcast.
-    log_sigma2
-        Log of the observation noise σ², broadcast against x by NumPy's rules: () for one variance, (D,) for
-        one per feature, (N, 1) per sample, (N, D) for each element, (*models, 1, 1) for one per model.
-        With event_dim=3: (C, 1, 1) for one per channel, (N, 1, 1, 1) per sample.
-    event_dim
-        How many trailing dimensions of one sample are summed, as in `torch.distributions.Independent`: 3 for
-        images (N, C, H, W). It must be given where x has more than two dimensions.
-    check_finite
-        Raise at the first NaN or infinity of an argument instead of propagating it.
+    x, x_hat, log_sigma2, event_dim, check_finite
+        As in :func:`gaussian_log_likelihood`.
 
     Returns
     -------
@@ -129,12 +117,8 @@ def gaussian_log_likelihood_mean(
 
     Raises
     ------
-    TypeError
-        An argument is no tensor, or of another dtype.
-    ValueError
-        A shape or device does not fit; event_dim is missing.
-    FloatingPointError
-        With ``check_finite``: an argument has a NaN or an infinity; the index is named.
+    TypeError, ValueError, FloatingPointError
+        As :func:`gaussian_log_likelihood`.
     RuntimeError
         In the backward of its backward.
 
