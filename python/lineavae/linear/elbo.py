@@ -77,11 +77,13 @@ class MeanELBO:
             self._operator, spread = linear_vae_elbo_from_moments, moments.covariance
         self._statistics = moments.sample_mean.to(like), spread.to(like)
         self._num_features = num_features or moments.num_features
-        self._beta = like.new_tensor(beta)
+        self._beta = beta
+        # for the raw operators, which take models along the first dimension
         op = self._operator.__name__
         self.is_native = has_native(op, like.device)
         self._forward, self._backward = raw(op), raw(f"{op}_backward")
-        self._of_one_model = [statistic.unsqueeze(0) for statistic in self._statistics]
+        self._raw_statistics = [statistic.unsqueeze(0) for statistic in self._statistics]
+        self._raw_beta = like.new_full((1,), beta)
         self._downwards = like.new_full((1,), -1)
 
     def __call__(self, parameters: LinearParameters) -> Tensor:
@@ -90,8 +92,8 @@ class MeanELBO:
 
     def loss(self, parameters: LinearParameters) -> tuple[Tensor, LinearParameters]:
         """Give the negative mean ELBO and its gradients, by the native kernels alone."""
-        models = [parameter.detach().unsqueeze(0) for parameter in parameters]
-        arguments = (*self._of_one_model, *models, self._beta.unsqueeze(0))
+        model = [parameter.detach().unsqueeze(0) for parameter in parameters]
+        arguments = (*self._raw_statistics, *model, self._raw_beta)
         elbo, *kept = self._forward(*arguments, self._num_features)
         gradients = self._backward(self._downwards, *arguments, *kept, self._num_features)
         return -elbo[0], LinearParameters(*(gradient[0] for gradient in gradients))
