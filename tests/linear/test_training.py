@@ -443,6 +443,12 @@ def test_an_optimizer_whose_state_cannot_be_written_is_named(x, tmp_path):
         make().fit(x, optimizer=Odd, steps=2, checkpoint=tmp_path / "c", progress=False)
 
 
+def test_a_parametrization_is_refused(x):
+    model = torch.nn.utils.parametrizations.orthogonal(make(), "weight")
+    with pytest.raises(ValueError, match=r"must hold its parameters, got computed \['weight'\]"):
+        model.fit(x, steps=1, progress=False)
+
+
 def test_ctrl_c_ends_the_run(x):
     taken = []
 

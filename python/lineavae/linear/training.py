@@ -253,13 +253,16 @@ class _Problem(Problem):
         self._optimum = None
         if settings.history_gap:
             self._optimum = Optimum("LinearVAE.fit", moments, given.latent_dim, num_features)
-        like = self._working.weight
-        self._mean_elbo = MeanELBO(moments, like, beta=settings.beta, num_features=num_features)
-        self._batch = None if samples is None else batches(settings, samples)
+        self._mean_elbo: MeanELBO | None = None
+        if samples is None:
+            like = self._working.weight
+            self._mean_elbo = MeanELBO(moments, like, beta=settings.beta, num_features=num_features)
+        else:
+            self._batch = batches(settings, samples)
 
     def objective(self, step: int) -> Tensor:
         """Mean ELBO of the moments, or an estimate of it from a batch."""
-        if self._batch is None:
+        if self._mean_elbo is not None:
             return self._mean_elbo(self._working)
         generator, batch = noise(self.settings, step, self.device), self._batch(step)
         elbo = stochastic_elbo(self._working, batch, 1, generator, self.settings.beta)
@@ -267,7 +270,7 @@ class _Problem(Problem):
 
     def differentiate(self, step: int) -> Tensor:
         """Give the loss and set its gradients; from moments without autograd."""
-        if self._batch is not None or not self._mean_elbo.is_native:
+        if self._mean_elbo is None or not self._mean_elbo.is_native:
             return super().differentiate(step)
         loss, gradients = self._mean_elbo.loss(self._working)
         for parameter, gradient in zip(self._working, gradients, strict=True):
@@ -318,6 +321,9 @@ def _read_data(
 ) -> tuple[Moments, Tensor | None]:
     """Moments of the data, and the samples where the objective needs them."""
     weight = parameters.weight
+    computed = [name for name, value in parameters._asdict().items() if not value.is_leaf]
+    if computed:  # by a parametrization, say: there is nothing to write the result to
+        raise ValueError(f"LinearVAE.fit: the module must hold its parameters, got computed {computed}")
     if weight.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"LinearVAE.fit: the module must be float32 or float64, got {weight.dtype}")
     samples = None
