@@ -58,8 +58,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& mean, const Tensor& logvar, con
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
-    reparameterized_kl(backend.device(),
-                       ReparameterizedKL<T>{in.posterior<T>(num_draws), output<A>(z), output<A>(kl)});
+    reparameterized_kl(backend.device(), ReparameterizedKL<T>{in.posterior<T>(num_draws), output<A>(z), output<A>(kl)});
   });
   return {z, kl};
 }
@@ -79,9 +78,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_z_, const Tensor& grad_kl
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
-    reparameterized_kl_backward(backend.device(), ReparameterizedKLBackward<T>{
-                                                      in.posterior<T>(num_draws), input<A>(grad_z), input<A>(grad_kl),
-                                                      output<T>(grad_mean), output<T>(grad_logvar)});
+    reparameterized_kl_backward(
+        backend.device(), ReparameterizedKLBackward<T>{in.posterior<T>(num_draws), input<A>(grad_z), input<A>(grad_kl),
+                                                       output<T>(grad_mean), output<T>(grad_logvar)});
   });
   return {grad_mean, grad_logvar};
 }
