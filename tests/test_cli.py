@@ -297,8 +297,19 @@ def test_output_on_a_full_disk(arguments):
     assert process.stderr == "lineavae: the output cannot be written: No space left on device\n"
 
 
-def test_ctrl_c_while_modules_load(tmp_path):
-    (tmp_path / "typer.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+SLOW_TO_LOAD = """
+import time
+try:
+    print("loading", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError("half loaded")
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_while_modules_load(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(SLOW_TO_LOAD)
     with subprocess.Popen(
         [sys.executable, "-m", "lineavae", "diagnose"],
         stdout=subprocess.PIPE,

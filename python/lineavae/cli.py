@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lineavae import __version__
+from lineavae._loading import loading
 
 # What each command is for. Its options, and all that it needs, are in lineavae.commands.<name>.
 _COMMANDS = {
@@ -36,7 +37,8 @@ class _Command(TyperCommand):
 
     def _load(self) -> Any:
         try:
-            module = import_module(f"lineavae.commands.{self.name}")
+            with loading():
+                module = import_module(f"lineavae.commands.{self.name}")
         except ImportError as error:  # the native module does not load, or a dependency is missing
             typer.echo(f"lineavae: {error}", err=True)
             raise typer.Exit(1) from None
