@@ -104,28 +104,29 @@ def test_diagnose_with_a_broken_native_module(monkeypatch):
 BREAK_NATIVE = "import sys; sys.modules['lineavae._C'] = None; from lineavae.cli import main; main()"
 
 
-def test_only_reproduce_needs_the_native_module():
+def test_only_reproduce_needs_the_native_module(tmp_path):
     process = run_process("-c", BREAK_NATIVE, "diagnose")
     assert process.returncode == 1
     assert "native module could not be loaded" in process.stdout
-    process = run_process("-c", BREAK_NATIVE, "reproduce", "--list")
+    process = run_process("-c", BREAK_NATIVE, "reproduce", "stationary-points", "--out", str(tmp_path))
     assert process.returncode == 1
     assert process.stderr.startswith("lineavae: lineavae's native module could not be loaded")
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("option", ["--help", "--version", "no-such-command"])
-def test_without_a_command_nothing_heavy_is_imported(option):
+@pytest.mark.parametrize("options", ["--help", "--version", "no-such-command", "reproduce --list"])
+def test_what_computes_nothing_imports_nothing_heavy(options):
     code = f"""
 import atexit, sys
 atexit.register(lambda: print("loaded", *sys.modules))
-sys.argv = ["lineavae", {option!r}]
+sys.argv = ["lineavae", *{options.split()}]
 from lineavae.cli import main
 main()
 """
     loaded = run_process("-c", code).stdout.rpartition("loaded")[2].split()
     assert "lineavae.cli" in loaded
-    for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "lineavae.ops", "lineavae.commands"):
+    commands = [] if "reproduce" in options else ["lineavae.commands"]
+    for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "lineavae.ops", *commands):
         assert package not in loaded
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console, RenderableType
 
@@ -42,6 +41,8 @@ def show_json(document: Mapping[str, Any]) -> None:
 
 def check_device(device: str) -> None:
     """End the command where torch cannot use the device."""
+    import torch
+
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

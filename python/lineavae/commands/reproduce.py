@@ -12,17 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lineavae._io import finite
+from lineavae._loading import loading
 from lineavae.commands._common import cannot_write, check_device, fail, show, show_json
-from lineavae.data import DataError
-from lineavae.data.mnist import is_mnist
-from lineavae.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    Run,
-    RunDirectoryError,
-    RunWriteError,
-    execute,
-)
+from lineavae.experiments import EXPERIMENTS, Experiment, Run, RunDirectoryError, RunWriteError
 
 EPILOG = (
     "Example: [bold]lineavae reproduce analytic-vs-stochastic --preset quick[/bold] takes about a "
@@ -66,19 +58,25 @@ def reproduce(
 ) -> None:
     """Run the experiments that are named, in this order."""
     if list_all:
-        _list(EXPERIMENTS, as_json)
+        _list(as_json)
         return
     if not names:
         fail(f"name an experiment: {', '.join(EXPERIMENTS)}")
     for name in names:
         if name not in EXPERIMENTS:
             fail(f"there is no experiment {name!r}, only {', '.join(EXPERIMENTS)}")
+    try:
+        with loading():  # torch, which a list can do without
+            experiments = {name: EXPERIMENTS[name] for name in names}
+    except ImportError as error:
+        fail(str(error), 1)
     check_device(device)
     settings = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed, "device": device}
     done, failure = [], None
     for name in names:
-        run, failure = _run(EXPERIMENTS[name], preset, settings, out / f"{name}-{preset.value}", resume)
-        _report(EXPERIMENTS[name], run, err=as_json)
+        experiment = experiments[name]
+        run, failure = _run(experiment, preset, settings, out / f"{name}-{preset.value}", resume)
+        _report(experiment, run, err=as_json)
         done.append(
             {
                 "name": name,
@@ -102,6 +100,9 @@ def _run(
     experiment: Experiment, preset: Preset, settings: dict[str, Any], directory: Path, resume: bool
 ) -> tuple[Run, str | None]:
     """Give the run, and what of it could not be written."""
+    from lineavae.data import DataError
+    from lineavae.experiments import execute
+
     config = replace(experiment.presets[preset.value], **settings)
     try:
         return execute(experiment, config, directory, resume=resume), None
@@ -117,21 +118,21 @@ def _run(
         fail("interrupted; the same command with --resume continues", 130)
 
 
-def _list(experiments: dict[str, Experiment], as_json: bool) -> None:
+def _list(as_json: bool) -> None:
+    figures, presets = EXPERIMENTS.figures(), [preset.value for preset in Preset]
     if as_json:
-        rows = [
-            {"name": name, "figure": experiment.figure, "presets": list(experiment.presets)}
-            for name, experiment in experiments.items()
-        ]
+        rows = [{"name": name, "figure": figure, "presets": presets} for name, figure in figures.items()]
         show_json({"experiments": rows})
         return
     table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
-    for name, experiment in experiments.items():
-        table.add_row(name, experiment.figure, ", ".join(experiment.presets))
+    for name, figure in figures.items():
+        table.add_row(name, figure, ", ".join(presets))
     show(table)
 
 
 def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
+    from lineavae.data.mnist import is_mnist
+
     data = f"{run.results['data']}, N={run.results['config']['num_images']}"
     table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("measured", "published"):

@@ -25,7 +25,7 @@ from torch import Tensor
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport
 from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.runs import Config, Quantity, Results, quantity
 from lineavae.linear import BernoulliHistory, BernoulliLinearVAE
 from lineavae.ops import collapse_statistics
 
@@ -245,32 +245,26 @@ def _judge_gradient(name: str, model: BernoulliLinearVAE, x: Tensor, seed: int) 
     }
 
 
-EXPERIMENT = Experiment(
-    name="bernoulli-ppca",
-    figure="Appendix C.3: Bernoulli probabilistic PCA without sampling",
-    presets={
-        "quick": BernoulliPPCAConfig(
-            latent_dim=150, steps=800, learning_rate=0.01, bound_samples=(1, 10, 100)
-        ),
-        "full": BernoulliPPCAConfig(
-            num_images=5000,
-            latent_dim=200,
-            steps=6000,
-            learning_rate=3e-3,
-            bound_samples=(1, 10, 100, 1000),
-        ),
-    },
-    run=run,
-    plot=plot,
-    paper="The paper calls this ELBO intractable and reports nothing for it.",
-    headline=(
-        "independent pixels: ELBO",
-        "analytic: ELBO",
-        "stochastic: ELBO",
-        "analytic: steps to stochastic end",
-        "analytic: live latents",
-        "stochastic: live latents",
-        "analytic: norm of gradient",
-        "analytic: norm of sampling noise",
+PRESETS = {
+    "quick": BernoulliPPCAConfig(latent_dim=150, steps=800, learning_rate=0.01, bound_samples=(1, 10, 100)),
+    "full": BernoulliPPCAConfig(
+        num_images=5000,
+        latent_dim=200,
+        steps=6000,
+        learning_rate=3e-3,
+        bound_samples=(1, 10, 100, 1000),
     ),
+}
+
+PAPER = "The paper calls this ELBO intractable and reports nothing for it."
+
+HEADLINE = (
+    "independent pixels: ELBO",
+    "analytic: ELBO",
+    "stochastic: ELBO",
+    "analytic: steps to stochastic end",
+    "analytic: live latents",
+    "stochastic: live latents",
+    "analytic: norm of gradient",
+    "analytic: norm of sampling noise",
 )

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, make_panels
-from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.runs import Config, Quantity, Results, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments
 
@@ -172,18 +172,13 @@ def _judge(curves: dict[str, NDArray[Any]], frozen_latent_dim: int) -> dict[str,
     return quantities
 
 
-EXPERIMENT = Experiment(
-    name="latent-dimensions",
-    figure="Figure 2: likelihood and optimal ELBO over latent dimensions",
-    presets={
-        "quick": LatentDimensionsConfig(
-            latent_dims=(1, 5, 10, 25, *range(50, 250, 25), *range(250, 501, 50))
-        ),
-        "full": LatentDimensionsConfig(
-            latent_dims=(1, *range(5, 501, 5)), trained_latent_dims=(10, 50, 100, 200)
-        ),
-    },
-    run=run,
-    plot=plot,
-    paper="In the paper: with the noise of K=50 the likelihood rises to about K=200, then falls.",
-)
+PRESETS = {
+    "quick": LatentDimensionsConfig(latent_dims=(1, 5, 10, 25, *range(50, 250, 25), *range(250, 501, 50))),
+    "full": LatentDimensionsConfig(
+        latent_dims=(1, *range(5, 501, 5)), trained_latent_dims=(10, 50, 100, 200)
+    ),
+}
+
+PAPER = "In the paper: with the noise of K=50 the likelihood rises to about K=200, then falls."
+
+HEADLINE = ()  # all

@@ -1,38 +1,18 @@
-"""Run directories: what a run was asked, where it ran, what came out.
-
-``config.json`` is written first and ``results.json`` last, so the first alone means an unfinished run. Every
-file is written whole or not at all, and none is ever unpickled.
-"""
+"""What a run is: an experiment, its configuration, its results. Importing this needs no torch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from lineavae._array_files import StoredArray, npz_arrays
-from lineavae._io import atomic_path, check_writable, write_text
-from lineavae._optional import require
-from lineavae.data import DataError, Images, load_mnist, load_mnist5k
-from lineavae.diagnostics import diagnose
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-# 2: with a checksum
-SCHEMA = 2
-
-# Characters of a JSON file of a run: some thousand times as many as there are.
-_MOST_JSON = 1 << 24
+    from lineavae.data import Images
 
 
 class RunDirectoryError(ValueError):
@@ -77,6 +57,8 @@ class Config:
     @cached_property
     def images(self) -> Images:
         """The training images: ``num_images`` drawn by ``seed``."""
+        from lineavae.data import DataError, load_mnist, load_mnist5k
+
         everything = load_mnist5k() if self.data_dir is None else load_mnist(self.data_dir)
         if len(everything) < self.num_images:
             source = self.data_dir or everything.name
@@ -155,189 +137,3 @@ def quantity(
 ) -> Quantity:
     """One entry of ``Results["quantities"]``."""
     return {"measured": float(measured), "published": published, "unit": unit, "tolerance": tolerance}
-
-
-def execute(experiment: Experiment, config: Config, directory: Path, *, resume: bool = False) -> Run:
-    """Run an experiment into its directory, unless it is finished there already.
-
-    Parameters
-    ----------
-    experiment
-        What to run.
-    config
-        One of its presets, or a variation.
-    directory
-        The run directory; made where it does not exist.
-    resume
-        Continue an unfinished run from its checkpoints instead of refusing it.
-
-    Returns
-    -------
-    Run
-        The results, read back from the files.
-
-    Raises
-    ------
-    RunDirectoryError
-        The directory holds a run of another configuration, an unfinished one without ``resume``, a damaged
-        one, or other files; or it cannot be written.
-    DataError
-        The images cannot be read; nothing was written.
-    RunWriteError
-        The run has ended, and its results cannot be written.
-    OSError
-        A checkpoint cannot be written.
-    """
-    asked = json.loads(json.dumps(asdict(config)))
-    if _is_finished(directory, asked, resume):
-        run = Run(directory, load_results(directory), skipped=True)
-        if not run.figure.exists():
-            require("matplotlib", "experiments")
-            try:
-                _draw(experiment, run)
-            except OSError as error:
-                raise RunWriteError(error, run) from error
-        return run
-    require("matplotlib", "experiments")  # before the work rather than after it
-    try:
-        check_writable(directory / "config.json")
-    except OSError as error:
-        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}") from error
-    environment = _environment(config)
-    _write_json(directory / "config.json", asked)
-    _write_json(directory / "environment.json", environment)
-    results = experiment.run(config, directory)
-    if not config.images.is_mnist:  # what was published is of MNIST
-        for entry in results["quantities"].values():
-            entry["published"] = entry["tolerance"] = None
-    run = Run(directory, results, skipped=False)
-    summary = {key: value for key, value in results.items() if key != "curves"}
-    curves: dict[str, Any] = results["curves"]  # no allow_pickle beside them: NumPy 1 would store it
-    try:
-        with atomic_path(directory / "curves.npz") as temporary:
-            np.savez_compressed(temporary, **curves)
-        _draw(experiment, run)
-        document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
-        document["checksum"] = _checksum(document, curves)
-        _write_json(directory / "results.json", document)
-    except OSError as error:
-        raise RunWriteError(error, run) from error
-    return Run(directory, load_results(directory), skipped=False)
-
-
-def load_results(directory: Path) -> Results:
-    """Read the results of a finished run.
-
-    Parameters
-    ----------
-    directory
-        A run directory with ``results.json`` and ``curves.npz``.
-
-    Returns
-    -------
-    Results
-        As the run returned them.
-
-    Raises
-    ------
-    RunDirectoryError
-        The results are damaged, or were written under another schema.
-    """
-    path = directory / "results.json"
-    remedy = f"delete {path}, and the same run with --resume makes it anew from its checkpoints"
-    try:
-        document = _read_json(path)
-        if document.get("schema") == SCHEMA:
-            arrays = npz_arrays(directory / "curves.npz")
-            curves = {name: _read_curve(describe()) for name, describe in arrays.items()}
-            if document.pop("checksum", None) != _checksum(document, curves):
-                raise ValueError(f"{path} and curves.npz beside it do not match their checksum")
-    except ValueError as error:
-        raise RunDirectoryError(f"{error}: {remedy}") from error
-    if document.get("schema") != SCHEMA:
-        raise RunDirectoryError(
-            f"{directory} holds results of schema {document.get('schema')} where this lineavae reads "
-            f"{SCHEMA}: {remedy}"
-        )
-    return {
-        "data": document["data"],
-        "config": document["config"],
-        "quantities": document["quantities"],
-        "curves": curves,
-    }
-
-
-def _read_curve(array: StoredArray) -> NDArray[Any]:
-    curve = np.empty(array.shape, cast("np.dtype[Any]", array.dtype), order="F" if array.is_fortran else "C")
-    with ExitStack() as stack:
-        array.read(array.open(stack), curve.T if array.is_fortran else curve)
-    return curve
-
-
-def _draw(experiment: Experiment, run: Run) -> None:
-    with atomic_path(run.figure) as temporary:
-        experiment.plot(run.results).savefig(temporary, dpi=200)
-
-
-def _checksum(document: Mapping[str, Any], curves: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16)
-    for name, curve in sorted(curves.items()):
-        digest.update(f"{name} {curve.dtype.str} {curve.shape}".encode())
-        digest.update(np.ascontiguousarray(curve).tobytes())
-    return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read an object; a ValueError says why there is none."""
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ValueError("it is too long")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-
-
-def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
-    """Whether there is nothing left to do; raises where there is nothing that may be done."""
-    config_path = directory / "config.json"
-    if not config_path.exists():
-        # a run killed while it wrote config.json leaves a hidden temporary file
-        if directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
-            raise RunDirectoryError(f"{directory} holds files but no run: choose another --out")
-        return False
-    try:
-        found = _read_json(config_path)
-    except ValueError as error:
-        raise RunDirectoryError(f"{error}: delete that folder") from error
-    if found != asked:
-        differences = ", ".join(
-            f"{key} {found.get(key)!r} instead of {asked.get(key)!r}"
-            for key in {**asked, **found}
-            if found.get(key) != asked.get(key)
-        )
-        raise RunDirectoryError(
-            f"{directory} holds a run with {differences}: choose another --out, or delete that folder"
-        )
-    if (directory / "results.json").exists():
-        return True
-    if not resume:
-        raise RunDirectoryError(
-            f"{directory} holds an unfinished run: pass --resume, or choose another --out"
-        )
-    return False
-
-
-def _environment(config: Config) -> dict[str, Any]:
-    images = config.images
-    return {
-        **diagnose().to_dict(),
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-        "data": {"name": images.name, "sha256": hashlib.sha256(images.images.tobytes()).hexdigest()},
-    }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

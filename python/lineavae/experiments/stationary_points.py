@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lineavae.experiments.figures import BLACK, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.runs import Config, Quantity, Results, quantity
 from lineavae.linear import Landscape, Moments, Stability, StationaryPoint, landscape, stability
 
 if TYPE_CHECKING:
@@ -148,19 +148,15 @@ def _verdict(curves: dict[str, Any], config: dict[str, Any], index: int) -> str:
     return f"{shown};\na saddle with {curves['index'][index]} directions of ascent in all"
 
 
-EXPERIMENT = Experiment(
-    name="stationary-points",
-    figure="Figure 1: stability of a stationary point under three noises",
-    presets={
-        "quick": StationaryPointsConfig(),
-        "full": StationaryPointsConfig(grid=121),
-    },
-    run=run,
-    plot=plot,
-    paper="In the paper: the noise is too large for either component, for one of them, for none.",
-    headline=tuple(
-        f"σ² = λ{component}{subject}"
-        for component in StationaryPointsConfig.noise_components
-        for subject in ("", ": components captured", ": directions of ascent")
-    ),
+PRESETS = {
+    "quick": StationaryPointsConfig(),
+    "full": StationaryPointsConfig(grid=121),
+}
+
+PAPER = "In the paper: the noise is too large for either component, for one of them, for none."
+
+HEADLINE = tuple(
+    f"σ² = λ{component}{subject}"
+    for component in StationaryPointsConfig.noise_components
+    for subject in ("", ": components captured", ": directions of ascent")
 )

@@ -26,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Experiment, Quantity, Results, quantity
+from lineavae.experiments.runs import Config, Quantity, Results, quantity
 from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 
@@ -392,26 +392,22 @@ class _Problem:
         return shortfall.numpy(), curvature.numpy(), cosines.abs().flatten(1).amax(1).numpy()
 
 
-EXPERIMENT = Experiment(
-    name="theorem-1",
-    figure="Theorem 1: stationary points of the ELBO, and the rotations of its proof",
-    presets={
-        "quick": TheoremConfig(),
-        "full": TheoremConfig(
-            num_features=8, latent_dim=4, num_starts=2000, newton_steps=400, num_rotations=10_000
-        ),
-    },
-    run=run,
-    plot=plot,
-    paper="In the paper: no local maximum but those of the likelihood; the proof's rotation raises the ELBO.",
-    headline=(
-        *(
-            f"σ² {noise}, {search}: {kind}"
-            for noise in ("fixed", "learned")
-            for search in _SEARCHES
-            for kind in ("stationary points", "global maxima", "saddles", "other maxima")
-        ),
-        "symmetric saddle: ELBO gained by the rotation",
-        *(f"random W: ELBO falls at first, {name}" for name in _ROTATIONS),
+PRESETS = {
+    "quick": TheoremConfig(),
+    "full": TheoremConfig(
+        num_features=8, latent_dim=4, num_starts=2000, newton_steps=400, num_rotations=10_000
     ),
+}
+
+PAPER = "In the paper: no local maximum but those of the likelihood; the proof's rotation raises the ELBO."
+
+HEADLINE = (
+    *(
+        f"σ² {noise}, {search}: {kind}"
+        for noise in ("fixed", "learned")
+        for search in _SEARCHES
+        for kind in ("stationary points", "global maxima", "saddles", "other maxima")
+    ),
+    "symmetric saddle: ELBO gained by the rotation",
+    *(f"random W: ELBO falls at first, {name}" for name in _ROTATIONS),
 )
