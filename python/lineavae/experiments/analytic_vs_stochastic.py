@@ -7,27 +7,22 @@ the analytic one, in float64, of the images trained on; their optimum is that of
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, OBJECTIVES, Objective, make_panels
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments, align
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_NATS = "nats per image"
-
-Objective = Literal["analytic", "stochastic"]
-_COLOURS: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}
 
 # The paper's ELBO at its K, and three standard deviations of the optimum over subsets of 1000 images.
 _PUBLISHED = {("analytic", 200): (950.7, 12.0), ("stochastic", 200): (939.3, 12.0)}
@@ -57,9 +52,9 @@ def run(config: AnalyticVsStochasticConfig, run_dir: Path) -> Results:
     x = config.images.to_tensor(torch.float64)
     moments = Moments.from_data(x)
     optimum = LinearVAE.from_ppca(PPCA(config.latent_dim).fit(moments))
-    quantities = {"pPCA optimum": quantity(optimum.elbo(moments).item(), _NATS)}
+    quantities = {"pPCA optimum": quantity(optimum.elbo(moments).item(), NATS)}
     curves: dict[str, NDArray[Any]] = {}
-    for objective in _COLOURS:
+    for objective in OBJECTIVES:
         trained = [
             train(
                 config,
@@ -78,30 +73,30 @@ def run(config: AnalyticVsStochasticConfig, run_dir: Path) -> Results:
         quantities |= _judge(objective, trained[best][0], optimum, moments)
         curves["steps"] = trained[best][1].steps
         curves[objective] = elbos
-    return {"data": config.images.name, "config": asdict(config), "quantities": quantities, "curves": curves}
+    return config.results(quantities, curves)
 
 
 def plot(results: Results) -> Figure:
     """Draw ELBO against steps: the whole course, and the last nats below the optimum."""
     config, curves, quantities = results["config"], results["curves"], results["quantities"]
     optimum = quantities["pPCA optimum"]["measured"]
-    best = {objective: curves[objective][curves[objective][:, -1].argmax()] for objective in _COLOURS}
+    best = {objective: curves[objective][curves[objective][:, -1].argmax()] for objective in OBJECTIVES}
     figure, (course, end) = make_panels(
         f"Linear VAE, K={config['latent_dim']}, on {results['data']}, N={config['num_images']}", 2
     )
     for axes in (course, end):
         axes.axhline(optimum, color=BLACK, linestyle="--", linewidth=1, label="pPCA optimum")
-        for objective, colour in _COLOURS.items():
+        for objective, colour in OBJECTIVES.items():
             axes.plot(curves["steps"], best[objective], color=colour, linewidth=1.8, label=objective)
         axes.set_xlabel("step of Adam, full batch")
         axes.set_xlim(0, config["steps"])
     course.set_title("whole course", loc="left", fontsize=10)
-    course.set_ylabel(f"ELBO, {_NATS}")
+    course.set_ylabel(f"ELBO, {NATS}")
     course.legend(loc="lower right", frameon=False)
     end.set_title("last nats below the optimum", loc="left", fontsize=10)
     worst_gap = optimum - min(curve[-1] for curve in best.values())
     end.set_ylim(optimum - 3 * worst_gap, optimum + 0.4 * worst_gap)
-    for objective, colour in _COLOURS.items():
+    for objective, colour in OBJECTIVES.items():
         elbo = quantities[f"{objective}: ELBO"]
         text = f"{objective} ends {optimum - elbo['measured']:.2g} below"
         if elbo["published"] is not None:
@@ -125,9 +120,9 @@ def _judge(
     maximum, elbo = optimum.elbo(moments).item(), model.elbo(moments).item()
     rotated = copy.deepcopy(model).canonicalize_()
     quantities = {
-        f"{objective}: ELBO": quantity(elbo, _NATS, *_PUBLISHED.get((objective, model.latent_dim), ())),
-        f"{objective}: gap to the optimum": quantity(maximum - elbo, _NATS),
-        f"{objective}: gap after SVD rotation": quantity(maximum - rotated.elbo(moments).item(), _NATS),
+        f"{objective}: ELBO": quantity(elbo, NATS, *_PUBLISHED.get((objective, model.latent_dim), ())),
+        f"{objective}: gap to the optimum": quantity(maximum - elbo, NATS),
+        f"{objective}: gap after SVD rotation": quantity(maximum - rotated.elbo(moments).item(), NATS),
         f"{objective}: σ² / σ²_MLE": quantity((model.log_sigma2 - optimum.log_sigma2).exp().item(), "ratio"),
     }
     targets = _separated_directions(moments, model.latent_dim)

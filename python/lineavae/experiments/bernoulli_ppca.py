@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,18 +24,13 @@ from torch import Tensor
 
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport
-from lineavae.experiments.figures import BLACK, BLUE, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, OBJECTIVES, Objective, make_panels
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.linear import BernoulliHistory, BernoulliLinearVAE
 from lineavae.ops import collapse_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_NATS = "nats per image"
-
-Objective = Literal["analytic", "stochastic"]
-_COLOURS: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}
 
 _HISTORY_POINTS = 80
 
@@ -70,23 +65,23 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
     x = binarise(config.images.to_tensor(torch.float64), config.seed)
     x = x[:, x.min(0).values < x.max(0).values]
     quantities = {
-        "independent pixels: ELBO": quantity(_elbo_of_independent_pixels(x), _NATS),
+        "independent pixels: ELBO": quantity(_elbo_of_independent_pixels(x), NATS),
         "correlation matrix: eigenvalues above 1": quantity(_eigenvalues_above_one(x), "directions"),
     }
     curves = {"bound_samples": np.array(config.bound_samples)}
     quantities |= _judge_gradient("start", _initial_model(config, x).double(), x, config.seed)
-    for objective in _COLOURS:
+    for objective in OBJECTIVES:
         model, history = _train(config, x, objective, run_dir / f"{objective}.safetensors")
         elbo = model.elbo(x).mean().item()
-        quantities[f"{objective}: ELBO"] = quantity(elbo, _NATS)
+        quantities[f"{objective}: ELBO"] = quantity(elbo, NATS)
         report = _collapse(model, x)
         at = report.at()
         live = config.latent_dim - at.collapsed.sum()
-        quantities[f"{objective}: KL"] = quantity(report.mean_kl.sum(), _NATS)
+        quantities[f"{objective}: KL"] = quantity(report.mean_kl.sum(), NATS)
         quantities[f"{objective}: live latents"] = quantity(live, f"of {config.latent_dim}")
         bounds = list(_bounds(model, x, config))
         for size, bound in zip(config.bound_samples, bounds, strict=True):
-            quantities[f"{objective}: bound of {size} samples above the ELBO"] = quantity(bound - elbo, _NATS)
+            quantities[f"{objective}: bound of {size} samples above the ELBO"] = quantity(bound - elbo, NATS)
         quantities |= _judge_gradient(objective, model, x, config.seed)
         curves["steps"] = history.steps
         curves |= {
@@ -97,7 +92,7 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
     final = curves["stochastic: ELBO"][-1]
     overtaken = curves["steps"][(curves["analytic: ELBO"] >= final).argmax()]
     quantities["analytic: steps to stochastic end"] = quantity(overtaken, f"of {config.steps}")
-    return {"data": config.images.name, "config": asdict(config), "quantities": quantities, "curves": curves}
+    return config.results(quantities, curves)
 
 
 def plot(results: Results) -> Figure:
@@ -110,7 +105,7 @@ def plot(results: Results) -> Figure:
     )
     independent = quantities["independent pixels: ELBO"]["measured"]
     course.axhline(independent, color=BLACK, linestyle="--", linewidth=1, label="independent pixels")
-    for objective, colour in _COLOURS.items():
+    for objective, colour in OBJECTIVES.items():
         elbo = quantities[f"{objective}: ELBO"]["measured"]
         live = quantities[f"{objective}: live latents"]["measured"]
         course.plot(
@@ -137,12 +132,12 @@ def plot(results: Results) -> Figure:
     course.set_xlim(0, config["steps"])
     course.set_title("ELBO in the course of training", loc="left", fontsize=10)
     course.set_xlabel("step of Adam, full batch")
-    course.set_ylabel(_NATS)
+    course.set_ylabel(NATS)
     course.legend(loc="center right", frameon=False, fontsize=9)
     bound.set_xscale("log")
     bound.set_title("importance-weighted bound; dotted: ELBO", loc="left", fontsize=10)
     bound.set_xlabel("posterior samples")
-    bound.set_ylabel(_NATS)
+    bound.set_ylabel(NATS)
     bound.legend(loc="upper left", frameon=False, fontsize=9)
     spectrum.axhline(EPSILON, color=BLACK, linestyle="--", linewidth=1, label=f"ε = {EPSILON}")
     spectrum.set_yscale("log")

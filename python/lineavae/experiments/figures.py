@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lineavae._optional import make_figure
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
 BLUE, VERMILION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
+
+Objective = Literal["analytic", "stochastic"]
+OBJECTIVES: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}
 
 
 def make_panels(title: str, num_panels: int) -> tuple[Figure, list[Axes]]:

@@ -7,7 +7,7 @@ for one small K, more latent dimensions end by lowering the likelihood: a collap
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,13 @@ from rich.console import Console
 from rich.progress import track
 
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NATS = "nats per image"
 _REPORTED = (50, 100, 200, 500)
 
 # Read from the paper's text for the noise of K=50: the likelihood falls "after 200"; the curve is flat there.
@@ -85,12 +84,7 @@ def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
         "trained_latent_dims": np.array(config.trained_latent_dims, dtype=np.int64),
         "trained_elbo": trained,
     }
-    return {
-        "data": config.images.name,
-        "config": asdict(config),
-        "quantities": _judge(curves, config.frozen_latent_dim),
-        "curves": curves,
-    }
+    return config.results(_judge(curves, config.frozen_latent_dim), curves)
 
 
 def plot(results: Results) -> Figure:
@@ -145,30 +139,30 @@ def plot(results: Results) -> Figure:
     enlarged.margins(y=0.12)
     for axes in (everything, enlarged):
         axes.set_xlabel("latent dimensions K")
-        axes.set_ylabel(_NATS)
+        axes.set_ylabel(NATS)
     return figure
 
 
 def _judge(curves: dict[str, NDArray[Any]], frozen_latent_dim: int) -> dict[str, Quantity]:
     latent_dims, likelihood, frozen = curves["latent_dims"], curves["likelihood"], curves["frozen_likelihood"]
     quantities = {
-        f"likelihood, K={latent_dim}": quantity(likelihood[index], _NATS)
+        f"likelihood, K={latent_dim}": quantity(likelihood[index], NATS)
         for index, latent_dim in enumerate(latent_dims)
         if latent_dim in _REPORTED
     }
     quantities["optimal ELBO: largest deviation"] = quantity(
-        np.abs(likelihood - curves["optimal_elbo"]).max(), _NATS
+        np.abs(likelihood - curves["optimal_elbo"]).max(), NATS
     )
     frozen_name = f"noise of K={frozen_latent_dim}"
     quantities[f"{frozen_name}: best K"] = quantity(
         latent_dims[frozen.argmax()], "latent dimensions", *_PUBLISHED_PEAK
     )
     quantities[f"{frozen_name}: lost from there to K={latent_dims[-1]}"] = quantity(
-        frozen.max() - frozen[-1], _NATS
+        frozen.max() - frozen[-1], NATS
     )
     for latent_dim, elbo in zip(curves["trained_latent_dims"], curves["trained_elbo"], strict=True):
         optimum = curves["optimal_elbo"][latent_dims == latent_dim].item()
-        quantities[f"trained VAE, K={latent_dim}: gap to the optimum"] = quantity(optimum - elbo, _NATS)
+        quantities[f"trained VAE, K={latent_dim}: gap to the optimum"] = quantity(optimum - elbo, NATS)
     return quantities
 
 

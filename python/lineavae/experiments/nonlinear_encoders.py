@@ -13,7 +13,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,15 +26,13 @@ from torch import Tensor, nn
 from lineavae._ascent import Problem, Settings, ascend, batches
 from lineavae.data import Images, LogitPixels, logit_transform
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.linear import PPCA, Moments
 from lineavae.linear.closed_forms import Marginal
 from lineavae.nn import GaussianVAE, MLPEncoder, ObservationNoise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_NATS = "nats per image"
 
 # The paper's text lists four final ELBOs, -1098.2 to -1119.6, in the order of a legend that only the picture
 # has. By that text the linear encoder has the best. K and the images are not stated: with K = 200 and all
@@ -214,7 +212,7 @@ def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:
         seed=config.seed,
         history_every=steps_per_epoch * max(1, config.epochs // _HISTORY_POINTS),
     )
-    quantities = {"pPCA maximum likelihood": quantity(maximum, _NATS)}
+    quantities = {"pPCA maximum likelihood": quantity(maximum, NATS)}
     curves: dict[str, NDArray[Any]] = {}
     for name in ENCODERS:
         vaes, elbos = [], []
@@ -238,16 +236,16 @@ def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:
         likelihood = vaes[best].log_marginal_likelihood(moments).item() + log_det
         quantities |= {
             f"{name}: learning rate": quantity(config.learning_rates[best], "per step"),
-            f"{name}: ELBO": quantity(elbo, _NATS),
-            f"{name}: gap to the maximum": quantity(maximum - elbo, _NATS),
-            f"{name}: of the gap, the decoder's": quantity(maximum - likelihood, _NATS),
-            f"{name}: of the gap, the encoder's": quantity(likelihood - elbo, _NATS),
+            f"{name}: ELBO": quantity(elbo, NATS),
+            f"{name}: gap to the maximum": quantity(maximum - elbo, NATS),
+            f"{name}: of the gap, the decoder's": quantity(maximum - likelihood, NATS),
+            f"{name}: of the gap, the encoder's": quantity(likelihood - elbo, NATS),
         }
     quantities |= _compare(curves, quantities)
     if (config.latent_dim, config.num_images) == _PUBLISHED_FOR:
         for name, published in _PUBLISHED.items():
-            quantities[name] = quantity(quantities[name]["measured"], _NATS, *published)
-    return {"data": config.images.name, "config": asdict(config), "quantities": quantities, "curves": curves}
+            quantities[name] = quantity(quantities[name]["measured"], NATS, *published)
+    return config.results(quantities, curves)
 
 
 def _compare(curves: dict[str, NDArray[Any]], quantities: dict[str, Quantity]) -> dict[str, Quantity]:
@@ -257,10 +255,10 @@ def _compare(curves: dict[str, NDArray[Any]], quantities: dict[str, Quantity]) -
     above = {name: quantities[f"{name}: ELBO"]["measured"] - linear for name in ENCODERS if name != "linear"}
     highest = max(curves[name].max() for name in ENCODERS)
     return {
-        **{f"{name}: above the linear encoder": quantity(rise, _NATS) for name, rise in above.items()},
-        "best deeper encoder: above the linear": quantity(max(above.values()), _NATS),
-        "worst deeper encoder: above the linear": quantity(min(above.values()), _NATS),
-        "highest ELBO of all runs: above the maximum": quantity(highest - maximum, _NATS),
+        **{f"{name}: above the linear encoder": quantity(rise, NATS) for name, rise in above.items()},
+        "best deeper encoder: above the linear": quantity(max(above.values()), NATS),
+        "worst deeper encoder: above the linear": quantity(min(above.values()), NATS),
+        "highest ELBO of all runs: above the maximum": quantity(highest - maximum, NATS),
     }
 
 
@@ -278,10 +276,10 @@ def plot(results: Results) -> Figure:
         label = f"{name}, ends {maximum - elbo[-1]:.2f} below"
         gap.plot(curves["epochs"], maximum - elbo, color=colour, linestyle=style, linewidth=1.8, label=label)
     course.set_title("whole course, by encoder", loc="left", fontsize=10)
-    course.set_ylabel(f"ELBO, {_NATS}")
+    course.set_ylabel(f"ELBO, {NATS}")
     course.legend(loc="lower right", frameon=False, fontsize=9)
     gap.set_title("below the maximum likelihood", loc="left", fontsize=10)
-    gap.set_ylabel(_NATS)
+    gap.set_ylabel(NATS)
     gap.set_yscale("log")
     gap.legend(loc="upper right", frameon=False, fontsize=9)
     for axes in (course, gap):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lineavae.data import Images
+
+NATS = "nats per image"
 
 
 class RunDirectoryError(ValueError):
@@ -67,6 +69,10 @@ class Config:
                 "MNIST's own files, in the folder that --data-dir names, hold 60000"
             )
         return everything.subset(self.num_images, self.seed)
+
+    def results(self, quantities: dict[str, Quantity], curves: dict[str, NDArray[Any]]) -> Results:
+        """Give what a run with this configuration found."""
+        return {"data": self.images.name, "config": asdict(self), "quantities": quantities, "curves": curves}
 
 
 class Quantity(TypedDict):

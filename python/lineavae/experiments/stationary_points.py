@@ -8,7 +8,7 @@ the likelihood rises along the components whose eigenvalue is above it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,11 @@ import numpy as np
 import torch
 
 from lineavae.experiments.figures import BLACK, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.linear import Landscape, Moments, Stability, StationaryPoint, landscape, stability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_NATS = "nats per image"
 
 # How many of the two components each noise lets the model capture, by the caption of the paper's figure.
 _PUBLISHED_CAPTURED = (0.0, 1.0, 2.0)
@@ -79,28 +77,24 @@ def run(config: StationaryPointsConfig, run_dir: Path) -> Results:
         quantities[f"{name}: components captured"] = quantity(sum(rises), "of 2", published, 0.0)
         for i, j in enumerate(directions):
             curvature = verdict.curvature[first_empty + i, j].item()
-            quantities[f"{name}: curvature along u{j + 1}"] = quantity(curvature, _NATS)
+            quantities[f"{name}: curvature along u{j + 1}"] = quantity(curvature, NATS)
         gain = plane.log_likelihood.max().item() - point.log_likelihood
-        quantities[f"{name}: highest above the point"] = quantity(gain, _NATS)
+        quantities[f"{name}: highest above the point"] = quantity(gain, NATS)
         quantities[f"{name}: directions of ascent"] = quantity(verdict.index, f"of {changes[0].numel()}")
         planes.append(plane)
         verdicts.append(verdict)
     deviation = max((plane.log_likelihood - plane.elbo).abs().max().item() for plane in planes)
-    quantities["largest deviation of the ELBO"] = quantity(deviation, _NATS)
-    return {
-        "data": config.images.name,
-        "config": asdict(config),
-        "quantities": quantities,
-        "curves": {
-            "sigma2": np.array(noises),
-            "coordinates": torch.stack([plane.coordinates for plane in planes]).cpu().numpy(),
-            "log_likelihood": torch.stack([plane.log_likelihood for plane in planes]).cpu().numpy(),
-            "elbo": torch.stack([plane.elbo for plane in planes]).cpu().numpy(),
-            "curvature": torch.stack([verdict.curvature for verdict in verdicts]).cpu().numpy(),
-            "index": np.array([verdict.index for verdict in verdicts]),
-            "is_maximum": np.array([verdict.kind == "maximum" for verdict in verdicts]),
-        },
+    quantities["largest deviation of the ELBO"] = quantity(deviation, NATS)
+    curves = {
+        "sigma2": np.array(noises),
+        "coordinates": torch.stack([plane.coordinates for plane in planes]).cpu().numpy(),
+        "log_likelihood": torch.stack([plane.log_likelihood for plane in planes]).cpu().numpy(),
+        "elbo": torch.stack([plane.elbo for plane in planes]).cpu().numpy(),
+        "curvature": torch.stack([verdict.curvature for verdict in verdicts]).cpu().numpy(),
+        "index": np.array([verdict.index for verdict in verdicts]),
+        "is_maximum": np.array([verdict.kind == "maximum" for verdict in verdicts]),
     }
+    return config.results(quantities, curves)
 
 
 def plot(results: Results) -> Figure:

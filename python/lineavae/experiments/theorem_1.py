@@ -14,7 +14,7 @@ make them so, raises the ELBO all the way, whatever W. So the theorem holds, by 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
-from lineavae.experiments.runs import Config, Quantity, Results, quantity
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[Any]
-
-_NATS = "nats per image"
 
 _SEARCHES = ("Newton", "ascent")
 _ROTATIONS = ("proof, order of the SVD", "proof, nearest order", "Jacobi")
@@ -114,12 +112,7 @@ def run(config: TheoremConfig, run_dir: Path) -> Results:
     for part in (_leave_a_symmetric_saddle(moments, best), _rotate_random_weights(config, best)):
         quantities |= part[0]
         curves |= part[1]
-    return {
-        "data": config.images.name,
-        "config": asdict(config),
-        "quantities": quantities,
-        "curves": curves,
-    }
+    return config.results(quantities, curves)
 
 
 def plot(results: Results) -> Figure:
@@ -150,7 +143,7 @@ def plot(results: Results) -> Figure:
                 label=f"{kind}, σ² {noise}",
             )
     points.axhline(0, color=BLACK, linewidth=0.8)
-    points.set_xlabel(f"below the global maximum, {_NATS}")
+    points.set_xlabel(f"below the global maximum, {NATS}")
     points.set_ylabel("largest eigenvalue of the Hessian")
     points.set_title("stationary points: all above 0 are saddles", loc="left", fontsize=10)
     points.legend(loc="upper left", frameon=False, fontsize=8)
@@ -163,7 +156,7 @@ def plot(results: Results) -> Figure:
     )
     rotations.axhline(0, color=BLACK, linewidth=0.8)
     rotations.set_xlabel("part of the way to orthogonal columns")
-    rotations.set_ylabel(f"ELBO above the start, {_NATS}")
+    rotations.set_ylabel(f"ELBO above the start, {NATS}")
     rotations.set_title("rotations of one random W, and of a saddle", loc="left", fontsize=10)
     low, high = rotations.get_ylim()
     rotations.set_ylim(low, high + 0.25 * (high - low))
@@ -280,8 +273,8 @@ def _leave_a_symmetric_saddle(
             max(found.weight, found.encoder, found.log_d, found.mu), "nats per σ"
         ),
         "symmetric saddle: gradient of the likelihood": quantity(found.likelihood_weight, "nats per σ"),
-        "symmetric saddle: largest eigenvalue of the Hessian": quantity(curvature.item(), _NATS),
-        "symmetric saddle: ELBO gained by the rotation": quantity(path[-1], _NATS),
+        "symmetric saddle: largest eigenvalue of the Hessian": quantity(curvature.item(), NATS),
+        "symmetric saddle: ELBO gained by the rotation": quantity(path[-1], NATS),
     }
     return quantities, {"path: symmetric saddle": path}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from lineavae.experiments.figures import Objective
 from lineavae.experiments.runs import Config
 from lineavae.linear import History, LinearVAE
 
@@ -20,7 +20,7 @@ def train(
     x: Tensor,
     latent_dim: int,
     *,
-    objective: Literal["analytic", "stochastic"] = "analytic",
+    objective: Objective = "analytic",
     lr: float,
     steps: int,
     checkpoint: Path,
