@@ -77,3 +77,9 @@ def test_parameters_are_judged_as_their_module_is(judge, generator):
         torch.testing.assert_close(of_parameters, of_module, rtol=0, atol=0)
     else:
         assert of_parameters == of_module
+
+
+@pytest.mark.parametrize("judge", [decompose_gap, stationarity, hessian_eigenpairs])
+def test_what_is_no_linear_vae_is_refused(judge, moments):
+    with pytest.raises(TypeError, match="model must have weight, encoder, mu, log_d, log_sigma2, got Linear"):
+        judge(torch.nn.Linear(2, 3), moments)

@@ -443,6 +443,19 @@ def test_an_optimizer_whose_state_cannot_be_written_is_named(x, tmp_path):
         make().fit(x, optimizer=Odd, steps=2, checkpoint=tmp_path / "c", progress=False)
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_the_optimizer_fire(x, register):
+    seen = []
+
+    def hooked(parameters):
+        for parameter in parameters:
+            getattr(parameter, register)(lambda tensor: seen.append(tensor.shape))
+        return torch.optim.SGD(parameters, lr=1e-3)
+
+    make().fit(x, optimizer=hooked, steps=3, progress=False)
+    assert len(seen) == 3 * 5
+
+
 def test_a_parametrization_is_refused(x):
     model = torch.nn.utils.parametrizations.orthogonal(make(), "weight")
     with pytest.raises(ValueError, match=r"must hold its parameters, got computed \['weight'\]"):

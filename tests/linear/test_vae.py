@@ -340,6 +340,16 @@ def test_save_and_load(tmp_path, generator, dtype):
         assert loaded.get_parameter(name).requires_grad
 
 
+def test_a_subclass_reads_and_writes_the_same_files(tmp_path, vae):
+    class Renamed(LinearVAE):
+        pass
+
+    vae.save(tmp_path / "model")
+    Renamed.load(tmp_path / "model").save(tmp_path / "again")
+    loaded = LinearVAE.load(tmp_path / "again")
+    assert torch.equal(loaded.weight, vae.weight)
+
+
 def spoil(name, tensor):
     return lambda tensors: tensors.update({name: tensor})
 

@@ -125,6 +125,8 @@ class BernoulliLinearVAE(LinearModule):
     True
     """
 
+    _kind = "BernoulliLinearVAE"
+
     center: Tensor
     encoder_bias: nn.Parameter
 

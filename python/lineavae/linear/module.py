@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class LinearModule(nn.Module):
 
     Subclasses are made from (num_features, latent_dim) and the keywords generator, dtype and device.
     """
+
+    _kind: ClassVar[str]  # of file, whatever a subclass is called
 
     weight: nn.Parameter
     encoder: nn.Parameter
@@ -55,7 +57,7 @@ class LinearModule(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the tensors to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
-        write_tensors(Path(path), type(self).__name__, self.state_dict())
+        write_tensors(Path(path), self._kind, self.state_dict())
 
     @classmethod
     def load(cls: type[_Module], path: str | Path, device: torch.device | str | None = None) -> _Module:
@@ -70,7 +72,7 @@ class LinearModule(nn.Module):
             dtype.
         """
         caller = f"{cls.__name__}.load"
-        tensors, _ = read_tensors(caller, Path(path), cls.__name__)
+        tensors, _ = read_tensors(caller, Path(path), cls._kind)
         weight = tensors.get("weight", torch.empty(0))
         for name, tensor in tensors.items():
             if tensor.dtype != weight.dtype or not tensor.is_floating_point():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,7 +50,12 @@ class LinearParameters(NamedTuple):
     @classmethod
     def of(cls, model: LinearModel) -> LinearParameters:
         """Give the parameters of a model, not copies."""
-        return cls(*(getattr(model, name) for name in cls._fields))
+        found: list[Any] = [getattr(model, name, None) for name in cls._fields]
+        if not all(isinstance(parameter, Tensor) for parameter in found):
+            raise TypeError(
+                f"LinearParameters.of: model must have {', '.join(cls._fields)}, got {type(model).__name__}"
+            )
+        return cls(*found)
 
     @property
     def num_features(self) -> int:

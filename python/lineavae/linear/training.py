@@ -153,6 +153,9 @@ def fit(
 
     Resumed or not, a run ends at the same bits on the same machine, torch and number of threads.
 
+    The run is over copies of the five parameters: methods that a subclass overrides are not asked, and hooks
+    are those that the optimizer's function registers.
+
     Examples
     --------
     >>> import torch
@@ -269,9 +272,12 @@ class _Problem(Problem):
         return elbo.mean() + self._of_dropped(self._working.log_sigma2)
 
     def differentiate(self, step: int) -> Tensor:
-        """Give the loss and set its gradients; from moments without autograd."""
+        """Give the loss and set its gradients; from moments without autograd, where nothing hooks into it."""
         if self._mean_elbo is None or not self._mean_elbo.is_native:
             return super().differentiate(step)
+        for parameter in self._working:
+            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+                return super().differentiate(step)
         loss, gradients = self._mean_elbo.loss(self._working)
         for parameter, gradient in zip(self._working, gradients, strict=True):
             if parameter.requires_grad:

@@ -74,6 +74,8 @@ class LinearVAE(LinearModule):
     True
     """
 
+    _kind = "LinearVAE"
+
     log_sigma2: nn.Parameter
 
     fit = training.fit
@@ -198,7 +200,7 @@ class LinearVAE(LinearModule):
         With r = x - μ, M̃ = WᵀW + σ² I and V* = M̃⁻¹ Wᵀ, the best encoder of this decoder, it is
         -½ (‖r - W V* r‖² / σ² + ‖V* r‖² + log det M̃ + (D - K) log σ² + D log 2π): Woodbury's
         identity and the matrix determinant lemma, without the cancellation that they suffer at small σ²; from
-        moments as from samples.
+        moments as from samples. With K >= D, a σ² below the rounding of WᵀW is lost in M̃.
 
         Examples
         --------
