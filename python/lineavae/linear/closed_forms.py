@@ -49,10 +49,11 @@ class LatentPrecision:
         factor: Tensor = torch.linalg.cholesky(self.matrix)
         return factor
 
-    @property
+    @cached_property
     def log_det(self) -> Tensor:
         """Log det M̃, (...)."""
-        return 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det: Tensor = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_det
 
     @property
     def best_log_d(self) -> Tensor:
@@ -64,7 +65,7 @@ class LatentPrecision:
         """½ (Σ_j log M̃_jj - log det M̃), (...): what the ELBO of the best encoder lacks to the likelihood."""
         return 0.5 * (self._log_diagonal.sum(-1) - self.log_det)
 
-    @property
+    @cached_property
     def _log_diagonal(self) -> Tensor:
         return self.matrix.diagonal(dim1=-2, dim2=-1).log()
 

@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from lineavae._arguments import check_integer
+from lineavae.ops._models import flatten_models
 from lineavae.ops._tensors import check_shape
 
 
 def check_parameters(
-    op: str, num_features: int, weight: Tensor, encoder: Tensor, mu: Tensor, log_d: Tensor
-) -> None:
-    """Check the shapes of a linear VAE's parameters for data of ``num_features`` features."""
+    op: str,
+    num_features: int,
+    weight: Tensor,
+    encoder: Tensor,
+    mu: Tensor,
+    log_d: Tensor,
+    log_sigma2: Tensor,
+) -> dict[str, torch.Size]:
+    """Check the shapes of a linear VAE's parameters; returns those over models, by name."""
     if weight.ndim < 2:
         raise ValueError(f"{op}: weight must have shape (*models, D, K), got {tuple(weight.shape)}")
     latent_dim = weight.shape[-1]
@@ -20,6 +27,26 @@ def check_parameters(
     check_shape(op, "encoder", encoder, {"K": latent_dim, "D": num_features})
     check_shape(op, "mu", mu, {"D": num_features})
     check_shape(op, "log_d", log_d, {"K": latent_dim})
+    return {
+        "weight": weight.shape[:-2],
+        "encoder": encoder.shape[:-2],
+        "mu": mu.shape[:-1],
+        "log_d": log_d.shape[:-1],
+        "log_sigma2": log_sigma2.shape,
+    }
+
+
+def flatten_parameters(
+    models: torch.Size, weight: Tensor, encoder: Tensor, mu: Tensor, log_d: Tensor, log_sigma2: Tensor
+) -> tuple[Tensor, ...]:
+    """(*models, ...) -> (M, ...), each."""
+    return (
+        flatten_models(weight, models, 2),
+        flatten_models(encoder, models, 2),
+        flatten_models(mu, models, 1),
+        flatten_models(log_d, models, 1),
+        flatten_models(log_sigma2, models, 0),
+    )
 
 
 def check_linear_decoder(

@@ -8,7 +8,7 @@ from torch import Tensor
 from lineavae import _ext, reference
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._dispatch import has_native, without_autocast
-from lineavae.ops._linear import check_parameters
+from lineavae.ops._linear import check_parameters, flatten_parameters
 from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared, sum_over_shared
 from lineavae.ops._registration import register_rules
 from lineavae.ops._tensors import check_tensors, widen
@@ -87,7 +87,7 @@ def linear_vae_elbo(
     tensor([-2.7568, -2.7568])
     """
     op = "linear_vae_elbo"
-    x, weight, encoder, mu, log_d, log_sigma2 = map(
+    x, *parameters = map(
         widen,
         check_tensors(
             op,
@@ -102,29 +102,14 @@ def linear_vae_elbo(
     )
     if x.ndim < 2:
         raise ValueError(f"{op}: x must have shape (*models, N, D), got {tuple(x.shape)}")
-    check_parameters(op, x.shape[-1], weight, encoder, mu, log_d)
-    beta = check_beta(op, beta, weight, check_finite)
-    models = broadcast_models(
-        op,
-        {
-            "x": x.shape[:-2],
-            "weight": weight.shape[:-2],
-            "encoder": encoder.shape[:-2],
-            "mu": mu.shape[:-1],
-            "log_d": log_d.shape[:-1],
-            "log_sigma2": log_sigma2.shape,
-            "beta": beta.shape,
-        },
-    )
+    over_models = check_parameters(op, x.shape[-1], *parameters)
+    beta = check_beta(op, beta, x, check_finite)
+    models = broadcast_models(op, {"x": x.shape[:-2], **over_models, "beta": beta.shape})
     if not has_native(op, x.device):
-        return without_autocast(reference.linear_vae_elbo, x, weight, encoder, mu, log_d, log_sigma2, beta)
+        return without_autocast(reference.linear_vae_elbo, x, *parameters, beta)
     elbo: Tensor = _LinearVAEELBO.apply(
         flatten_shared(x, models, 2),
-        flatten_models(weight, models, 2),
-        flatten_models(encoder, models, 2),
-        flatten_models(mu, models, 1),
-        flatten_models(log_d, models, 1),
-        flatten_models(log_sigma2, models, 0),
+        *flatten_parameters(models, *parameters),
         flatten_models(beta, models, 0),
     )[0]
     return elbo.reshape((*models, x.shape[-2]))

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from lineavae import _ext, reference
 from lineavae.ops._differentiable import differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._dispatch import has_native, without_autocast
-from lineavae.ops._linear import check_num_features, check_parameters
+from lineavae.ops._linear import check_num_features, check_parameters, flatten_parameters
 from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared
 from lineavae.ops._registration import register_rules
 from lineavae.ops._tensors import check_shape, check_tensors, widen
@@ -177,40 +177,30 @@ def _elbo(
     for name, statistic in statistics.items():
         if statistic.requires_grad:
             raise ValueError(f"{op}: {name} must not require grad: statistics of the data carry no gradient")
-    sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2 = map(widen, checked)
+    sample_mean, covariance, *wide = map(widen, checked)
     if sample_mean.ndim < 1:
         raise ValueError(f"{op}: sample_mean must have shape (*models, D), got ()")
     features = sample_mean.shape[-1]
     _, covariance_name = statistics
     covariance_rank = _check_covariance(op, covariance_name, covariance, sample_mean)
-    check_parameters(op, features, weight, encoder, mu, log_d)
-    beta = check_beta(op, beta, weight, check_finite)
+    over_models = check_parameters(op, features, *wide)
+    beta = check_beta(op, beta, sample_mean, check_finite)
     num_features = check_num_features(op, num_features, features)
     models = broadcast_models(
         op,
         {
             "sample_mean": sample_mean.shape[:-1],
             covariance_name: covariance.shape[: covariance.ndim - covariance_rank],
-            "weight": weight.shape[:-2],
-            "encoder": encoder.shape[:-2],
-            "mu": mu.shape[:-1],
-            "log_d": log_d.shape[:-1],
-            "log_sigma2": log_sigma2.shape,
+            **over_models,
             "beta": beta.shape,
         },
     )
-    if not has_native(op, weight.device):
-        return without_autocast(
-            _FORMULAS[op], sample_mean, covariance, weight, encoder, mu, log_d, log_sigma2, beta, num_features
-        )
+    if not has_native(op, sample_mean.device):
+        return without_autocast(_FORMULAS[op], sample_mean, covariance, *wide, beta, num_features)
     elbo: Tensor = _FUNCTIONS[op].apply(
         flatten_shared(sample_mean, models, 1),
         flatten_shared(covariance, models, covariance_rank),
-        flatten_models(weight, models, 2),
-        flatten_models(encoder, models, 2),
-        flatten_models(mu, models, 1),
-        flatten_models(log_d, models, 1),
-        flatten_models(log_sigma2, models, 0),
+        *flatten_parameters(models, *wide),
         flatten_models(beta, models, 0),
         num_features,
     )[0]
