@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
+# of the inputs, in turn
+MOST_COPIES = 1 << 14
 # long against the resolution of clocks and the latency of a first launch
 ROUND_SECONDS = 5e-3
 GRAPH = ", CUDA graph"
@@ -160,7 +162,8 @@ def calls_per_round(call: Call, timer: Timer) -> int:
 def calls_of(contender: Contender, cache_bytes: int) -> list[Call]:
     """Make one call for each of enough copies of the inputs to be more than twice the cache.
 
-    Made in turn, no call finds its inputs in the cache that an earlier one filled.
+    Made in turn, no call finds its inputs in the cache that an earlier one filled; but of tiny inputs, a turn
+    of which would take minutes, there are `MOST_COPIES`.
     """
     inputs = list(contender.inputs)
     function = contender.function
@@ -178,7 +181,8 @@ def calls_of(contender: Contender, cache_bytes: int) -> list[Call]:
         leaves = [tensor for tensor in arguments if tensor.requires_grad]
         return lambda: torch.autograd.grad(function(*arguments), leaves, upstream)
 
-    return [make_call() for _ in range(2 * cache_bytes // sum(tensor.nbytes for tensor in inputs) + 1)]
+    copies = 2 * cache_bytes // sum(tensor.nbytes for tensor in inputs) + 1
+    return [make_call() for _ in range(min(copies, MOST_COPIES))]
 
 
 def rotate(calls: Sequence[Call]) -> Call:

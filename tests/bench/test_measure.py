@@ -82,6 +82,11 @@ def test_every_input_set_holds_the_data():
         assert copy.data_ptr() != data.data_ptr()
 
 
+def test_tiny_inputs_have_no_more_copies_than_a_turn_allows():
+    calls = measure.calls_of(Contender(lambda x: x, [torch.zeros(())]), cache_bytes=1 << 30)
+    assert len(calls) == measure.MOST_COPIES
+
+
 def test_gradients_are_part_of_the_work():
     x, y = torch.rand(4).requires_grad_(), torch.rand(4)
     (call,) = measure.calls_of(Contender(lambda x, y: x.square() * y, [x, y]), cache_bytes=0)
