@@ -146,7 +146,7 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
   c.expect(infinite, expected.infinite, 0);
   c.expect(nan, expected.nan, 0);
   // all but a few per cent of the memory that is touched
-  if (other_columns == 0) c.expect_coalesced({mean, logvar});
+  if (other_columns == 0) c.expect_coalesced(mean, logvar);
 }
 
 template <class T>

@@ -51,7 +51,7 @@ void test_moments(const Shape& s) {
   c.expect(v.variance, variance);
   c.expect(v.scale, scale);
   c.expect(w.squared_weight, squared_weight);
-  c.expect_coalesced({w.weight, w.squared_weight});
+  c.expect_coalesced(w.weight, w.squared_weight);
 }
 
 template <class T>

@@ -161,7 +161,7 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
   record << '\n';
 }
 
-void Case::expect_coalesced(const std::vector<const void*>& arrays) {
+void Case::expect_few_sectors(const std::vector<const void*>& arrays) {
   if constexpr (kTraceMemory) {
     const auto is_meant = [&](const memory_trace::Access& access) {
       return arrays.empty() || std::any_of(arrays.begin(), arrays.end(),

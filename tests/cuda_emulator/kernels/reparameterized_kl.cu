@@ -116,7 +116,7 @@ void forward(const Shape& s, size_t offset) {
   c.run([&] { reparameterized_kl(Cuda{}, ReparameterizedKL<T>{arguments, out_z, out_kl}); });
   c.expect(out_z, rounded<Value>(z));
   c.expect(out_kl, rounded<Value>(kl));
-  if (!offset) c.expect_coalesced({arguments.mean, arguments.logvar, out_z});
+  if (!offset) c.expect_coalesced(arguments.mean, arguments.logvar, out_z);
 }
 
 template <class T>
@@ -146,7 +146,7 @@ void backward(const Shape& s, size_t offset) {
   });
   c.expect(of_mean, rounded<T>(grad_mean));
   c.expect(of_logvar, rounded<T>(grad_logvar));
-  if (!offset) c.expect_coalesced({arguments.mean, arguments.logvar, of_z, of_mean, of_logvar});
+  if (!offset) c.expect_coalesced(arguments.mean, arguments.logvar, of_z, of_mean, of_logvar);
 }
 
 template <class T>
