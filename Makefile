@@ -4,7 +4,7 @@
 # make bench  ours against eager PyTorch and torch.compile
 # make lower-bounds  every dependency but torch at its lower bound: the docs' examples, the commands, some tests
 # make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
-# make cuda-report  registers, spills and occupancy of every CUDA kernel; needs nvcc, but no GPU
+# make cuda-report  registers, spills, occupancy and instructions of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
 
 PYTHON ?= python3
@@ -76,4 +76,4 @@ contract: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/test_op_contract.py tests/ops tests/nn
 
 cuda-report: install
-	$(BIN)/python tests/cuda_budget/report.py
+	PYTHONPATH=tests $(BIN)/python -m cuda_budget.report

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_budget import report
+from cuda_budget import report, sass
 
 ROOT = Path(__file__).parents[1]
 needs_nvcc = pytest.mark.skipif(report.NVCC is None, reason="nvcc is not installed")
@@ -56,6 +56,72 @@ template __global__ void copying<Pair, float4>(const float4*, float4*);
 """
 
 
+# A loop over vectors with a rare case inside, one over what is left, and a store by the first lane.
+LISTING = r"""
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/               @P0 EXIT ;
+.L_x_1:
+        /*0020*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/                   MUFU.EX2 R4, R4 ;
+        /*0040*/                   BSSY B0, `(.L_x_3) ;
+        /*0050*/              @!P1 BRA `(.L_x_2) ;
+        /*0060*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_rcp_rn_f32_slowpath) ;
+        /*0070*/                   BSYNC B0 ;
+.L_x_2:
+        /*0080*/                   FADD R4, R4, R4 ;
+        /*0090*/                   FADD R4, R4, R5 ;
+        /*00a0*/                   BSYNC B0 ;
+.L_x_3:
+        /*00b0*/              @!P2 BRA `(.L_x_1) ;
+        /*00c0*/                   ISETP.NE.AND P3, PT, R6, RZ, PT ;
+        /*00d0*/              @!P3 BRA `(.L_x_5) ;
+.L_x_4:
+        /*00e0*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*00f0*/               @P3 BRA `(.L_x_4) ;
+.L_x_5:
+        /*0100*/                   BRA.DIV ~URZ, `(.L_x_6) ;
+        /*0110*/               @P4 BRA `(.L_x_7) ;
+        /*0120*/                   STG.E desc[UR4][R2.64], R4 ;
+.L_x_7:
+        /*0130*/                   EXIT ;
+.L_x_6:
+        /*0140*/                   WARPSYNC.COLLECTIVE R0, `(.L_x_7) ;
+        /*0150*/                   BRA `(.L_x_7) ;
+        /*0160*/                   NOP ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("trips", "instructions"),
+    [
+        ([1, 0], 2 + 8 + 2 + 4),  # one vector: the rare case and the second loop are passed by
+        ([3, 0], 2 + 3 * 8 + 2 + 4),
+        ([3, 5], 2 + 3 * 8 + 2 + 5 * 2 + 4),
+    ],
+)
+def test_counts_the_fast_path(trips: list[int], instructions: int) -> None:
+    assert sass.fast_path(LISTING, trips) == sass.Cost(
+        loops=-sum(count > 0 for count in trips),
+        wide_loads=-trips[0],
+        stores=-1,
+        calls=0,
+        instructions=instructions,
+        special=trips[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("trips", "words"),
+    [
+        ([2], r"2 loops \(0x20, 0xe0\), but trips are given for 1"),
+        ([0, 0], "no path to its end has these trips"),
+    ],
+)
+def test_says_which_trips_are_wrong(trips: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sass.fast_path(LISTING, trips)
+
+
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> list[report.Kernel]:
     source = tmp_path_factory.mktemp("sample") / "sample.cu"
@@ -76,6 +142,7 @@ def test_every_kernel_keeps_to_the_budget() -> None:
     kernels = report.measure(report.SOURCES, budgets)
     assert {kernel.architecture for kernel in kernels} == {80, 90, 100}
     assert report.violations(kernels, budgets) == []
+    assert report.count_fast_paths(kernels, budgets)[1] == []
 
 
 @needs_nvcc
@@ -112,13 +179,31 @@ def test_reports_missing_launch_bounds(sample: list[report.Kernel]) -> None:
 @needs_nvcc
 @needs_nvdisasm
 def test_counts_128_bit_accesses(sample: list[report.Kernel]) -> None:
-    counts = {kernel.name: (kernel.loads, kernel.stores) for kernel in sample if kernel.template == "copying"}
+    copying = [kernel for kernel in sample if kernel.template == "copying"]
+    counts = {kernel.name: tuple(map(kernel.moving_128_bits, ("LD", "ST"))) for kernel in copying}
     assert counts == {"copying<Pair, float>": (0, 0), "copying<Pair, float4>": (1, 1)}
     assert lines_about(sample, "copying", with_128_bit_loads=1, with_128_bit_stores=1) == []
     assert lines_about(sample, "copying", with_128_bit_stores=2) == [
         f"copying on sm_{arch} has 128-bit stores in 1 of 2 instantiations; the budget asks for 2"
         for arch in (80, 90, 100)
     ]
+
+
+@needs_nvcc
+@needs_nvdisasm
+def test_reports_long_fast_paths(sample: list[report.Kernel]) -> None:
+    path = report.FastPath("copying<Pair, float4>", "a vector", elements=128, instructions=1, special=0)
+    rows, (line,) = report.count_fast_paths(sample, {"copying": report.Budget(fast_paths=[path])})
+    takes = r"copying<Pair, float4>, a vector, on sm_90 takes (\S+) lane-instructions per element; "
+    figures = re.fullmatch(takes + "the budget is 1", line)
+    assert 5 * 32 / 128 < float(figures[1]) < 16 * 32 / 128  # index, two addresses, load and store, exit
+    assert rows[0]["lane-instructions"] == f"{figures[1]} of 1"
+
+    path.kernel, path.trips = "copying<Pair, float8>", [1]
+    assert (
+        "no kernel has that name"
+        in report.count_fast_paths(sample, {"copying": report.Budget(fast_paths=[path])})[1][0]
+    )
 
 
 @needs_nvcc

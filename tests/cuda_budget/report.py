@@ -3,7 +3,8 @@
 Prints a table, then a line for each figure that misses its budget; exits with 1 where there is one. No kernel
 may spill registers or have a stack frame, each tells its block size by ``__launch_bounds__``, and each keeps
 half of an SM's threads. A kernel that must reach more, or may reach less, has a line in budget.json under its
-name without template arguments; see `Budget` for the keys.
+name without template arguments; see `Budget` for the keys. A second table holds what a warp issues per
+element on the fast paths that have a budget, on sm_90.
 """
 
 from __future__ import annotations
@@ -19,15 +20,30 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from cuda_budget import sass
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCES = sorted((ROOT / "csrc/ops/cuda").glob("*.cu"))
 ARCHITECTURES = (80, 90, 100)
+COUNTED = 90  # the architecture whose instructions are counted
+
+
+@dataclass
+class FastPath:
+    """What a warp may issue on ordinary input of one shape. Per element, the idle lanes counted too."""
+
+    kernel: str  # with its template arguments
+    case: str
+    elements: int  # of a warp, from the kernel's start to its end
+    instructions: float  # at most, times 32 lanes
+    special: float  # at most, of those that only 16 lanes execute in a cycle
+    trips: list[int] = field(default_factory=list)  # of each loop: see sass.py
 
 
 @dataclass
@@ -39,6 +55,7 @@ class Budget:
     with_128_bit_loads: int = 0
     with_128_bit_stores: int = 0
     dynamic_shared_bytes: int = 0  # the most that a launch asks for
+    fast_paths: list[FastPath] = field(default_factory=list)
 
 
 @dataclass
@@ -52,8 +69,7 @@ class Kernel:
     spill_bytes: int
     stack_bytes: int
     shared_bytes: int
-    loads: int | None  # instructions that move 128 bits; None without a disassembler
-    stores: int | None
+    listing: str | None  # its machine code; None without a disassembler
     blocks: int = 0  # per SM
     occupancy: float = 0.0  # percent
     limiter: str = ""
@@ -61,6 +77,12 @@ class Kernel:
     @property
     def template(self) -> str:
         return self.name.partition("<")[0]
+
+    def moving_128_bits(self, instruction: str) -> int | None:
+        """The number of ``LD`` or ``ST`` that move 128 bits."""
+        return (
+            None if self.listing is None else len(re.findall(rf"\b{instruction}G?\.\S*\b128\b", self.listing))
+        )
 
 
 def run(*command: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -124,8 +146,7 @@ def compile_kernels(source: Path, architecture: int, folder: Path) -> list[Kerne
                 spill_bytes=sum(int(stores) + int(loads) for _, stores, loads in frames),
                 stack_bytes=sum(int(stack) for stack, _, _ in frames),
                 shared_bytes=int(static_shared[1]) if static_shared else 0,
-                loads=len(re.findall(r"\bLDG?\.\S*\b128\b", code[symbol])) if code else None,
-                stores=len(re.findall(r"\bSTG?\.\S*\b128\b", code[symbol])) if code else None,
+                listing=code[symbol] if code else None,
             )
         )
     return kernels
@@ -187,8 +208,8 @@ def violations(kernels: list[Kernel], budgets: Mapping[str, Budget]) -> list[str
     for template, architecture in product(sorted(templates & budgets.keys()), ARCHITECTURES):
         variants = [k for k in kernels if (k.template, k.architecture) == (template, architecture)]
         for what, counts, least in [
-            ("loads", [k.loads for k in variants], budgets[template].with_128_bit_loads),
-            ("stores", [k.stores for k in variants], budgets[template].with_128_bit_stores),
+            ("loads", [k.moving_128_bits("LD") for k in variants], budgets[template].with_128_bit_loads),
+            ("stores", [k.moving_128_bits("ST") for k in variants], budgets[template].with_128_bit_stores),
         ]:
             found = sum(bool(count) for count in counts)
             if None not in counts and found < least:
@@ -211,34 +232,79 @@ def columns(kernel: Kernel) -> dict[str, object]:
         "blocks/SM": kernel.blocks,
         "occupancy": f"{kernel.occupancy:g} %",
         "limited by": kernel.limiter,
-        "128-bit loads": "-" if kernel.loads is None else kernel.loads,
-        "128-bit stores": "-" if kernel.stores is None else kernel.stores,
+        "128-bit loads": "-" if kernel.listing is None else kernel.moving_128_bits("LD"),
+        "128-bit stores": "-" if kernel.listing is None else kernel.moving_128_bits("ST"),
     }
+
+
+def count_fast_paths(
+    kernels: list[Kernel], budgets: Mapping[str, Budget]
+) -> tuple[list[dict[str, object]], list[str]]:
+    """Rows for the table of fast paths, and a line for each that misses its budget."""
+    listings = {kernel.name: kernel.listing for kernel in kernels if kernel.architecture == COUNTED}
+    rows: list[dict[str, object]] = []
+    lines = []
+    for path in (path for budget in budgets.values() for path in budget.fast_paths):
+        where = f"{path.kernel}, {path.case}, on sm_{COUNTED}"
+        if path.kernel not in listings:
+            lines.append(f"{path.kernel} has a budget for its fast path, but no kernel has that name")
+            continue
+        if (listing := listings[path.kernel]) is None:
+            continue
+        try:
+            cost = sass.fast_path(listing, path.trips)
+        except ValueError as error:
+            lines.append(f"{where}: {error}; correct its trips in budget.json")
+            continue
+        counts = {
+            "lane-instructions": (cost.instructions * 32 / path.elements, path.instructions),
+            "special operations": (cost.special * 32 / path.elements, path.special),
+        }
+        figures = {what: f"{count:.1f} of {most:g}" for what, (count, most) in counts.items()}
+        rows.append({"fast path, per element": f"{path.kernel}, {path.case}", **figures})
+        if cost.calls:
+            lines.append(f"{where} calls a subroutine on its fast path; none is allowed")
+        lines += [
+            f"{where} takes {count:.1f} {what} per element; the budget is {most:g}"
+            for what, (count, most) in counts.items()
+            if count > most
+        ]
+    return rows, lines
+
+
+def aligned(rows: list[dict[str, object]]) -> list[str]:
+    """A line of headers, and a line for each row; the first column is aligned to the left."""
+    headers = list(rows[0])
+    widths = [max(len(header), *(len(str(row[header])) for row in rows)) for header in headers]
+
+    def line(name: object, *figures: object) -> str:
+        right = [f"{figure!s:>{width}}" for figure, width in zip(figures, widths[1:], strict=True)]
+        return "  ".join([f"{name!s:<{widths[0]}}", *right])
+
+    return [line(*headers), *(line(*row.values()) for row in rows)]
 
 
 def table(kernels: list[Kernel]) -> str:
     """The figures in columns, a blank line before each template, each name on its first line alone."""
     rows = [columns(kernel) for kernel in kernels]
-    headers = list(rows[0])
-    widths = [max(len(header), *(len(str(row[header])) for row in rows)) for header in headers]
-
-    def line(name: object, *figures: object) -> str:
-        aligned = [f"{figure!s:>{width}}" for figure, width in zip(figures, widths[1:], strict=True)]
-        return "  ".join([f"{name!s:<{widths[0]}}", *aligned])
-
-    lines = [line(*headers)]
-    for above, kernel, row in zip([None, *kernels], kernels, rows, strict=False):
-        if above is None or kernel.template != above.template:
-            lines.append("")
-        elif kernel.name == above.name:
+    for above, kernel, row in zip(kernels, kernels[1:], rows[1:], strict=False):
+        if kernel.name == above.name:
             row["kernel"] = ""
-        lines.append(line(*row.values()))
-    return "\n".join(lines)
+    header, *lines = aligned(rows)
+    grouped = [header]
+    for above, kernel, line in zip([None, *kernels], kernels, lines, strict=False):
+        if above is None or kernel.template != above.template:
+            grouped.append("")
+        grouped.append(line)
+    return "\n".join(grouped)
 
 
 def read_budgets(path: Path) -> dict[str, Budget]:
     entries = json.loads(path.read_text(encoding="utf-8"))
-    return {name: Budget(**entry) for name, entry in entries.items()}
+    budgets = {name: Budget(**entry) for name, entry in entries.items()}
+    for budget in budgets.values():
+        budget.fast_paths = [FastPath(**path) for path in budget.fast_paths]
+    return budgets
 
 
 def main() -> int:
@@ -247,11 +313,14 @@ def main() -> int:
         sys.exit("No nvcc was found. Put it on the PATH or name it: CUDACXX=/usr/local/cuda/bin/nvcc")
     budgets = read_budgets(HERE / "budget.json")
     kernels = measure(SOURCES, budgets)
+    rows, too_long = count_fast_paths(kernels, budgets)
     print(table(kernels))
     print()
     if NVDISASM is None:
-        print("128-bit loads and stores were not counted: no nvdisasm (pip install nvidia-cuda-nvdisasm)")
-    over_budget = violations(kernels, budgets)
+        print("Instructions were not counted: no nvdisasm (pip install nvidia-cuda-nvdisasm)")
+    else:
+        print("\n".join([*aligned(rows), ""]))
+    over_budget = violations(kernels, budgets) + too_long
     names = {kernel.name for kernel in kernels}
     within = f"{len(names)} kernels on {len(ARCHITECTURES)} architectures, all within the budget."
     print("\n".join(over_budget) or within)
