@@ -56,6 +56,18 @@ find_package(CUDAToolkit REQUIRED)
 if(default_architectures AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND CMAKE_CUDA_ARCHITECTURES 100-real 120-real 120-virtual)
 endif()
+foreach(name IN ITEMS native all all-major)  # what is recorded shall say which devices they serve
+  string(TOUPPER "CMAKE_CUDA_ARCHITECTURES_${name}" named)
+  string(REPLACE "-" "_" named "${named}")
+  if(CMAKE_CUDA_ARCHITECTURES STREQUAL name AND ${named})
+    set(CMAKE_CUDA_ARCHITECTURES "${${named}}")
+  endif()
+endforeach()
+if(NOT torch_cuda STREQUAL "none" AND CUDAToolkit_VERSION_MAJOR GREATER torch_cuda)
+  message(WARNING "nvcc ${CMAKE_CUDA_COMPILER_VERSION} makes kernels for drivers of its own CUDA or later, and torch "
+    "${LINEAVAE_TORCH_VERSION} runs on those of CUDA ${torch_cuda} too. Where the driver is as old as that, name "
+    "another nvcc: CUDACXX=/usr/local/cuda-${torch_cuda}/bin/nvcc pip install .")
+endif()
 set(LINEAVAE_HAS_CUDA 1)
 set(LINEAVAE_CUDA_VERSION "${CMAKE_CUDA_COMPILER_VERSION}")
 list(JOIN CMAKE_CUDA_ARCHITECTURES " " LINEAVAE_CUDA_ARCHITECTURES)

@@ -14,6 +14,7 @@ if(NOT torch_probe_result EQUAL 0)
 endif()
 list(GET torch_probe 0 LINEAVAE_TORCH_VERSION)
 list(GET torch_probe 1 torch_root)
+list(GET torch_probe 2 torch_cuda)
 if(LINEAVAE_TORCH_VERSION VERSION_LESS 2.10)
   message(FATAL_ERROR "torch ${LINEAVAE_TORCH_VERSION}, in ${torch_root}, is too old. "
     "Upgrade it: pip install --upgrade 'torch>=2.10'")

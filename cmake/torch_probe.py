@@ -1,4 +1,4 @@
-"""Print ``version;directory`` of the torch to build against, without importing it.
+"""Print ``version;directory;CUDA`` of the torch to build against, without importing it.
 
 An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports:
 it is asked again without these. uv and ``python -m build`` make an environment of their own, so an activated
@@ -37,7 +37,8 @@ for python, environment in interpreters():
     if found.stdout.strip() and version_file.is_file():
         text = version_file.read_text(encoding="utf-8")
         version = re.search(r"^__version__ *= *'([^']*)'", text, re.MULTILINE)
-        print(version.group(1) if version else "0", root, sep=";", end="")
+        cuda = re.search(r"^cuda\b.*= *'([^']*)'", text, re.MULTILINE)
+        print(version[1] if version else "0", root, cuda[1] if cuda else "none", sep=";", end="")
         break
 else:
     sys.exit(1)

@@ -70,6 +70,22 @@ def test_an_nvcc_that_does_not_work_stops_the_build_in_its_own_words(
     assert said in words(configured.stdout)
 
 
+@needs_nvcc
+@pytest.mark.parametrize(("cuda", "warns"), [("'11.8'", True), ("'99.0'", False), ("None", False)])
+def test_an_nvcc_that_asks_more_of_the_driver_than_torch_does_is_told(tmp_path, cuda, warns):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.99.1'\ncuda: Optional[str] = {cuda}\n")
+    configured = configure(ROOT, tmp_path / "build", PYTHONPATH=str(tmp_path), CUDA="ON")
+    assert configured.returncode == 0, configured.stdout
+    said = words(configured.stdout)
+    assert (
+        ("runs on those of CUDA 11.8 too" in said)
+        == ("CUDACXX=/usr/local/cuda-11.8/bin/nvcc" in said)
+        == warns
+    )
+
+
 def test_any_path_serves(tmp_path):
     source = tmp_path / "a b'c$d#e=f,g@h (übung)"
     for part in ("cmake", "csrc"):
@@ -113,10 +129,10 @@ def test_torch_is_found_wherever_it_imports_from(tmp_path, place):
     torch = packages / "torch"
     torch.mkdir(parents=True)
     (torch / "__init__.py").write_text("raise ImportError('torch must not be imported')")
-    (torch / "version.py").write_text("__version__ = '2.99.1+cpu'\n")
+    (torch / "version.py").write_text("__version__ = '2.99.1'\ncuda: Optional[str] = '13.2'\n")
     (tmp_path / "isolation").mkdir()
     (tmp_path / "isolation" / "sitecustomize.py").write_text(ISOLATION)
     base = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
     probe = [prefix / "bin" / "python", ROOT / "cmake" / "torch_probe.py"]
     found = subprocess.run(probe, env=base | variables, capture_output=True, text=True)
-    assert found.stdout == f"2.99.1+cpu;{torch}"
+    assert found.stdout == f"2.99.1;{torch};13.2"

@@ -135,6 +135,36 @@ def lines_about(kernels: list[report.Kernel], name: str, **budget: float) -> lis
     return report.violations([kernel for kernel in kernels if kernel.template == name], budgets)
 
 
+ERRORS = """
+#include <cstdio>
+#include "common/cuda_platform.cuh"
+int main() {
+  const auto errors = {cudaErrorInsufficientDriver, cudaErrorNoKernelImageForDevice, cudaErrorLaunchFailure};
+  for (const cudaError_t error : errors)
+    try {
+      lineavae::cuda::check(error);
+    } catch (const std::runtime_error& e) {
+      std::puts(e.what());
+    }
+}
+"""
+
+
+@needs_nvcc
+def test_an_error_of_a_launch_says_what_to_do(tmp_path: Path) -> None:
+    source, program = tmp_path / "errors.cu", tmp_path / "errors"
+    source.write_text(ERRORS, encoding="utf-8")
+    report.run(report.NVCC, "-std=c++17", f"-I{ROOT / 'csrc'}", source, "-o", program)
+    assert report.run(program).stdout.splitlines() == [
+        "lineavae: CUDA kernel: CUDA driver version is insufficient for CUDA runtime version; "
+        "`python -m lineavae diagnose` tells what lineavae was built for",
+        "lineavae: CUDA kernel: no kernel image is available for execution on the device; "
+        "`python -m lineavae diagnose` tells what lineavae was built for",
+        "lineavae: CUDA kernel: unspecified launch failure; "
+        "it may be an earlier kernel's: CUDA_LAUNCH_BLOCKING=1 tells",
+    ]
+
+
 @needs_nvcc
 @pytest.mark.slow
 def test_every_kernel_keeps_to_the_budget() -> None:

@@ -21,8 +21,12 @@ using identity_t = T;
   T* const name = reinterpret_cast<T*>(lineavae_dynamic_shared)
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("lineavae: CUDA kernel: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  const bool is_not_served = error == cudaErrorInsufficientDriver || error == cudaErrorNoKernelImageForDevice ||
+                             error == cudaErrorUnsupportedPtxVersion;
+  throw std::runtime_error(std::string("lineavae: CUDA kernel: ") + cudaGetErrorString(error) +
+                           (is_not_served ? "; `python -m lineavae diagnose` tells what lineavae was built for"
+                                          : "; it may be an earlier kernel's: CUDA_LAUNCH_BLOCKING=1 tells"));
 }
 
 template <class... Parameters>

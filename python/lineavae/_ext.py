@@ -31,6 +31,8 @@ def load() -> ModuleType:
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the native module has a kernel of ``torch.ops.lineavae.<op>`` for this type of device."""
     load()
+    if device_type == "cuda" and torch.version.hip is not None:
+        return False  # ROCm's torch calls its devices so, and cannot run what nvcc made
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"lineavae::{op}", key)
 

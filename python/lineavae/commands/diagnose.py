@@ -18,4 +18,4 @@ def diagnose(
     """Print the diagnosis."""
     diagnosis = diagnostics.diagnose()
     typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
-    raise typer.Exit(0 if diagnosis.native_error is None else 1)
+    raise typer.Exit(1 if diagnosis.native_error or diagnosis.problems else 0)
