@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineavae import _ext
 from lineavae.ops import (
+    _differentiable,
     _dispatch,
     gaussian_kl,
     gaussian_kl_per_dimension,
@@ -588,6 +591,122 @@ def test_threads_change_no_bit(spec, dtype, set_num_threads):
     value_of_two, gradients_of_two = value_and_gradients(spec.op, sample, spec.differentiable)
     assert torch.equal(value_of_two, value)
     assert_bitwise_equal(gradients_of_two, gradients)
+
+
+@pytest.fixture
+def fast_products():
+    """Matrix products of float32 may round their factors to TF32 or bfloat16, where the device can."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@each_spec()
+def test_only_matrix_products_obey_their_precision(spec, device, fast_products):
+    sample = spec.sample("large", torch.float32, device)
+    assert_equals_reference(spec, sample, spec.tolerance if spec.any_threads else 1e-2)
+
+
+# --- CUDA: devices, graphs, memory ---
+
+
+on_cuda = pytest.mark.parametrize("device", ["cuda"], indirect=True)
+
+
+@on_cuda
+@each_spec()
+def test_runs_on_the_device_of_its_arguments(spec, device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    with torch.cuda.device(0):
+        assert_equals_reference(spec, spec.sample("large", torch.float32, "cuda:1"), spec.tolerance)
+        assert torch.cuda.current_device() == 0
+
+
+@on_cuda
+@each_spec()
+def test_a_cuda_graph_replays_value_and_gradients(spec, device):
+    sample = leaves(spec.sample("plain", torch.float32, device), spec.differentiable)
+
+    def run():
+        return value_and_gradients(spec.op, sample, spec.differentiable)
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        value, gradients = run()
+    with torch.no_grad():
+        for tensor in sample.tensors.values():
+            tensor.mul_(0.75)
+    graph.replay()
+    expected, expected_gradients = run()
+    assert_near(value, expected, spec.tolerance)
+    for name, gradient in gradients.items():
+        assert_near(gradient, expected_gradients[name], spec.tolerance)
+
+
+FIRST_CALL = """
+import torch
+from lineavae.ops import gaussian_kl
+mean, logvar = (torch.ones(3, 4, device="cuda") for _ in range(2))
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    kl = gaussian_kl(mean, logvar)
+graph.replay()
+print(torch.equal(kl, gaussian_kl(mean, logvar)))
+"""
+
+
+@on_cuda
+def test_the_first_call_of_a_process_may_be_captured(device):
+    assert subprocess.check_output([sys.executable, "-c", FIRST_CALL], text=True) == "True\n"
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what has the host wait for a device."""
+
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name() not in self.WAITING, f"{func.name()} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@each_spec()
+def test_the_host_never_waits(spec, device, monkeypatch):
+    of_mean = sys.modules["lineavae.ops.gaussian_log_likelihood"]
+    monkeypatch.setattr(of_mean, "_is_of_loss", lambda grad: False)  # it looks at gradients on the CPU alone
+    sample = spec.sample("plain", torch.float32, device)
+    with NoWaiting():
+        value_and_gradients(spec.op, sample, spec.differentiable)
+
+
+def test_out_of_memory_is_told_in_words_of_torch(device):
+    if torch.__version__ < (2, 13):
+        pytest.skip("torch's stable ABI passes on no words before 2.13")
+    vast = torch.zeros(1, 1, device=device).expand(1 << 22, 1 << 20)
+    error, words = (
+        (torch.OutOfMemoryError, "CUDA out of memory")
+        if device == "cuda"
+        else (RuntimeError, "allocate memory")
+    )
+    with pytest.raises(error, match=words):
+        gaussian_kl_per_dimension(vast, vast)
+
+
+def test_out_of_memory_on_cuda_keeps_its_type(monkeypatch):
+    def exhausted(*_):
+        raise RuntimeError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB."
+        )
+
+    monkeypatch.setattr(torch.ops.lineavae.gaussian_kl, "default", exhausted)
+    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2.00 GiB"):
+        _differentiable.raw("gaussian_kl")(torch.zeros(2, 3), torch.zeros(2, 3), None)
 
 
 # --- what has no derivative raises ---

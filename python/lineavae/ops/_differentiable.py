@@ -24,8 +24,14 @@ def raw(op: str) -> Callable[..., Any]:
     below_autograd = torch._C._AutoDispatchBelowAutograd
 
     def call(*arguments: Any) -> Any:
-        with below_autograd():
-            return overload(*arguments)
+        try:
+            with below_autograd():
+                return overload(*arguments)
+        except RuntimeError as error:
+            # torch's stable ABI passes on the words of an error, not its type
+            if str(error).startswith("CUDA out of memory"):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
 
     return call
 
