@@ -101,11 +101,12 @@ def _problems(nvcc: str, architectures: list[str], capabilities: list[tuple[int,
     if torch.version.hip is not None:
         return ["the CUDA kernels cannot run: this torch is for ROCm"]
     problems = []
-    driver = torch._C._cuda_getDriverVersion() // 1000
+    driver = torch._C._cuda_getDriverVersion() // 1000  # type: ignore[attr-defined]
     if driver < int(nvcc.partition(".")[0]):
         problems.append(
             f"the CUDA kernels cannot run: the driver is for CUDA {driver}, nvcc was {nvcc}. "
-            f"Update the driver, or build again: CUDACXX=/usr/local/cuda-{torch.version.cuda}/bin/nvcc pip install ."
+            "Update the driver, or build again: "
+            f"CUDACXX=/usr/local/cuda-{torch.version.cuda}/bin/nvcc pip install ."
         )
     for index, (major, minor) in enumerate(capabilities):
         if not any(_serves(architecture, major, minor) for architecture in architectures):
