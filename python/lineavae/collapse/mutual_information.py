@@ -352,9 +352,9 @@ def _check_posteriors(mean: Tensor, logvar: Tensor) -> None:
 
 
 def _check_magnitude(name: str, tensor: Tensor, largest: float) -> None:
-    # in float32 and below the largest itself is infinite
-    good = tensor.isfinite() & (tensor.abs() <= largest)
-    if not good.all():
+    lowest, highest = (bound.item() for bound in tensor.aminmax())
+    if not -largest <= lowest <= highest <= largest:  # with a NaN both are NaN
+        good = tensor.isfinite() & (tensor.abs() <= largest)
         index = tuple((~good).nonzero()[0].tolist())
         raise ValueError(
             f"{_NAME}: {name} must be finite and at most {largest:g} in magnitude, "
