@@ -145,7 +145,7 @@ class Case {
   }
 
   // In the build that traces memory: each access by a warp touches at most 1.1 times the sectors of 32 bytes that hold
-  // what it reads or writes. Of these arrays, or of all. No list in braces: nvcc 13.0 drops them in a template.
+  // what it reads or writes. Of these arrays, or of all. No list in braces: nvcc 13.0 breaks it in a template.
   template <class... Values>
   void expect_coalesced(const Values*... arrays) {
     expect_few_sectors(std::vector<const void*>{arrays...});
