@@ -52,7 +52,6 @@ endif()
 message(STATUS "Building the CUDA kernels with ${nvcc}. If it refuses: CUDACXX names another nvcc, CUDAHOSTCXX another "
   "g++, CUDAARCHS other architectures; LINEAVAE_CUDA=OFF builds for the CPU alone")
 enable_language(CUDA)
-find_package(CUDAToolkit REQUIRED)
 if(default_architectures AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND CMAKE_CUDA_ARCHITECTURES 100-real 120-real 120-virtual)
 endif()
@@ -63,7 +62,8 @@ foreach(name IN ITEMS native all all-major)  # what is recorded shall say which 
     set(CMAKE_CUDA_ARCHITECTURES "${${named}}")
   endif()
 endforeach()
-if(NOT torch_cuda STREQUAL "none" AND CUDAToolkit_VERSION_MAJOR GREATER torch_cuda)
+string(REGEX MATCH "^[0-9]+" nvcc_major "${CMAKE_CUDA_COMPILER_VERSION}")
+if(NOT torch_cuda STREQUAL "none" AND nvcc_major GREATER torch_cuda)
   message(WARNING "nvcc ${CMAKE_CUDA_COMPILER_VERSION} makes kernels for drivers of its own CUDA or later, and torch "
     "${LINEAVAE_TORCH_VERSION} runs on those of CUDA ${torch_cuda} too. Where the driver is as old as that, name "
     "another nvcc: CUDACXX=/usr/local/cuda-${torch_cuda}/bin/nvcc pip install .")

@@ -118,7 +118,7 @@ LINEAVAE_HOST_DEVICE A inverse_scale(A log_sigma2) {
 // Whether (g r/σ) / σ neither overflows, where Σ r²/σ² does not, nor loses digits that count on the way.
 template <class A>
 LINEAVAE_HOST_DEVICE bool is_usual_grad(A grad) {
-  constexpr A kSmall = sizeof(A) == sizeof(float) ? A(0x1p-24) : A(0x1p-400), kLarge = 1 / kSmall;
+  constexpr A kSmall = A(sizeof(A) == sizeof(float) ? 0x1p-24 : 0x1p-400), kLarge = 1 / kSmall;
   const A magnitude = grad < 0 ? -grad : grad;
   return grad == 0 || (magnitude >= kSmall && magnitude <= kLarge);
 }
