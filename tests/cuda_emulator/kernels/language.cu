@@ -1,4 +1,7 @@
 // The language that the kernels are written in: what each word must do, on the emulator and on a GPU alike.
+#include <cmath>
+
+#include "common/approximate.cuh"
 #include "common/philox.h"
 #include "harness.h"
 
@@ -199,6 +202,37 @@ void test_vectors() {
   c.expect_coalesced();
 }
 
+// For x in (0, 1): results in (½, 1), whose unit in the last place is 2⁻²⁴.
+__global__ void approximations(const float* in, float* exp2s, float* small_exp2s, float* reciprocals, float* rsqrts) {
+  const float x = in[threadIdx.x];
+  exp2s[threadIdx.x] = approximate_exp2(-x);
+  small_exp2s[threadIdx.x] = approximate_exp2(-x - 60) * 0x1p60f;
+  reciprocals[threadIdx.x] = approximate_reciprocal(1 + x);
+  rsqrts[threadIdx.x] = approximate_rsqrt(1 + 3 * x);
+}
+
+void test_approximations() {
+  constexpr double kUnit = 1.01 * 0x1p-24;  // relative to the largest, which is a little below 1
+  std::vector<double> values(kThreads), exp2s(kThreads), small_exp2s(kThreads), reciprocals(kThreads), rsqrts(kThreads);
+  for (int i = 0; i < kThreads; ++i) {
+    values[i] = (i + 0.5) / kThreads;  // which leaves no rounding in the arguments
+    exp2s[i] = small_exp2s[i] = std::exp2(-values[i]);
+    reciprocals[i] = 1 / (1 + values[i]);
+    rsqrts[i] = 1 / std::sqrt(1 + 3 * values[i]);
+  }
+  Case c("approximations");
+  const float* in = c.input<float>("in", values);
+  float *of_exp2 = c.output<float>("exp2", kThreads), *of_small = c.output<float>("small exp2", kThreads);
+  float *of_reciprocal = c.output<float>("reciprocal", kThreads), *of_rsqrt = c.output<float>("rsqrt", kThreads);
+  c.run([&] {
+    launch(&approximations, dim3(1), dim3(kThreads), Cuda{}, in, of_exp2, of_small, of_reciprocal, of_rsqrt);
+  });
+  c.expect(of_exp2, exp2s, 2 * kUnit);
+  c.expect(of_small, small_exp2s, 2 * kUnit);
+  c.expect(of_reciprocal, reciprocals, kUnit);
+  c.expect(of_rsqrt, rsqrts, 2 * kUnit);
+}
+
 __global__ void philox_words(const PhiloxCounter* counters, const PhiloxKey* keys, uint32_t* out) {
   const PhiloxCounter words = philox(counters[threadIdx.x], keys[threadIdx.x]);
   for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = words.word[i];
@@ -243,6 +277,7 @@ void run_all() {
   test_vectors<double, 2>();
   test_vectors<Float16, 8>();
   test_vectors<BFloat16, 4>();
+  test_approximations();
   test_philox();
 }
 
