@@ -13,6 +13,7 @@
 #include "common/cuda_platform.cuh"
 #include "common/device.h"
 #include "common/half.h"
+#include "common/pieces.h"
 #include "common/portable.h"
 
 namespace lineavae::cuda {
@@ -103,6 +104,33 @@ __device__ __forceinline__ T warp_reduce(T value, const F& combine) {
 template <int kLanes = kWarp, class T>
 __device__ __forceinline__ T warp_sum(T value) {
   return warp_reduce<kLanes>(value, [](T a, T b) { return a + b; });
+}
+
+// For kernels that give a warp to each piece of a row: in small blocks, so that a few rows are many of them.
+constexpr int kPieceThreads = 128;
+constexpr int kPieceWarps = kPieceThreads / kWarp;
+inline dim3 blocks_of_pieces(int64_t rows, const Pieces& pieces) {
+  dim3 grid = blocks((rows + kPieceWarps - 1) / kPieceWarps);
+  grid.y = static_cast<unsigned>(pieces.count);
+  return grid;
+}
+
+// The number of features in this block's piece of every row.
+__device__ __forceinline__ int piece_length(const Pieces& pieces, int64_t features) {
+  const int64_t left = features - blockIdx.y * int64_t{pieces.length};
+  return left < pieces.length ? static_cast<int>(left) : pieces.length;
+}
+__device__ __forceinline__ int64_t piece_row() { return blockIdx.x * int64_t{kPieceWarps} + threadIdx.x / kWarp; }
+
+// A warp per row adds the sums of its pieces.
+template <class A>
+__global__ void __launch_bounds__(kThreads) piece_sums(int64_t rows, int64_t pieces, const A* sums, A* value) {
+  const int64_t row = warp_row();
+  if (row >= rows) return;
+  A sum = 0;
+  for (int64_t piece = lane(); piece < pieces; piece += kWarp) sum += sums[row * pieces + piece];
+  sum = warp_sum(sum);
+  if (lane() == 0) value[row] = sum;
 }
 
 // The sum over a block of kThreads, in every thread, through one value per warp in shared memory. Ends with a barrier,

@@ -119,6 +119,29 @@ LINEAVAE_HOST_DEVICE T exponential(T x) {
   const T root = exponential(exp_parts(T(0.5) * x));
   return root * root;
 }
+// e⁻ˣ for x >= 0.
+template <class T>
+LINEAVAE_HOST_DEVICE T decay(T x) {
+  const T h = T(-0.5) * x, root = exponential(exp_parts_in_range(h < ExpTraits<T>::kMin ? ExpTraits<T>::kMin : h));
+  return root * root;
+}
+// 2ˣ where that is a normal number, in float in fewer steps and to 2.5e-7, with a polynomial for |r| <= ½ that
+// tests/ops/fit_softplus_mixture.py derives.
+LINEAVAE_HOST_DEVICE float exp2_in_range(float x) {
+  using Traits = ExpTraits<float>;
+  constexpr float kShift = 0x1.8p23f + Traits::kExponentBias;  // rounds as in exp_parts_in_range
+  const float shifted = x + kShift, r = x - (shifted - kShift);
+  float q = 0.00133908634f;
+  q = multiply_add(q, r, 0.00967603192f);
+  q = multiply_add(q, r, 0.0555035711f);
+  q = multiply_add(q, r, 0.240221075f);
+  q = multiply_add(q, r, 0.693147188f);
+  q = multiply_add(q, r, 1.00000008f);
+  return q * bit_cast<float>(bit_cast<uint32_t>(shifted) << Traits::kMantissaBits);
+}
+LINEAVAE_HOST_DEVICE double exp2_in_range(double x) {
+  return exponential(exp_parts_in_range(0.69314718055994530942 * x));
+}
 template <class T>
 LINEAVAE_HOST_DEVICE T expm1(T x) {
   const T a = expm1(exp_parts(T(0.5) * x));

@@ -15,6 +15,9 @@ namespace lineavae {
 LINEAVAE_HOST_DEVICE float round_to_even(float x) { return rintf(x); }
 LINEAVAE_HOST_DEVICE double round_to_even(double x) { return rint(x); }
 
+LINEAVAE_HOST_DEVICE float absolute(float x) { return __builtin_fabsf(x); }
+LINEAVAE_HOST_DEVICE double absolute(double x) { return __builtin_fabs(x); }
+
 LINEAVAE_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
 LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 

@@ -13,12 +13,15 @@ Tensor forward(const Tensor& x_, const Tensor& logits_) {
   const auto [M, N, D] = sizes_of<3>(kOp, "logits", logits_);
   const Checked checked(kOp, logits_);
   const Tensor x = checked("x", x_, {one_or(M, x_), N, D}), logits = checked("logits", logits_, {M, N, D});
-  Tensor value = empty({M, N}, logits, value_dtype(logits));
   const Backend<Device> backend(logits);
+  const Pieces pieces = pieces_of(backend.device(), M * N, D);
+  Tensor value = empty({M, N}, logits, value_dtype(logits));
+  Tensor sums = pieces.count > 1 ? empty({M, N, pieces.count}, value) : value;
   dispatch_all_floating(kOp, logits, [&]<class T>() {
+    using A = accumulate_t<T>;
     bernoulli_log_likelihood(backend.device(),
                              BernoulliLogLikelihood<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(logits),
-                                                       output<accumulate_t<T>>(value)});
+                                                       pieces, output<A>(sums), output<A>(value)});
   });
   return value;
 }

@@ -1,5 +1,8 @@
-"""Derives the constants of expected_bernoulli_log_likelihood; run it to print them."""
+"""Derives the constants of the Bernoulli likelihoods; run it to print them."""
 
+from collections.abc import Callable
+
+import mpmath
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 from scipy.optimize import linprog
@@ -51,9 +54,28 @@ def fit_normal_tail(limit: float, degree: int) -> np.ndarray:
     return fit.convert(kind=Polynomial, domain=[-1, 1], window=[-1, 1]).coef[::-1]
 
 
+def interpolate(function: Callable, low: float, high: float, degree: int) -> list[float]:
+    """Coefficients, highest power first, of the polynomial that equals a function of mpmath at Chebyshev's nodes."""
+    with mpmath.workdps(60):
+        middle, half = mpmath.mpf(low + high) / 2, mpmath.mpf(high - low) / 2
+        nodes = [middle + half * mpmath.cos(mpmath.pi * (k + 0.5) / (degree + 1)) for k in range(degree + 1)]
+        powers = mpmath.matrix([[node ** (degree - j) for j in range(degree + 1)] for node in nodes])
+        return [float(c) for c in mpmath.lu_solve(powers, mpmath.matrix([function(x) for x in nodes]))]
+
+
+def log1p_ratio(e: mpmath.mpf) -> mpmath.mpf:
+    return mpmath.log1p(e) / e
+
+
 if __name__ == "__main__":
+    weights, scales = fit_mixture()
     for name, values in {
-        "weights and scales of the mixture": np.concatenate(fit_mixture()),
+        "weights of the mixture": weights,
+        "their logarithms": np.log2(weights),
+        "scales of the mixture": scales,
+        "csrc/ops/bernoulli_log_likelihood.h, float": interpolate(log1p_ratio, 0, 1, 9),
+        "csrc/ops/bernoulli_log_likelihood.h, double": interpolate(log1p_ratio, 0, 1, 20),
+        "csrc/common/expm1.h, 2ʳ": interpolate(lambda r: mpmath.mpf(2) ** r, -0.5, 0.5, 5),
         "csrc/common/normal_tail.h, float": fit_normal_tail(6.5, 5),
         "csrc/common/normal_tail.h, double": fit_normal_tail(9.0, 14),
     }.items():

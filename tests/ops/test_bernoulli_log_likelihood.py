@@ -5,6 +5,7 @@ import math
 import mpmath
 import pytest
 import torch
+from fit_softplus_mixture import interpolate, log1p_ratio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli
@@ -57,6 +58,14 @@ def test_gradient_against_mpmath(shape, dtype):
     expected = torch.tensor(slopes, dtype=torch.float64)
     torch.testing.assert_close(logits.grad.double(), expected, rtol=0, atol=ROUNDING[dtype])
     assert torch.equal(x.grad, logits.detach())
+
+
+@pytest.mark.parametrize(("degree", "error"), [(9, 6e-9), (20, 2e-16)])
+def test_the_fit_of_log1p_achieves_its_bound(degree, error):
+    fit = interpolate(log1p_ratio, 0, 1, degree)
+    with mpmath.workdps(60):
+        for e in mpmath.linspace(1e-9, 1, 400):
+            assert abs(mpmath.polyval(fit, e) / log1p_ratio(e) - 1) < error
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(0, 2**32), st.booleans())

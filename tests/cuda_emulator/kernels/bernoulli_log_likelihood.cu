@@ -9,12 +9,12 @@ struct Shape {
   int64_t models, samples, features;
 };
 
-// Lengths below, at and beyond what a vector, a warp and a block take.
+// Lengths below, at and beyond what a vector, a warp, its steps, a piece of a row and a block take.
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{1, 5, 64}, {2, 3, 1048}}
-    : kFewThreads ? std::vector<Shape>{{1, 2, 40}, {2, 2, 7}}
-                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},   {2, 7, 13},
-                                       {1, 2, 300}, {1, 2, 515}, {2, 1, 1024}, {1, 3, 2052}};
+    : kFewThreads ? std::vector<Shape>{{1, 2, 40}, {2, 2, 7}, {1, 1, 1028}}
+                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},    {2, 7, 13},
+                                       {1, 2, 300}, {1, 2, 515}, {2, 1, 1024}, {1, 3, 2052}, {1, 1, 33800}};
 
 double softplus(double a) { return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a))); }
 
@@ -35,8 +35,17 @@ void forward(const Shape& s, bool shared, size_t offset) {
     expected[i / D] += x[shared ? i % (N * D) : i] * logits[i] - softplus(logits[i]);
   }
   Case c(name<T>("bernoulli_log_likelihood", s, shared, offset));
-  const BernoulliLogLikelihood<T> a{
-      M, N, D, shared, c.input<T>("x", x), c.input<T>("logits", logits, offset), c.output<Value>("value", M * N)};
+  const Pieces pieces = pieces_of(Cuda{}, M * N, D);
+  Value* value = c.output<Value>("value", M * N);
+  const BernoulliLogLikelihood<T> a{M,
+                                    N,
+                                    D,
+                                    shared,
+                                    c.input<T>("x", x),
+                                    c.input<T>("logits", logits, offset),
+                                    pieces,
+                                    pieces.count > 1 ? c.output<Value>("sums", M * N * pieces.count) : value,
+                                    value};
   c.run([&] { bernoulli_log_likelihood(Cuda{}, a); });
   c.expect(a.value, expected);
   if (!offset) c.expect_coalesced();
