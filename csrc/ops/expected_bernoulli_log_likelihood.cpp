@@ -24,6 +24,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_, con
   const Backend<Device> backend(weight);
   Tensor variance = empty({M, N, K}, x), squared_weight = empty({M, D, K}, x), value = empty({M, N}, x),
          scale = empty({M, N}, x);
+  const Pieces pieces = pieces_of(backend.device(), M * N, D);
+  Tensor sums = pieces.count > 1 ? empty({M, N, pieces.count}, x) : value;
   dispatch_floating(kOp, x, [&]<class T>() {
     variances(backend.device(), Variances<T>{M * N, K, input<T>(logvar), output<T>(variance), output<T>(scale)});
     squared_weights(backend.device(), SquaredWeights<T>{M * D * K, input<T>(weight), output<T>(squared_weight)});
@@ -31,9 +33,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_, con
   Tensor slope = product(mean, transposed(weight));
   Tensor curvature = product(variance, transposed(squared_weight));
   dispatch_floating(kOp, x, [&]<class T>() {
-    expected_bernoulli(backend.device(),
-                       ExpectedBernoulli<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(bias),
-                                            input<T>(scale), output<T>(value), output<T>(slope), output<T>(curvature)});
+    expected_bernoulli(
+        backend.device(),
+        ExpectedBernoulli<T>{M, N, D, x.size(0) == 1 && M > 1, input<T>(x), input<T>(bias), input<T>(scale), pieces,
+                             output<T>(sums), output<T>(value), output<T>(slope), output<T>(curvature)});
   });
   return {value, slope, curvature, variance, squared_weight};
 }

@@ -9,7 +9,7 @@
 // The logistic distribution is a scale mixture of normal ones. Six of them, N(0, τ_i²) with weights p_i, give, with
 // T_i = √(τ_i² + s²) and u_i = |m| / T_i,
 //
-//   E softplus(a) - max(m, 0)   = Σ_i p_i T_i (φ(u_i) - u_i Φ(-u_i))   up to 5.2e-8, whatever m and s²
+//   E softplus(a) - max(m, 0)   = Σ_i p_i T_i φ(u_i) - |m| Σ_i p_i Φ(-u_i)   up to 5.2e-8, whatever m and s²
 //   E sigmoid(a)                = Σ_i p_i Φ(-u_i) where m <= 0, and one minus that elsewhere
 //   ∂E softplus(a) / ∂s²        = ½ Σ_i p_i φ(u_i) / T_i
 //
@@ -25,7 +25,8 @@
 //
 // All arrays are contiguous, the first dimension is over models, and every reduction has a fixed order.
 //
-// Launches: forward 3 and 2 products, backward 2 and 4 products and 1 with a vector; torch's for the gradient of x.
+// Launches: forward 3, 4 where a row is several pieces, and 2 products, backward 2 and 4 products and 1 with a vector;
+// torch's for the gradient of x.
 #pragma once
 
 #include <cmath>
@@ -60,9 +61,11 @@ struct ExpectedBernoulli {
   const T* x;      // (models or 1, N, D)
   const T* bias;   // (models, D)
   const T* scale;  // (models, N): t
-  T* value;        // (models, N): ℓ
-  T* slope;        // (models, N, D): W μ in, ∂ℓ/∂m out
-  T* curvature;    // (models, N, D): s² / t² in, t² ∂ℓ/∂s² out
+  Pieces pieces;
+  T* sums;       // (models, N, pieces): ℓ of each piece; value itself where a row is one
+  T* value;      // (models, N): ℓ
+  T* slope;      // (models, N, D): W μ in, ∂ℓ/∂m out
+  T* curvature;  // (models, N, D): s² / t² in, t² ∂ℓ/∂s² out
 };
 
 template <class T>
@@ -91,17 +94,60 @@ LINEAVAE_KERNEL(expected_bernoulli, ExpectedBernoulli)
 LINEAVAE_KERNEL(posterior_gradients, PosteriorGradients)
 LINEAVAE_KERNEL(bernoulli_weight_gradient, BernoulliWeightGradient)
 
-// The weights p and the variances τ² of the mixture; tests/ops/fit_softplus_mixture.py derives p and τ.
+// The weights p of the mixture, their logarithms to base 2, and the variances τ²; tests/ops/fit_softplus_mixture.py
+// derives them.
 constexpr int kMixtureTerms = 6;
 LINEAVAE_HOST_DEVICE double mixture_weight(int i) {
   constexpr double p[kMixtureTerms] = {0.027836408056434753, 0.217757324042343,   0.3947711209363421,
                                        0.27834600927989245,  0.07654291449928365, 0.004746223185704037};
   return p[i];
 }
+LINEAVAE_HOST_DEVICE double mixture_log2_weight(int i) {
+  constexpr double log2_p[kMixtureTerms] = {-5.166883128498138,  -2.1992068516918275, -1.3409116400621979,
+                                            -1.8450486958344376, -3.7075873546997107, -7.71900434145477};
+  return log2_p[i];
+}
 LINEAVAE_HOST_DEVICE double mixture_variance(int i) {
   constexpr double tau[kMixtureTerms] = {0.8546025722195498, 1.1666483790533457, 1.5808688999526925,
                                          2.1414132393207583, 2.887057992452868,  3.8995440031456132};
   return tau[i] * tau[i];
+}
+
+// The functions that the sum over the mixture is made of. On a GPU, float has faster ones.
+template <class T>
+struct Precise {
+  LINEAVAE_HOST_DEVICE static T inverse_root(T x) { return T(1) / square_root(x); }
+  LINEAVAE_HOST_DEVICE static T reciprocal(T x) { return T(1) / x; }
+  // 2ˣ for x <= 0; where it is negligible, not 0 but so large that no product with it is subnormal.
+  LINEAVAE_HOST_DEVICE static T exp2(T x) {
+    constexpr T kLeast = sizeof(T) == sizeof(float) ? -100 : -1000;
+    return exp2_in_range(x < kLeast ? kLeast : x);
+  }
+};
+
+// Σ_i of p_i e^(-u_i²/2) times T_i, times Φ(-u_i) e^(u_i²/2), and over T_i.
+template <class T>
+struct MixtureSums {
+  T times_scale, times_ratio, over_scale;
+};
+
+// `magnitude` is √(½ log2 e) |m|. Written as a recursion because no loop around a term is vectorised.
+constexpr double kRootOfHalfLog2E = 0.8493218002880191;
+template <class Functions, int kTerms = kMixtureTerms, class T>
+LINEAVAE_HOST_DEVICE MixtureSums<T> mixture_sums(T magnitude, T variance) {
+  if constexpr (kTerms == 0) {
+    return {0, 0, 0};
+  } else {
+    constexpr T kRate = static_cast<T>(kNormalTailRate / kRootOfHalfLog2E);
+    const T squared = variance + static_cast<T>(mixture_variance(kTerms - 1));
+    const T inverse = Functions::inverse_root(squared), x = magnitude * inverse;
+    const T density = Functions::exp2(multiply_add(-x, x, static_cast<T>(mixture_log2_weight(kTerms - 1))));
+    const T ratio = normal_tail_ratio(Functions::reciprocal(multiply_add(kRate, x, T(1))));
+    const T over_scale = density * inverse;
+    const MixtureSums<T> others = mixture_sums<Functions, kTerms - 1>(magnitude, variance);
+    return {multiply_add(over_scale, squared, others.times_scale), multiply_add(density, ratio, others.times_ratio),
+            others.over_scale + over_scale};
+  }
 }
 
 template <class T>
@@ -111,51 +157,28 @@ struct ExpectedSoftplus {
   T curvature;  // ∂E softplus(a) / ∂s²
 };
 
-// √(τ² + s²), from s² or, where that may be too large, from s.
-template <class T>
-struct FromVariance {
-  T variance;
-  LINEAVAE_HOST_DEVICE T scale(T tau2) const { return square_root(variance + tau2); }
-};
-template <class T>
-struct FromDeviation {
-  T deviation;
-  LINEAVAE_HOST_DEVICE T scale(T tau2) const {
-    return deviation > T(1e5) ? deviation : square_root(deviation * deviation + tau2);
-  }
-};
-
-// The sum over the terms of the mixture, written as a recursion because no loop around a term is vectorised.
-template <class T, class Spread, int kTerms = kMixtureTerms>
-LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, Spread spread) {
-  if constexpr (kTerms == 0) {
-    return {0, 0, 0};
-  } else {
-    const T scale = spread.scale(static_cast<T>(mixture_variance(kTerms - 1))), inverse = T(1) / scale;
-    const NormalTail<T> normal = normal_tail(magnitude * inverse);
-    const T density = static_cast<T>(mixture_weight(kTerms - 1)) * normal.density;
-    const T loss = multiply_add(-normal.x, normal.ratio, static_cast<T>(kInverseSqrt2Pi));
-    const ExpectedSoftplus<T> others = expected_softplus<T, Spread, kTerms - 1>(magnitude, spread);
-    return {multiply_add(density * scale, loss, others.excess), multiply_add(density, normal.ratio, others.tail),
-            multiply_add(static_cast<T>(0.5 * kInverseSqrt2Pi) * density, inverse, others.curvature)};
-  }
-}
-template <class T>
-LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
-  return expected_softplus(magnitude, FromVariance<T>{variance});
-}
-
 template <class T>
 constexpr T kLargest = std::numeric_limits<T>::max();
 
-// Of a sample whose scale t is not 1: from s² / t², and the derivative by that; where it is too large, the largest
-// number, since where s² is so small that it matters its product with the weights is 0.
+template <class Functions, class T>
+LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T variance) {
+  constexpr T kFar = sizeof(T) == sizeof(float) ? T(0x1p70) : T(0x1p520);  // beyond the root of every variance
+  const T m = magnitude > kFar ? kFar : magnitude;
+  const MixtureSums<T> sums = mixture_sums<Functions>(static_cast<T>(kRootOfHalfLog2E) * m, variance);
+  const T excess = multiply_add(static_cast<T>(kInverseSqrt2Pi), sums.times_scale, -m * sums.times_ratio);
+  return {variance > kLargest<T> ? variance : excess, sums.times_ratio,
+          static_cast<T>(0.5 * kInverseSqrt2Pi) * sums.over_scale};
+}
+
+// Of a sample whose scale t is not 1, in double: from s² / t², and the derivative by that; where it is too large, the
+// largest number, since where s² is so small that it matters its product with the weights is 0.
 template <class T>
 LINEAVAE_HOST_DEVICE ExpectedSoftplus<T> expected_softplus(T magnitude, T scaled_variance, T scale) {
-  ExpectedSoftplus<T> result = expected_softplus(magnitude, FromDeviation<T>{square_root(scaled_variance) * scale});
-  result.curvature = result.curvature * scale * scale;
-  result.curvature = result.curvature > kLargest<T> ? kLargest<T> : result.curvature;
-  return result;
+  const double squared_scale = static_cast<double>(scale) * scale;
+  const auto result = expected_softplus<Precise<double>>(double{magnitude}, scaled_variance * squared_scale);
+  const T curvature = static_cast<T>(result.curvature * squared_scale);
+  return {static_cast<T>(result.excess), static_cast<T>(result.tail),
+          curvature > kLargest<T> ? kLargest<T> : curvature};
 }
 
 // log t² of a sample, from the largest of its log variances: 0 where the variances and their sums fit.

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from fit_softplus_mixture import fit_mixture, fit_normal_tail
+from fit_softplus_mixture import fit_mixture, fit_normal_tail, interpolate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_ndtr, ndtr, roots_hermitenorm, roots_legendre
@@ -60,7 +60,7 @@ def points(dtype):
     mean = torch.where(near, random(-12, 12), mean)
     log_std = torch.where(torch.arange(NUM_POINTS) % 4 < 2, random(-2, 2), log_std)
     corners = torch.tensor(
-        [(m, 0.5 * t) for m in (0, 1e-30, 1, 1e15) for t in (-80, 0, 80)], dtype=torch.float64
+        [(m, 0.5 * t) for m in (0, 1e-30, 1, 1e15, 1e36) for t in (-80, 0, 80)], dtype=torch.float64
     )
     mean, log_std = (
         torch.cat([mean, corners[:, 0], -corners[:, 0]]),
@@ -148,6 +148,12 @@ def test_the_fit_of_the_normal_tail_achieves_its_bound(limit, degree, error):
     assert abs(tail - ndtr(-x)).max() < error
 
 
+def test_the_fit_of_powers_of_two_achieves_its_bound():
+    r = np.linspace(-0.5, 0.5, 100_001)
+    fit = interpolate(lambda r: mpmath.mpf(2) ** r, -0.5, 0.5, 5)
+    assert abs(np.polyval(fit, r) / 2**r - 1).max() < 1.1e-7
+
+
 @given(st.integers(0, 6), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=40)
 def test_equals_quadrature_of_every_logit(num_samples, num_features, latent_dim, seed):
@@ -212,6 +218,23 @@ def test_finite_over_the_promised_range(dtype):
             assert actual.isfinite().all()
             tolerance = 4e-6 * exact.abs().max().item() + 1e-37  # where float32 is subnormal
             torch.testing.assert_close(actual.double(), exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("log_variance", [-10.0, 0.0, 100.0])
+def test_infinite_logits_are_right_or_wrong(log_variance, dtype):
+    infinite = torch.tensor([math.inf, -math.inf] * 20, dtype=dtype)
+    right = (infinite > 0).to(dtype)[None]
+    nothing = torch.zeros(1, 1, dtype=dtype)
+    weight = torch.ones(40, 1, dtype=dtype)
+    logvar = torch.full_like(nothing, log_variance).requires_grad_()
+    bias = infinite.clone().requires_grad_()
+    value = expected_bernoulli_log_likelihood(right, nothing, logvar, weight, bias)
+    gradients = torch.autograd.grad(value, (logvar, bias))
+    assert abs(value.item()) < 1e-6 * math.exp(log_variance / 2)
+    assert all(gradient.abs().max().item() < 1e-6 for gradient in gradients)
+    wrong = expected_bernoulli_log_likelihood(1 - right, nothing, logvar, weight, bias)
+    assert wrong.item() == -math.inf
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -41,9 +41,9 @@ LINEAVAE_INLINE void expected_bernoulli_row(const ExpectedBernoulli<T>& a, int64
   T loss = 0;
 #pragma omp simd reduction(+ : loss)
   for (int64_t i = 0; i < a.features; ++i) {
-    const T m = slope[i] + bias[i], magnitude = m > 0 ? m : -m;
-    const ExpectedSoftplus<T> softplus =
-        kScaled ? expected_softplus(magnitude, curvature[i], scale) : expected_softplus(magnitude, curvature[i]);
+    const T m = slope[i] + bias[i];
+    const ExpectedSoftplus<T> softplus = kScaled ? expected_softplus(absolute(m), curvature[i], scale)
+                                                 : expected_softplus<Precise<T>>(absolute(m), curvature[i]);
     loss += bernoulli_loss(x[i], m, softplus.excess);
     slope[i] = bernoulli_slope(x[i], m, softplus.tail);
     curvature[i] = -softplus.curvature;

@@ -15,10 +15,10 @@ struct Shape {
 };
 
 const std::vector<Shape> kShapes =
-    kTraceMemory  ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}}
-    : kFewThreads ? std::vector<Shape>{{2, 2, 11, 40}}
-                  : std::vector<Shape>{{1, 1, 1, 1},   {1, 5, 4, 3},    {2, 3, 33, 35}, {1, 0, 3, 2},
-                                       {3, 2, 300, 7}, {1, 3, 600, 90}, {1, 3, 4, 33}};
+    kTraceMemory  ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}, {1, 2, 1048, 8}}
+    : kFewThreads ? std::vector<Shape>{{2, 2, 11, 40}, {1, 1, 1028, 1}}
+                  : std::vector<Shape>{{1, 1, 1, 1},    {1, 5, 4, 3},  {2, 3, 33, 35}, {1, 0, 3, 2},   {3, 2, 300, 7},
+                                       {1, 3, 600, 90}, {1, 3, 4, 33}, {1, 3, 0, 5},   {2, 2, 2052, 1}};
 
 template <class T>
 void test_moments(const Shape& s) {
@@ -79,6 +79,8 @@ void test_expected_bernoulli(const Shape& s, bool shared) {
     }
   }
   Case c(std::string("expected_bernoulli ") + Scalar<T>::kName + s.text() + (shared ? " shared" : ""));
+  const Pieces pieces = pieces_of(Cuda{}, M * N, D);
+  T* value_out = c.output<T>("value", M * N);
   const ExpectedBernoulli<T> a{M,
                                N,
                                D,
@@ -86,7 +88,9 @@ void test_expected_bernoulli(const Shape& s, bool shared) {
                                c.input<T>("x", x),
                                c.input<T>("bias", bias),
                                c.input<T>("scale", scale),
-                               c.output<T>("value", M * N),
+                               pieces,
+                               pieces.count > 1 ? c.output<T>("sums", M * N * pieces.count) : value_out,
+                               value_out,
                                c.in_out<T>("slope", activation),
                                c.in_out<T>("curvature", variance)};
   c.run([&] { expected_bernoulli(Cuda{}, a); });
