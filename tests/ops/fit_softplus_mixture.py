@@ -55,7 +55,7 @@ def fit_normal_tail(limit: float, degree: int) -> np.ndarray:
 
 
 def interpolate(function: Callable, low: float, high: float, degree: int) -> list[float]:
-    """Coefficients, highest power first, of the polynomial that equals a function of mpmath at Chebyshev's nodes."""
+    """Coefficients, highest power first, of what equals a function of mpmath at Chebyshev's nodes."""
     with mpmath.workdps(60):
         middle, half = mpmath.mpf(low + high) / 2, mpmath.mpf(high - low) / 2
         nodes = [middle + half * mpmath.cos(mpmath.pi * (k + 0.5) / (degree + 1)) for k in range(degree + 1)]

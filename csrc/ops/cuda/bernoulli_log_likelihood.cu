@@ -62,7 +62,8 @@ __device__ __forceinline__ double sigmoid_tail(double logit) { return bernoulli_
 
 // With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) bernoulli_gradients(const BernoulliLogLikelihoodBackward<T> a) {
+__global__ void __launch_bounds__(kThreads, resident(8))
+    bernoulli_gradients(const BernoulliLogLikelihoodBackward<T> a) {
   const int64_t index = thread_index() * kWidth;
   if (index >= a.models * a.samples * a.features) return;
   const accumulate_t<T> grad = a.grad[index / a.features];
