@@ -237,6 +237,14 @@ def test_infinite_logits_are_right_or_wrong(log_variance, dtype):
     assert wrong.item() == -math.inf
 
 
+@pytest.mark.parametrize(("dtype", "weight"), [(torch.float64, 1e200), (torch.float32, 1e25)], ids=str)
+def test_a_variance_beyond_the_range_is_infinite(weight, dtype):
+    one = torch.ones(1, 1, dtype=dtype)
+    for mean in (0.0, 1e-5):
+        value = expected_bernoulli_log_likelihood(one, mean * one, 0 * one, weight * one, 0 * one[0])
+        assert value.item() == -math.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_not_a_number_stays_one(dtype):
     for broken in range(3):
