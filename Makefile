@@ -1,5 +1,5 @@
 # make demo   train on real MNIST digits and draw the paper's figures 2 and 3
-# make test   everything the tests check, slow ones too where SLOW=1
+# make test   everything the tests check, slow ones too where SLOW=1; where nvcc is, it compiles the GPU's programs
 # make lint   formatting, style and types
 # make bench  ours against eager PyTorch and torch.compile
 # make lower-bounds  every dependency but torch at its lower bound: the docs' examples, the commands, some tests
@@ -22,9 +22,11 @@ SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := build/cuda_emulator
+GPU_PROGRAMS := build/cuda_programs
+NVCC := $(shell command -v "$${CUDACXX:-nvcc}")
 LOWER := build/lower-bounds
 
-.PHONY: demo test emulator lint bench lower-bounds contract cuda-report install
+.PHONY: demo test emulator gpu-programs lint bench lower-bounds contract cuda-report install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
@@ -42,7 +44,7 @@ demo: install
 	$(BIN)/lineavae reproduce latent-dimensions analytic-vs-stochastic --preset quick --resume
 
 # The CUDA kernels on the CPU, then everything else.
-test: emulator
+test: emulator $(if $(NVCC),gpu-programs)
 	$(BIN)/ctest --test-dir $(EMULATOR) --output-on-failure -j2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(if $(SLOW),,-m "not slow")
 
@@ -50,6 +52,12 @@ emulator: install
 	bin=$$(cd $(BIN) && pwd) && $(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(EMULATOR) \
 	    -DPython_EXECUTABLE="$$bin/python" -DCMAKE_MAKE_PROGRAM="$$bin/ninja"
 	$(BIN)/ninja -C $(EMULATOR)
+
+# The programs that bench/gpu.sh runs on a GPU compile, for one architecture.
+gpu-programs: install
+	bin=$$(cd $(BIN) && pwd) && $(BIN)/cmake -G Ninja -S tests/cuda_emulator -B $(GPU_PROGRAMS) $(CMAKE_ARGS) \
+	    -DLINEAVAE_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90 -DCMAKE_MAKE_PROGRAM="$$bin/ninja"
+	$(BIN)/ninja -C $(GPU_PROGRAMS)
 
 lint: install
 	$(BIN)/ruff check .
