@@ -13,7 +13,15 @@ def cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
     return -binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
 
-@pytest.mark.parametrize(("num_samples", "num_features"), [(1000, 784), (10_000, 784), (64, 12_288)])
+@pytest.mark.parametrize(
+    ("num_samples", "num_features"),
+    [
+        (1000, 784),
+        pytest.param(10_000, 784, marks=pytest.mark.only_cpu),
+        pytest.param(64, 12_288, marks=pytest.mark.only_cpu),
+        pytest.param(60_000, 784, marks=pytest.mark.only_cuda),
+    ],
+)
 def test_bernoulli_log_likelihood(compare, setting, num_samples, num_features):
     torch.manual_seed(0)
     shape = (setting.size(num_samples), num_features)

@@ -31,6 +31,7 @@ def read(path, buffer):
             pass
 
 
+@pytest.mark.only_cpu
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 def test_collapse_files(compare, setting, tmp_path, cache):
     torch.manual_seed(0)

@@ -34,10 +34,17 @@ def quadrature(x: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, bias: Te
     return (x * logits - total / math.sqrt(2 * math.pi)).sum(-1)
 
 
-@pytest.mark.parametrize("gradients", [False, True], ids=["value", "value-and-gradients"])
-def test_expected_bernoulli_log_likelihood(compare, setting, gradients):
+@pytest.mark.parametrize(
+    ("num_samples", "gradients"),
+    [
+        pytest.param(1000, False, id="value", marks=pytest.mark.only_cpu),
+        pytest.param(1000, True, id="value-and-gradients"),
+        pytest.param(60_000, True, id="60000-value-and-gradients", marks=pytest.mark.only_cuda),
+    ],
+)
+def test_expected_bernoulli_log_likelihood(compare, setting, num_samples, gradients):
     torch.manual_seed(0)
-    num_samples, num_features = setting.size(1000), 784
+    num_samples, num_features = setting.size(num_samples), 784
     random = partial(torch.randn, device=setting.device)
     x = random(num_samples, num_features).sigmoid().round()
     parameters = [
@@ -62,5 +69,6 @@ def test_expected_bernoulli_log_likelihood(compare, setting, gradients):
             "compiled mixture": step(setting.compiled(MIXTURE)),
             "eager quadrature": step(quadrature),
             "compiled quadrature": step(setting.compiled(quadrature)),
-        }
+        },
+        rounds=7,
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -18,33 +16,10 @@ import torch
 
 import lineavae
 from harness import machine, measure, report
+from harness.setting import Setting
 from lineavae import _ext, _io
 
-# The same for all contenders: products of float32 matrices are float32 products, not TF32.
-torch.set_float32_matmul_precision("highest")
-
-T = TypeVar("T")
-
 RESULTS: list[dict[str, object]] = []
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how large a benchmark runs."""
-
-    device: str
-    timer: measure.Timer
-    dry: bool = False
-
-    def size(self, size: int) -> int:
-        """Return the size of a benchmark's data: as given, or small in a dry run."""
-        return max(1, size // 100) if self.dry else size
-
-    def compiled(self, function: Callable[..., T], **options: bool) -> Callable[..., T]:
-        """Compile for the very shapes it will see; a dry run traces and generates no code."""
-        if self.dry:
-            return torch.compile(function, dynamic=False, backend="eager")
-        return torch.compile(function, dynamic=False, options=options)
 
 
 def has_cuda() -> bool:
@@ -67,20 +42,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("setting", settings, indirect=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as of another device; a dry run has everything."""
+    other = {"cuda": "only_cpu", "1-thread": "only_cuda", "2-threads": "only_cuda"}
+    left_out = [
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and item.get_closest_marker(other.get(item.callspec.params["setting"], "no marker"))
+    ]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture
 def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
     torch.compiler.reset()  # or one benchmark's compilations count as recompilations in the next
-    if request.param == "cuda":
-        if not has_cuda():
-            pytest.fail("no CUDA device, or a native module built without CUDA")
-        yield Setting("cuda", measure.CudaTimer())
-    elif request.param == "dry-run":
-        yield Setting("cpu", measure.CpuTimer(cache_bytes=1 << 20), dry=True)
-    else:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1 if request.param == "1-thread" else 2)
-        yield Setting("cpu", measure.CpuTimer())
-        torch.set_num_threads(before)
+    if request.param == "cuda" and not has_cuda():
+        pytest.fail("no CUDA device, or a native module built without CUDA")
+    before = torch.get_num_threads()
+    if request.param.endswith(("-thread", "-threads")):
+        torch.set_num_threads(int(request.param.partition("-")[0]))
+    yield Setting.named(request.param)
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

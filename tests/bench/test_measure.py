@@ -53,16 +53,18 @@ def test_contenders_take_turns():
 
 
 @pytest.mark.parametrize("num_elements", [1, 100, 3000, 10_000])
-def test_inputs_rotate_through_more_than_twice_the_cache(num_elements):
+def test_inputs_rotate_through_more_than_twice_the_cache(monkeypatch, num_elements):
     cache_bytes = 20_000
+    monkeypatch.setattr(measure, "MOST_COPIES", 20_000)
     seen = []
     contender = Contender(
         lambda x, y: seen.append((x.data_ptr(), y.data_ptr())), [torch.rand(num_elements)] * 2
     )
     calls = measure.calls_of(contender, cache_bytes)
-    rotation = measure.rotate(calls)
+    run = measure.in_turn(calls)
+    assert (run.calls, run.input_sets) == (1, len(calls))
     for _ in range(2 * len(calls)):
-        rotation()
+        run.call()
     assert seen[: len(calls)] == seen[len(calls) :]
     one_turn = {pointer for pointers in seen for pointer in pointers}
     assert len(one_turn) == 2 * len(calls)
@@ -95,6 +97,25 @@ def test_gradients_are_part_of_the_work():
     assert x.grad is None
     (call,) = measure.calls_of(Contender(lambda x, y: x * y, [x.detach(), y]), cache_bytes=0)
     assert torch.equal(call(), x.detach() * y)
+
+
+def test_forward_and_backward_apart():
+    forwards = []
+
+    def square(x, y):
+        forwards.append(x)
+        return x.square() * y
+
+    x, y = torch.rand(4).requires_grad_(), torch.rand(4)
+    contender = Contender(square, [x, y])
+    (forward,) = measure.calls_of(contender, cache_bytes=0, part="forward")
+    assert torch.equal(forward(), x.square() * y)
+    assert forward().requires_grad  # what the backward needs is part of it
+    (backward,) = measure.calls_of(contender, cache_bytes=0, part="backward")
+    forwards.clear()
+    for _ in range(2):
+        torch.testing.assert_close(backward(), (2 * x.detach() * y,))
+    assert forwards == []
 
 
 def test_a_contender_that_cannot_run_is_named_and_ours_raises():
@@ -137,7 +158,15 @@ def cuda(monkeypatch):
 
     In each call it holds 500 bytes at once, besides the 100 that it always holds.
     """
-    state = SimpleNamespace(milliseconds=0.0, capturing=None, replayed=[], peak=0)
+    state = SimpleNamespace(
+        milliseconds=0.0,
+        capturing=None,
+        replayed=[],
+        peak=0,
+        stream="default",
+        sync="default",
+        states=["first"],
+    )
 
     class Event:
         def __init__(self, enable_timing=False):
@@ -160,10 +189,22 @@ def cuda(monkeypatch):
 
         def replay(self):
             state.replayed.append(self)
-            state.milliseconds += 0.01
+            state.milliseconds += 0.01 * len(self.work)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Generator:
+        def clone_state(self):
+            return "clone"
+
+        def graphsafe_set_state(self, new):
+            state.states.append(new)
 
     @contextmanager
-    def graph(captured, pool=None):
+    def graph(captured, stream):
+        assert state.stream is stream
         state.capturing = captured
         try:
             yield
@@ -171,17 +212,23 @@ def cuda(monkeypatch):
             state.capturing = None
 
     @contextmanager
-    def stream(_):
-        yield
+    def stream(new):
+        before, state.stream = state.stream, new
+        try:
+            yield
+        finally:
+            state.stream = before
 
     fakes = {
         "Event": Event,
         "CUDAGraph": Graph,
         "graph": graph,
-        "graph_pool_handle": object,
-        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
-        "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "Stream": Stream,
+        "current_stream": Stream,
         "stream": stream,
+        "set_sync_debug_mode": lambda mode: setattr(state, "sync", mode),
+        "default_generators": [None, Generator()],
+        "current_device": lambda: 1,
         "get_device_properties": lambda: SimpleNamespace(L2_cache_size=1000),
         "reset_peak_memory_stats": lambda: setattr(state, "peak", 100),
         "memory_allocated": lambda: 100,
@@ -202,7 +249,7 @@ def test_cuda_timer_reads_events_after_waiting_for_them(cuda):
     assert measure.calls_per_round(call, timer) == round(measure.ROUND_SECONDS / 1e-4)
 
 
-def test_every_input_set_is_captured_and_replayed(cuda):
+def test_every_input_set_is_captured_in_one_graph(cuda):
     def work(x):
         if cuda.capturing is not None:
             cuda.capturing.work.append(x.data_ptr())
@@ -214,12 +261,38 @@ def test_every_input_set_is_captured_and_replayed(cuda):
     assert results["ours, CUDA graph"]["milliseconds"] == pytest.approx(0.01)
     assert results["ours"]["peak_bytes"] == 500
     assert "peak_bytes" not in results["ours, CUDA graph"]
-    graphs = set(cuda.replayed)
-    assert len(graphs) == results["ours, CUDA graph"]["input_sets"] == 2 * 1000 // 400 + 1
-    assert len({pointer for graph in graphs for pointer in graph.work}) == len(graphs)
+    (graph,) = set(cuda.replayed)
+    sets = results["ours, CUDA graph"]["input_sets"]
+    assert sets == 2 * 1000 // 400 + 1
+    # whole turns
+    assert len(graph.work) >= measure.LEAST_CALLS
+    assert graph.work == graph.work[:sets] * (len(graph.work) // sets)
+    assert len(set(graph.work)) == sets
 
 
-def test_what_cannot_be_captured_is_named(cuda):
+def test_what_cannot_be_captured_says_so_beforehand(cuda):
+    def work(x):
+        assert cuda.capturing is None
+        cuda.milliseconds += 0.1
+
+    bucketize = Contender(work, [torch.zeros(1)], captures=False)
+    assert set(measure.compare({"ours": bucketize}, measure.CudaTimer(), rounds=3)) == {"ours"}
+
+
+def test_what_waits_for_the_device_is_not_captured(cuda):
+    def work(x):
+        assert cuda.capturing is None
+        if cuda.sync == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        cuda.milliseconds += 0.1
+
+    results = measure.compare({"ours": Contender(work, [torch.zeros(1)])}, measure.CudaTimer(), rounds=3)
+    assert results["ours, CUDA graph"] == {"error": "RuntimeError: called a synchronizing CUDA operation"}
+    assert results["ours"]["milliseconds"] == pytest.approx(0.1)
+    assert cuda.sync == "default"
+
+
+def test_a_failed_capture_leaves_nothing_behind(cuda):
     def work(x):
         if cuda.capturing is not None:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -230,3 +303,4 @@ def test_what_cannot_be_captured_is_named(cuda):
         "error": "RuntimeError: operation not permitted when stream is capturing"
     }
     assert results["ours"]["milliseconds"] == pytest.approx(0.1)
+    assert (cuda.stream, cuda.states) == ("default", ["first", "clone"])
