@@ -1,7 +1,9 @@
-"""Build, test and measure on a machine with a GPU, within eight minutes, and write down what came of it.
+"""Build, prove and measure on a machine with a GPU, within nine minutes, and write down what came of it.
 
 Works without a network; what is not installed is named and skipped. After every step results.json and
-README.md in bench/results/<gpu> say how far it came. Exit status 1: a step failed. Started by bench/gpu.sh.
+README.md in bench/results/<gpu> say how far it came. One call can prove and the next measure: --only proofs,
+--only figures; what an earlier call found of the same sources stays. Exit status 1: a step failed. Started by
+bench/gpu.sh.
 """
 
 from __future__ import annotations
@@ -21,115 +23,157 @@ from typing import Any
 import torch
 
 from harness import machine, report
-from harness.steps import Step, is_installed, run_steps
+from harness.steps import Step, choose, expected_seconds, find_problems, is_installed, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET = 470  # seconds: eight minutes, less the start and the end
+BUDGET = 540  # seconds
 
-# Everything is built here; the package's own folder stays as it is.
+# Everything is built here, in folders that later calls use again; the package's own folder stays as it is.
 BUILD = "build/gpu"
+PROGRAMS = "build/cuda_programs"
+EMULATED = "build/cuda_emulator"
 BENCHMARKS = f"{BUILD}/benchmarks.json"
+KERNELS = f"{BUILD}/kernels.json"
+COUNTERS = f"{BUILD}/counters.csv"
+
+PYTHON = shlex.quote(Path(sys.executable).name)  # its folder comes first on the PATH
 
 # Without one of these the test files that import it are left out.
 TEST_MODULES = ("hypothesis", "matplotlib", "mlxtend", "mpmath")
-OTHER_MODULES = ("pip", "pybind11", "pytest", "pytest_benchmark", "scikit_build_core", "triton")
+OTHER_MODULES = ("pybind11", "pytest", "pytest_benchmark", "triton", "xdist")
 
 # The package's writer of whole files, loaded by itself: the package is yet to be built.
 write_text = runpy.run_path(str(ROOT / "python/lineavae/_io.py"))["write_text"]
 
 
-def list_steps(architecture: str, setting: str) -> list[Step]:
-    """List what is done, in this order; what may not fit comes last."""
-    python = shlex.quote(Path(sys.executable).name)  # its folder comes first on the PATH
+def list_steps(architecture: str, setting: str) -> dict[str, list[Step]]:
+    """List what is done, in this order: what proves the kernels, then what measures them."""
+    return {"proofs": list_proofs(architecture), "figures": list_figures(setting)}
+
+
+def list_proofs(architecture: str) -> list[Step]:
     compilers = ("cmake", "ninja", "nvcc")
     programs = [path.stem for path in sorted((ROOT / "tests/cuda_emulator/kernels").glob("*.cu"))]
     emulated = " ".join(f"{program}_plain" for program in programs)
-    site, by_pip = f"$PWD/{BUILD}/site", f"$PWD/{BUILD}/pip"
-
-    def python_with(folder: str) -> str:
-        return f"PYTHONPATH={folder}${{PYTHONPATH:+:$PYTHONPATH}} {python}"
-
-    def import_from(folder: str) -> str:
-        # an editable installation would come first
-        return f'{python_with(folder)} bench/imported_from.py "{folder}"'
-
+    sanitize = f"compute-sanitizer --tool $tool --error-exitcode 1 {PROGRAMS}/@_gpu"
     return [
         Step(
             "build",
             f"CUDAARCHS={architecture} cmake -G Ninja -S . -B {BUILD}/cmake -DLINEAVAE_CUDA=ON"
-            f" -DPython_EXECUTABLE=$(command -v {python}) && ninja -C {BUILD}/cmake"
+            f" -DPython_EXECUTABLE=$(command -v {PYTHON}) && ninja -C {BUILD}/cmake"
             f" && rm -rf {BUILD}/site && mkdir {BUILD}/site && cp -r python/lineavae {BUILD}/site"
-            f" && cmake --install {BUILD}/cmake --prefix {BUILD}/site && {import_from(site)}",
-            expected=60,
+            f" && cmake --install {BUILD}/cmake --prefix {BUILD}/site"
+            # an editable installation would come first
+            f' && {with_build(PYTHON)} bench/imported_from.py "$PWD/{BUILD}/site"',
+            expected=75,
             programs=compilers,
         ),
         Step(
             "programs",
-            f"CUDAARCHS={architecture} cmake -G Ninja -S tests/cuda_emulator -B build/cuda_programs"
-            " -DLINEAVAE_ON_GPU=ON && ninja -C build/cuda_programs",
-            expected=30,
+            f"cmake -G Ninja -S tests/cuda_emulator -B {PROGRAMS} -DLINEAVAE_ON_GPU=ON"
+            f" -DCMAKE_CUDA_ARCHITECTURES={architecture} && ninja -C {PROGRAMS}",
+            expected=60,
             programs=compilers,
+            alongside=True,
         ),
         Step(
-            "emulated programs",
-            "cmake -G Ninja -S tests/cuda_emulator -B build/cuda_emulator"
-            f" -DPython_EXECUTABLE=$(command -v {python})"
-            f" && ninja -C build/cuda_emulator {emulated}",
-            expected=30,
+            "emulated",
+            f"cmake -G Ninja -S tests/cuda_emulator -B {EMULATED}"
+            f" -DPython_EXECUTABLE=$(command -v {PYTHON}) && ninja -C {EMULATED} {emulated}",
+            expected=60,
             programs=("cmake", "ninja"),
-        ),
-        *(
-            Step(
-                f"{program}: GPU and emulator agree",
-                f"build/cuda_programs/{program}_gpu --record {BUILD}/{program}.gpu"
-                f" && build/cuda_emulator/{program}_plain --record {BUILD}/{program}.emulated"
-                f" && {python} tests/cuda_emulator/compare.py {BUILD}/{program}.emulated"
-                f" {BUILD}/{program}.gpu",
-                expected=10,
-                after=("programs", "emulated programs"),
-            )
-            for program in programs
+            alongside=True,
         ),
         Step(
-            "benchmarks",
-            f"LINEAVAE_BENCH_OUT={BENCHMARKS} {python if setting == 'dry-run' else python_with(site)}"
-            f" -m pytest -c bench/pytest.ini{without_plugin()} -rs --setting {setting} bench",
-            expected=90,
-            after=("build",),
-            modules=("pytest",),
-            in_dry_run=True,
-        ),
-        *(
-            Step(
-                f"{program}: {tool}",
-                f"compute-sanitizer --tool {tool} --error-exitcode 1 build/cuda_programs/{program}_gpu",
-                expected=8,
-                after=("programs",),
-                programs=("compute-sanitizer",),
-            )
-            for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
-            for program in programs
+            "agreement",  # of GPU and emulator
+            for_each(
+                programs,
+                "agreement",
+                f"{PROGRAMS}/@_gpu --record {BUILD}/@.gpu && {EMULATED}/@_plain --record {BUILD}/@.emulated"
+                f" && {PYTHON} tests/cuda_emulator/compare.py {BUILD}/@.emulated {BUILD}/@.gpu",
+            ),
+            expected=15,
+            after=("programs", "emulated"),
         ),
         Step(
             "tests",
             # those of the emulator and of the kernels' budgets need no GPU
-            f"LINEAVAE_REQUIRE_CUDA=1 {python_with(site)} -m pytest{without_plugin()}{without_files()}"
-            ' -rfEs -m "not slow" -k "cuda and not emulat and not budget"',
-            expected=100,
+            f"LINEAVAE_REQUIRE_CUDA=1 {with_build(PYTHON)} -m pytest{in_parallel()}{without_plugin()}"
+            f'{without_files()} -rfEs -m "not slow" -k "cuda and not emulat and not budget"',
+            expected=90,
             after=("build",),
             modules=("pytest",),
         ),
         Step(
-            "installation by pip",
-            f"rm -rf {BUILD}/pip && CUDAARCHS={architecture} LINEAVAE_CUDA=ON {python} -m pip install"
-            " --no-index --no-build-isolation --no-deps"
-            f" --config-settings=build-dir={BUILD}/pip-cmake --target {BUILD}/pip ."
-            f" && {import_from(by_pip)}",
-            expected=60,
-            programs=compilers,
-            modules=("pip", "scikit_build_core"),
+            "sanitizers",
+            for_each(
+                programs,
+                "sanitizers",
+                f"for tool in memcheck racecheck initcheck synccheck; do {sanitize} || exit; done",
+            ),
+            expected=45,
+            after=("programs",),
+            programs=("compute-sanitizer",),
+            # a program that runs by itself, and no tool that takes a refusal for a finding
+            probe=f"compute-sanitizer --tool synccheck {PROGRAMS}/language_gpu",
         ),
     ]
+
+
+def list_figures(setting: str) -> list[Step]:
+    python = PYTHON if setting == "dry-run" else with_build(PYTHON)
+    ncu = f"ncu --csv --page raw --clock-control none --metrics {','.join(report.COUNTERS)}"
+    return [
+        Step(
+            "kernels",
+            f"{python} bench/kernels.py --setting {setting} --out {KERNELS}",
+            expected=35,
+            after=("build",),
+            in_dry_run=True,
+        ),
+        Step(
+            "counters",
+            with_build(
+                f"{ncu} --target-processes all --profile-from-start off"
+                " --kernel-name-base demangled --kernel-name regex:lineavae"
+                f" --log-file {COUNTERS} {PYTHON} bench/kernels.py --once"
+            ),
+            expected=45,
+            after=("build", "programs"),
+            programs=("ncu",),
+            # it can be forbidden to read counters; then ncu says so, and prints none
+            probe=f'said=$({ncu} --launch-count 1 {PROGRAMS}/language_gpu 2>&1); echo "$said"'
+            """ && echo "$said" | grep -q '^"0",'""",
+        ),
+        Step(
+            "benchmarks",
+            f"LINEAVAE_BENCH_OUT={BENCHMARKS} {python} -m pytest -c bench/pytest.ini{without_plugin()} -rs"
+            f" --setting {setting} bench",
+            expected=230,
+            after=("build",),
+            modules=("pytest",),
+            in_dry_run=True,
+        ),
+    ]
+
+
+def with_build(command: str) -> str:
+    """Let Python import what was built."""
+    return f"PYTHONPATH=$PWD/{BUILD}/site${{PYTHONPATH:+:$PYTHONPATH}} {command}"
+
+
+def for_each(names: list[str], step: str, command: str) -> str:
+    """Run a command for each name, in it @, eight at once, each with a log; it has no single quotes."""
+    log = f"{BUILD}/logs/{step}-@.log"
+    passes = f"({command}) >{log} 2>&1 && echo @: passed"
+    return (
+        f"printf '%s\\n' {' '.join(names)} | xargs -P 8 -I @"
+        f" sh -c '{passes} || {{ tail -n 12 {log}; echo @: failed; exit 1; }}' && echo {len(names)} passed"
+    )
+
+
+def in_parallel() -> str:
+    return " -n 8 --dist worksteal" if is_installed("xdist") else ""
 
 
 def without_plugin() -> str:
@@ -163,12 +207,33 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def read_figures() -> dict[str, Any]:
+    """Read what the steps that ran have measured."""
+    figures: dict[str, Any] = {}
+    if (ROOT / BENCHMARKS).exists():
+        figures["benchmarks"] = json.loads((ROOT / BENCHMARKS).read_text(encoding="utf-8"))["benchmarks"]
+        figures["ceilings"] = report.ceilings(figures["benchmarks"])
+    if (ROOT / KERNELS).exists():
+        figures["kernels"] = json.loads((ROOT / KERNELS).read_text(encoding="utf-8"))
+    if (ROOT / COUNTERS).exists():
+        figures["counters"] = report.read_counters(ROOT / COUNTERS)
+    return figures
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--dry-run", action="store_true", help="list what would run, and measure small sizes on the CPU"
     )
     parser.add_argument("--out", type=Path, help="folder of the results, instead of bench/results/<gpu>")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["proofs", "figures"],
+        metavar="STEP",
+        help="steps to run, with what they come after: proofs, figures, or names",
+    )
+    parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds to stay within, {BUDGET}")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         print("bench/gpu.py: torch finds no CUDA device; --dry-run needs none", file=sys.stderr)
@@ -178,29 +243,48 @@ def main() -> int:
     described = machine.describe()
     if options.dry_run:
         out = options.out or Path(tempfile.mkdtemp(prefix="lineavae-gpu-"))
-        steps = list_steps(architecture="native", setting="dry-run")
+        architecture, setting = "native", "dry-run"
     else:
         out = options.out or ROOT / "bench/results" / slug(described["gpu"])
-        steps = list_steps(architecture=described["compute_capability"].replace(".", ""), setting="cuda")
-    document: dict[str, Any] = {
-        "schema": 1,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": machine.commit(ROOT),
-        "machine": {**described, "float32_matmul_precision": "highest"},
-        "not_installed": [name for name in (*OTHER_MODULES, *TEST_MODULES) if not is_installed(name)],
-    }
-    measured = ROOT / BENCHMARKS
-    measured.unlink(missing_ok=True)
+        architecture, setting = described["compute_capability"].replace(".", ""), "cuda"
+    groups = list_steps(architecture, setting)
+    plan = [step for group in groups.values() for step in group]
+    words = {name: [step.name for step in group] for name, group in groups.items()}
+    words |= {step.name: [step.name] for step in plan}
+    if unknown := sorted(set(options.only) - set(words)):
+        parser.error(f"--only: no step is called {', '.join(unknown)}; there are {', '.join(words)}")
+    steps = choose(plan, [name for word in options.only for name in words[word]])
+    seconds = expected_seconds(steps)
+    print(f"{len(steps)} steps, expected to take {seconds:.0f} s of {options.budget:.0f} s", flush=True)
+    if options.dry_run and (problems := find_problems(steps, options.budget)):
+        print("\n".join(problems), file=sys.stderr)
+        return 1
+
+    sources = machine.digest_of_sources(ROOT)
+    document: dict[str, Any] = {"steps": [], "benchmarks": [], "ceilings": {}, "kernels": {}, "counters": []}
+    if (out / "results.json").exists():
+        earlier = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        if earlier.get("sources") == sources:
+            document.update({key: earlier[key] for key in document})
+    found_earlier = {outcome["name"]: outcome for outcome in document["steps"]}
+    document.update(
+        schema=2,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=machine.commit(ROOT),
+        sources=sources,
+        machine={**described, "float32_matmul_precision": "highest"},
+        not_installed=[name for name in (*OTHER_MODULES, *TEST_MODULES) if not is_installed(name)],
+    )
+    for figures in (BENCHMARKS, KERNELS, COUNTERS):
+        (ROOT / figures).unlink(missing_ok=True)
 
     def write(outcomes: list[dict[str, Any]]) -> None:
         last = outcomes[-1]
         print(f"{last['status']:<8} {last['seconds']:5.1f} s  {last['name']}  {last['reason']}", flush=True)
         if last["status"] == "failed":
             print(last["log"], flush=True)
-        benchmarks = (
-            json.loads(measured.read_text(encoding="utf-8"))["benchmarks"] if measured.exists() else []
-        )
-        document.update(steps=outcomes, ceilings=report.ceilings(benchmarks), benchmarks=benchmarks)
+        known = found_earlier | {outcome["name"]: outcome for outcome in outcomes}
+        document.update(steps=[known[step.name] for step in plan if step.name in known], **read_figures())
         write_text(out / "results.json", json.dumps(document, indent=1) + "\n")
         write_text(out / "README.md", report.page(document) + "\n")
 
@@ -208,7 +292,7 @@ def main() -> int:
         steps,
         root=ROOT,
         log_folder=ROOT / BUILD / "logs",
-        budget=BUDGET,
+        budget=options.budget,
         dry_run=options.dry_run,
         report=write,
     )

