@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE))
 
 from mutate import mutants  # noqa: E402
 
-RECORD = "case\ta\tfloat32\t0x1p+0 -0x1.8p+1\ncase\tn\tuint32\t0x1p+3\n"
+RECORD = "case\ta\tfloat32\t0x1p-20\t0x1p+0 -0x1.8p+1 inf -nan\ncase\tn\tint64\t0x0p+0\t0x1p+3\n"
 
 
 def compare(tmp_path: Path, emulated: str, gpu: str) -> tuple[int, str]:
@@ -29,17 +29,22 @@ def test_equal_records(tmp_path):
 
 
 def test_rounding_of_floats_is_forgiven(tmp_path):
-    status, output = compare(tmp_path, RECORD, RECORD.replace("-0x1.8p+1", "-0x1.800002p+1"))
+    status, output = compare(tmp_path, RECORD, RECORD.replace("-0x1.8p+1", "-0x1.80003p+1"))
     assert status == 0
-    # 2^-22 of -3
-    assert f"float32   largest difference {2**-22 / 3:.3g}" in output
+    # 6 * 2^-20 of 3, the largest that is finite: twice the tolerance
+    assert f"float32   largest difference {2**-19:.3g}" in output
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("-0x1.8p+1", "-0x1.81p+1", "('case', 'a', 0) differs"),
+        # 7 * 2^-20 of 3
+        ("-0x1.8p+1", "-0x1.800038p+1", "('case', 'a', 0) differs by 2.23e-06"),
         ("-0x1.8p+1", "nan", "('case', 'a', 0) differs by inf"),
+        ("inf", "-inf", "('case', 'a', 0) differs by inf"),
+        ("inf", "0x1p+127", "('case', 'a', 0) differs by inf"),
+        ("-nan", "inf", "('case', 'a', 0) differs by inf"),
         ("0x1p+3", "0x1.2p+3", "('case', 'n', 0) differs"),
         ("0x1p+0 ", "", "not the same array: ('case', 'a', 0)"),
         ("case\tn", "other\tn", "only in one record: ('case', 'n', 0)"),

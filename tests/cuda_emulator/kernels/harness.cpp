@@ -156,7 +156,7 @@ void Case::compare(const void* pointer, const std::vector<double>& actual, const
     }
   }
   if (!record.is_open()) return;
-  record << name_ << '\t' << array.name << '\t' << array.dtype << '\t' << std::hexfloat;
+  record << name_ << '\t' << array.name << '\t' << array.dtype << '\t' << std::hexfloat << tolerance << '\t';
   for (const double value : actual) record << value << ' ';
   record << '\n';
 }
