@@ -1,4 +1,6 @@
-"""KL of Gaussian posteriors, forward and backward: ours, eager PyTorch and torch.compile."""
+"""KL of Gaussian posteriors, forward and backward: ours, eager PyTorch, torch.compile, and Triton by hand."""
+
+import importlib.util
 
 import pytest
 import torch
@@ -55,12 +57,15 @@ def test_gaussian_kl(compare, setting, op, num_samples):
     def step(function):
         return Contender(function, [mean, logvar], bytes=num_bytes)
 
-    compare(
-        {
-            "ours": step(ours),
-            "eager as written": step(literal),
-            "eager accurate": step(best),
-            "compiled as written": step(setting.compiled(literal)),
-            "compiled accurate": step(setting.compiled(best)),
-        }
-    )
+    contenders = {
+        "ours": step(ours),
+        "eager as written": step(literal),
+        "eager accurate": step(best),
+        "compiled as written": step(setting.compiled(literal)),
+        "compiled accurate": step(setting.compiled(best)),
+    }
+    if op == "gaussian_kl" and setting.device == "cuda" and importlib.util.find_spec("triton"):
+        from triton_kl import TritonKL
+
+        contenders["Triton as written"] = step(TritonKL.apply)
+    compare(contenders)
