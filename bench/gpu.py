@@ -296,7 +296,8 @@ def main() -> int:
         dry_run=options.dry_run,
         report=write,
     )
-    print(report.benchmark_table(document["benchmarks"]))
+    if document["benchmarks"]:
+        print(report.benchmark_table(document["benchmarks"]))
     print(f"written: {out}/README.md, {out}/results.json")
     return 1 if any(outcome["status"] == "failed" for outcome in outcomes) else 0
 

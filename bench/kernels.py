@@ -199,7 +199,7 @@ def main() -> int:
     with machine.watched_gpu() as gpu:
         rows = measure_all(setting)
     _io.write_text(options.out, json.dumps({"gpu": gpu, "rows": rows}, indent=1) + "\n")
-    print(report.kernel_table(rows))
+    print(f"{report.kernel_table(rows)}\n{report.summary_of_kernels(rows)}")
     return int(any("error" in row for row in rows))
 
 

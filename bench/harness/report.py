@@ -45,9 +45,9 @@ A figure in a CUDA graph is of a graph that makes many calls in turn, divided.""
 
 READING_KERNELS = f"""\
 Forward and backward apart, many calls in one CUDA graph. Cold inputs were not in the L2 cache, warm ones
-were; "again" is a second run of the same. MB is the least that the part must move; what must move
-{TARGET_BYTES / 1e6:.0f} MB or more has a target: {TARGET:.0%} of the rate of the copy in the same table. The
-kernels' own times are CUPTI's."""
+were; "again" is a second run of the same. MB is the least that a part must move. Where that is
+{TARGET_BYTES / 1e6:.0f} or more there is a target: {TARGET:.0%} of the rate of the copy in the same table.
+The kernels' own times are CUPTI's."""
 
 
 def rate(result: Result, amount: str) -> float | None:
@@ -104,6 +104,10 @@ def share_of_copy(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return achieved / copies[0] if copies and copies[0] and achieved else None
 
 
+def has_target(row: Mapping[str, Any]) -> bool:
+    return row["workload"] not in YARDSTICKS and (row["bytes"] or 0) >= TARGET_BYTES
+
+
 def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Make a row for each part of each of our workloads: what it reaches, and whether that is the target."""
     lines = []
@@ -112,8 +116,6 @@ def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append([row["workload"], row["part"], row["error"], *[""] * 7])
             continue
         share = share_of_copy(row, rows)
-        is_large = share is not None and row["bytes"] >= TARGET_BYTES
-        has_target = is_large and row["workload"] not in YARDSTICKS
         warm = row.get("warm_milliseconds")
         lines.append(
             [
@@ -125,7 +127,7 @@ def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}",
                 "" if share is None else f"{rate(row, 'bytes'):.0f}",
                 "" if share is None else f"{share:.0%}",
-                ("reached" if share >= TARGET else "missed") if has_target else "",
+                ("reached" if share and share >= TARGET else "missed") if has_target(row) else "",
                 ", ".join(f"{name} {time:.4g}" for name, time in row.get("kernels", {}).items()),
             ]
         )
@@ -144,14 +146,16 @@ def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(heads, lines)
 
 
-def spread_of_runs(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say by how much the second of two equal runs differs from the first."""
+def summary_of_kernels(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many targets are reached, and by how much two equal runs differ."""
+    shares = [share_of_copy(row, rows) or 0.0 for row in rows if has_target(row)]
+    reached = f"{sum(share >= TARGET for share in shares)} of {len(shares)} targets are reached."
     pairs = [(row["milliseconds"], row["again_milliseconds"]) for row in rows if "error" not in row]
     spreads = [abs(again / once - 1) for once, again in pairs]
     if not spreads:
-        return "No run was repeated."
+        return reached
     median, most = statistics.median(spreads), max(spreads)
-    return f"Two equal runs differ by {median:.1%} in the median, {most:.1%} at most."
+    return f"{reached} Two equal runs differ by {median:.1%} in the median, {most:.1%} at most."
 
 
 def read_counters(path: Path) -> list[dict[str, str]]:
@@ -202,7 +206,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     if kernels:
         rows = kernels["rows"]
-        parts += ["## Our kernels", READING_KERNELS, kernel_table(rows), spread_of_runs(rows)]
+        parts += ["## Our kernels", READING_KERNELS, kernel_table(rows), summary_of_kernels(rows)]
     if counters:
         parts += ["## Hardware counters", counter_table(counters)]
     if document["benchmarks"]:

@@ -184,11 +184,16 @@ def test_kernel_table_says_what_is_reached():
     assert broken[2:] == ["RuntimeError: no", "", "", "", "", "", "", ""]
 
 
-def test_spread_of_two_runs():
+def test_targets_and_spread_of_two_runs():
     # 0, 1, 3, 0, 0 %
-    assert report.spread_of_runs(KERNELS) == "Two equal runs differ by 0.0% in the median, 3.0% at most."
-    assert report.spread_of_runs(KERNELS[1:3]) == "Two equal runs differ by 2.0% in the median, 3.0% at most."
-    assert report.spread_of_runs(KERNELS[-1:]) == "No run was repeated."
+    assert report.summary_of_kernels(KERNELS) == (
+        "1 of 2 targets are reached. Two equal runs differ by 0.0% in the median, 3.0% at most."
+    )
+    # without a copy none is
+    assert report.summary_of_kernels(KERNELS[1:3]) == (
+        "0 of 2 targets are reached. Two equal runs differ by 2.0% in the median, 3.0% at most."
+    )
+    assert report.summary_of_kernels(KERNELS[-1:]) == "0 of 0 targets are reached."
 
 
 def test_counters_are_those_that_ncu_printed(tmp_path):
