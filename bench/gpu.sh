@@ -1,5 +1,5 @@
 #!/bin/sh
-# All that one GPU machine can prove and measure, in under eight minutes: bench/gpu.py says what, and with which
+# All that one GPU machine can prove and measure, in under nine minutes: bench/gpu.py says what, and with which
 # options. PYTHON names the interpreter, one with torch; else .venv's or the first of the PATH.
 set -eu
 cd "$(dirname "$0")/.."
