@@ -34,6 +34,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Cuda device, A
   launch(kernel, grid, block, 0, device, std::forward<Arguments>(arguments)...);
 }
 
+// Zeroes an array before the next launch.
+template <class T>
+void clear(T* array, int64_t count, Cuda device) {
+  if (count > 0) fill_with_zeros(array, sizeof(T) * static_cast<size_t>(count), device.stream);
+}
+
 // kWidth elements read or written at once; the address is a multiple of their size, up to 16 bytes.
 template <class T, int kWidth>
 struct alignas(kWidth * sizeof(T) > 16 ? 16 : kWidth * sizeof(T)) Vector {
@@ -91,6 +97,26 @@ inline dim3 blocks_of_rows(int64_t rows) { return blocks((rows + kWarps - 1) / k
 __device__ __forceinline__ int64_t thread_index() { return blockIdx.x * int64_t{kThreads} + threadIdx.x; }
 inline dim3 blocks_of_threads(int64_t count) { return blocks((count + kThreads - 1) / kThreads); }
 
+// Quotients of numbers below `limit` by one that the host knows: a product and a shift, unless 31 bits are too few.
+class Divisor {
+ public:
+  Divisor(int64_t divisor, int64_t limit) : divisor_(std::max<int64_t>(divisor, 1)) {
+    if (limit > int64_t{1} << 31 || divisor_ > int64_t{1} << 31) return;
+    shift_ = 31;
+    while (int64_t{1} << (shift_ - 31) < divisor_) ++shift_;
+    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor_ - 1) / divisor_);
+  }
+  __device__ __forceinline__ int64_t divisor() const { return divisor_; }
+  __device__ __forceinline__ int64_t quotient(int64_t x) const {
+    return shift_ > 0 ? static_cast<int64_t>(uint64_t{static_cast<uint32_t>(x)} * factor_ >> shift_) : x / divisor_;
+  }
+
+ private:
+  int64_t divisor_;
+  uint32_t factor_ = 0;
+  int shift_ = 0;  // 0: too large
+};
+
 // `combine` over groups of kLanes lanes of a warp, in every lane of each; the order is fixed.
 template <int kLanes = kWarp, class T, class F>
 __device__ __forceinline__ T warp_reduce(T value, const F& combine) {
@@ -145,6 +171,19 @@ __device__ __forceinline__ T block_sum(T value, T (&partial)[kWarps]) {
   for (int warp = 0; warp < kWarps; ++warp) value += partial[warp];
   __syncthreads();
   return value;
+}
+
+// Whether this is the last of `count` blocks that come here, in every thread of it. That block sees what the first
+// threads of the others have written before. `ticket` is 0 when the kernel starts.
+__device__ __forceinline__ bool is_last_block(uint32_t* ticket, int64_t count) {
+  LINEAVAE_SHARED(is_last, bool);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(ticket, 1u) == count - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
 }
 
 }  // namespace lineavae::cuda

@@ -40,6 +40,10 @@ void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
   check(cudaGetLastError());
 }
 
+inline void fill_with_zeros(void* p, size_t bytes, void* stream) {
+  check(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
 // One access of sizeof(V) bytes, to an address that is a multiple of alignof(V).
 template <class V>
 __device__ __forceinline__ V load_at_once(const void* p) {

@@ -48,22 +48,41 @@ class Gradients {
       : x_hat(empty({in.models, in.samples, in.features}, in.x_hat)),
         log_sigma2(empty({in.models, in.log_sigma2.size(1), in.log_sigma2.size(2)}, in.x_hat)),
         parts_(gaussian_parts(Device{}, in.models, in.samples, in.features)) {
-    const int64_t models = noise_of(in.log_sigma2) == Noise::kFeature ? in.models : 0;
-    squares_ = empty({models, parts_, in.features}, in.x_hat, sum_dtype);
-    grad_sums_ = empty({models, parts_}, in.x_hat, sum_dtype);
+    if (noise_of(in.log_sigma2) != Noise::kFeature) return;
+    squares_ = empty({in.models, parts_, in.features}, in.x_hat, sum_dtype);
+    grad_sums_ = empty({in.models, parts_}, in.x_hat, sum_dtype);
   }
 
   template <class T>
   GaussianGradients<T> of() {
-    return {output<T>(x_hat), output<T>(log_sigma2), parts_, output<accumulate_t<T>>(squares_),
-            output<accumulate_t<T>>(grad_sums_)};
+    using A = accumulate_t<T>;
+    return {output<T>(x_hat), output<T>(log_sigma2), parts_, squares_ ? output<A>(*squares_) : nullptr,
+            grad_sums_ ? output<A>(*grad_sums_) : nullptr};
   }
 
   Tensor x_hat, log_sigma2;
 
  private:
   int64_t parts_;
-  Tensor squares_, grad_sums_;
+  std::optional<Tensor> squares_, grad_sums_;  // for kFeature
+};
+
+// The work space of these sizes, which is none on the CPU.
+class Work {
+ public:
+  Work(GaussianWorkSize size, const Tensor& like) : parts_(size.parts) {
+    const auto bytes = static_cast<int64_t>(size.parts * sizeof(GaussianSums) + size.tickets * sizeof(uint32_t));
+    if (bytes > 0) memory_ = empty({bytes}, like, ScalarType::Byte);
+  }
+  GaussianWork of() {
+    if (!memory_) return {nullptr, nullptr};
+    auto* parts = output<GaussianSums>(*memory_);
+    return {parts, reinterpret_cast<uint32_t*>(parts + parts_)};
+  }
+
+ private:
+  int64_t parts_;
+  std::optional<Tensor> memory_;
 };
 
 // -> value, distortion
@@ -73,10 +92,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& x_hat, const T
   const Inputs in = check(kOp, x, x_hat, log_sigma2);
   Tensor value = empty({in.models, in.samples}, x_hat, value_dtype(x_hat));
   Tensor distortion = empty({in.models, in.samples}, x_hat, value_dtype(x_hat));
+  Work work(gaussian_value_work(Device{}, in.models, in.samples, in.features), x_hat);
   const Backend<Device> backend(x_hat);
   dispatch_all_floating(kOp, x_hat, [&]<class T>() {
     gaussian_log_likelihood(backend.device(), GaussianLogLikelihood<T>{data_of<T>(in), output<accumulate_t<T>>(value),
-                                                                       output<accumulate_t<T>>(distortion)});
+                                                                       output<accumulate_t<T>>(distortion), work.of()});
   });
   return {value, distortion};
 }
@@ -110,10 +130,11 @@ std::tuple<Tensor, Tensor, Tensor> mean(const Tensor& x, const Tensor& x_hat, co
   Tensor mean = empty({in.models}, x_hat);
   Tensor value = empty({in.models, in.samples}, x_hat), distortion = empty({in.models, in.samples}, x_hat);
   Gradients<Device> gradients(in, x_hat.scalar_type());
+  Work work(gaussian_mean_work(Device{}, in.models, in.samples, in.features), x_hat);
   dispatch_floating(kOp, x_hat, [&]<class T>() {
-    gaussian_log_likelihood_mean(backend.device(),
-                                 GaussianLogLikelihoodMean<T>{data_of<T>(in), output<T>(mean), output<T>(value),
-                                                              output<T>(distortion), gradients.template of<T>()});
+    gaussian_log_likelihood_mean(
+        backend.device(), GaussianLogLikelihoodMean<T>{data_of<T>(in), output<T>(mean), output<T>(value),
+                                                       output<T>(distortion), gradients.template of<T>(), work.of()});
   });
   return {mean, gradients.x_hat, gradients.log_sigma2};
 }

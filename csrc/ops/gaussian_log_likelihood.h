@@ -13,9 +13,9 @@
 // What overflows even so is not finite, and a row or column in which something is not, or in which g is of no usual
 // size, is done again in the next wider type (common/wide.h).
 //
-// Launches: 1 forward; 2 backward, 1 with a σ² for each element. The mean form: 2, with a σ² for each sample or feature
-// 3, and no backward: torch scales two gradients. The expected form: torch's over latents and weight, beside 1 and 1
-// product forward, 2 and 2 products backward.
+// Launches: 1 forward and 1 backward, 2 with a σ² for each feature. The mean form: 1, with a σ² for each feature 3, and
+// no backward: torch scales two gradients. Tickets, which the mean form and a few long rows have, are set to 0 before.
+// The expected form: torch's over latents and weight, beside 1 and 1 product forward, 2 and 2 products backward.
 #pragma once
 
 #include <algorithm>
@@ -46,18 +46,86 @@ struct GaussianData {
     return accumulate_t<T>(-1) / static_cast<accumulate_t<T>>(samples);
   }
   LINEAVAE_HOST_DEVICE int64_t rows() const { return models * samples; }
-  LINEAVAE_HOST_DEVICE const T* x_row(int64_t row) const { return x + (shared_x ? row % samples : row) * features; }
+  LINEAVAE_HOST_DEVICE const T* x_row(int64_t row) const { return x_row(row / samples, row % samples); }
+  LINEAVAE_HOST_DEVICE const T* x_row(int64_t model, int64_t sample) const {
+    return x + ((shared_x ? 0 : model * samples) + sample) * features;
+  }
   LINEAVAE_HOST_DEVICE const T* x_hat_row(int64_t row) const { return x_hat + row * features; }
   LINEAVAE_HOST_DEVICE const T* log_sigma2_row(int64_t row) const {
-    return log_sigma2 + row / samples * noise_of_model + row % samples * noise_of_sample;
+    return log_sigma2_row(row / samples, row % samples);
+  }
+  LINEAVAE_HOST_DEVICE const T* log_sigma2_row(int64_t model, int64_t sample) const {
+    return log_sigma2 + model * noise_of_model + sample * noise_of_sample;
   }
 };
+
+// Σ r²/σ² and, where it is a sum, Σ log σ² of a part of a row, or of several rows.
+struct GaussianSums {
+  double squares, logs;
+};
+
+// Where CUDA adds up what several blocks have summed; empty on the CPU.
+struct GaussianWork {
+  GaussianSums* parts;
+  uint32_t* tickets;  // how many blocks have come, for each row and then for each model
+};
+struct GaussianWorkSize {
+  int64_t parts, tickets;
+};
+
+// How CUDA lays the rows of one or more groups, which no block straddles, over a grid: a row has `lanes` threads in
+// each of `slices` blocks. As few threads as fill the multiprocessors, so that each has much to load at once, but so
+// many that none adds up too much in float.
+struct GaussianRowGrid {
+  int64_t groups, rows;  // of a group
+  int lanes_log2 = 5;
+  int64_t blocks, slices = 1;  // of a group; of a row
+
+  GaussianRowGrid(int64_t groups_, int64_t rows_, int64_t features) : groups(groups_), rows(rows_) {
+    constexpr int kThreadsLog2 = 8;
+    constexpr int64_t kBlocks = 264;  // two for each multiprocessor
+    const auto count_blocks = [&] { return ((rows << lanes_log2) + (1 << kThreadsLog2) - 1) >> kThreadsLog2; };
+    const auto is_short = [&](int64_t elements) { return features <= elements << lanes_log2; };
+    while (lanes_log2 < kThreadsLog2 && !is_short(groups * count_blocks() < kBlocks ? 4 : 128)) ++lanes_log2;
+    blocks = count_blocks();
+    if (lanes_log2 == kThreadsLog2 && rows > 0) {
+      constexpr int64_t kMinFeatures = 4096;
+      const int64_t enough = (kBlocks + groups * rows - 1) / (groups * rows);
+      slices = std::min(enough, (features + kMinFeatures - 1) / kMinFeatures);
+    }
+  }
+  GaussianWorkSize work() const {
+    return slices > 1 ? GaussianWorkSize{groups * rows * slices, groups * rows} : GaussianWorkSize{0, 0};
+  }
+};
+
+inline GaussianRowGrid gaussian_value_grid(int64_t models, int64_t samples, int64_t features) {
+  return {1, models * samples, features};
+}
+// With a block for a model of no samples too.
+inline GaussianRowGrid gaussian_mean_grid(int64_t models, int64_t samples, int64_t features) {
+  GaussianRowGrid grid(models, samples, features);
+  grid.blocks = std::max<int64_t>(grid.blocks, 1);
+  return grid;
+}
+
+inline GaussianWorkSize gaussian_value_work(Cpu, int64_t, int64_t, int64_t) { return {0, 0}; }
+inline GaussianWorkSize gaussian_value_work(Cuda, int64_t models, int64_t samples, int64_t features) {
+  return gaussian_value_grid(models, samples, features).work();
+}
+inline GaussianWorkSize gaussian_mean_work(Cpu, int64_t, int64_t, int64_t) { return {0, 0}; }
+inline GaussianWorkSize gaussian_mean_work(Cuda, int64_t models, int64_t samples, int64_t features) {
+  const GaussianRowGrid grid = gaussian_mean_grid(models, samples, features);
+  const GaussianWorkSize of_rows = grid.work();
+  return {of_rows.parts + models * grid.blocks, of_rows.tickets + models};
+}
 
 template <class T>
 struct GaussianLogLikelihood {
   GaussianData<T> data;
   accumulate_t<T>* value;       // (models, N): L
   accumulate_t<T>* distortion;  // (models, N): Q
+  GaussianWork work;            // gaussian_value_work(device, ...)
 };
 
 // In how many parts the samples of a model are summed for kFeature. On the CPU the parts are short, for the sake of
@@ -97,6 +165,7 @@ struct GaussianLogLikelihoodMean {
   T* value;       // (models, N): L, not for kFeature
   T* distortion;  // (models, N): Q, not for kFeature
   GaussianGradients<T> gradients;
+  GaussianWork work;  // gaussian_mean_work(device, ...), not for kFeature
 };
 
 LINEAVAE_KERNEL(gaussian_log_likelihood, GaussianLogLikelihood)

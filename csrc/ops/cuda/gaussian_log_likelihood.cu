@@ -1,21 +1,21 @@
-// Rows: a warp, or for long rows a block, per row, kWidth elements per lane and step. Gradients: kWidth elements per
-// thread. What features share: a block per tile of columns and part of the samples, then a warp per eighth of the
-// parts. The data are read once by each of them; accumulation is in float, or double for double, over samples in
-// double, in a fixed order. Deterministic. What is not finite is done again in the wider type, sums by one thread.
+// Rows: as GaussianRowGrid says, kWidth elements per lane and step; the sums of a row in several blocks, and of the
+// mean form, are added up by the last of these blocks. Gradients: kWidth elements per thread, and the sums over samples
+// that they need no part of in the first blocks. What features share: a block per tile of columns and part of the
+// samples, then a warp per eighth of the parts. The data are read once by each of them; accumulation is in float, or
+// double for double, over warps and samples in double, in a fixed order. Deterministic. What is not finite is done
+// again in the wider type, sums by one thread.
 #include "common/cuda.cuh"
 #include "ops/gaussian_log_likelihood.h"
 
 namespace lineavae {
 namespace cuda {
 
-// From this many features on a row has a block.
-constexpr int64_t kLongRow = 4096;
-
 // Per multiprocessor: so many that no kernel needs to spill registers for more.
-template <class T>
-constexpr int kBlocksOfRows = sizeof(T) == 8 ? 4 : 5;
-template <class T>
-constexpr int kBlocksOfElements = sizeof(T) == 8 ? 6 : 8;
+constexpr int kBlocksOfRows = 3;
+template <Noise R, class T>
+constexpr int kBlocksOfElements = sizeof(T) == 8     ? 5
+                                  : R == Noise::kRow ? 8
+                                                     : 6;
 constexpr int kBlocksOfParts = 4;
 constexpr int kBlocksOfSums = 3;
 
@@ -34,83 +34,239 @@ __device__ __forceinline__ Vector<accumulate_t<T>, kWidth> log_variances(const T
   return logs;
 }
 
-// kLanes threads per row. Where kGradients those of x̂, and of σ² for kElement, of the loss.
-template <Noise R, bool kGradients, class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads, resident(kBlocksOfRows<T>))
-    gaussian_rows(const GaussianData<T> data, accumulate_t<T>* value, accumulate_t<T>* distortion, T* grad_x_hat,
-                  T* grad_log_sigma2) {
+// The sums of the parts, in every thread of their block.
+__device__ __forceinline__ GaussianSums add_parts(const GaussianSums* parts, int64_t count,
+                                                  double (&partial)[2][kWarps]) {
+  GaussianSums sums{0, 0};
+  for (int64_t part = threadIdx.x; part < count; part += kThreads) {
+    const GaussianSums of_part = load_vector<1>(parts + part).at[0];
+    sums.squares += of_part.squares;
+    sums.logs += of_part.logs;
+  }
+  return {block_sum(sums.squares, partial[0]), block_sum(sums.logs, partial[1])};
+}
+
+template <class T>
+struct GaussianRows {
+  GaussianData<T> data;
+  accumulate_t<T>* value;
+  accumulate_t<T>* distortion;
+  GaussianWork work;
+  int lanes_log2;
+  int64_t rows;             // of a group
+  Divisor blocks, samples;  // of a group, of a model
+  T* mean = nullptr;        // of the mean form, as all that follows
+  T* grad_x_hat = nullptr;
+  T* grad_log_sigma2 = nullptr;
+  GaussianWork of_models{};
+
+  GaussianRows(const GaussianData<T>& data_, accumulate_t<T>* value_, accumulate_t<T>* distortion_, GaussianWork work_,
+               const GaussianRowGrid& grid)
+      : data(data_),
+        value(value_),
+        distortion(distortion_),
+        work(work_),
+        lanes_log2(grid.lanes_log2),
+        rows(grid.rows),
+        blocks(grid.blocks, grid.groups * grid.blocks),
+        samples(data.samples, data.rows()) {}
+};
+
+// The value of a row from its sums, and for the mean form the gradient of its variance.
+template <Noise R, bool kMean, class T>
+__device__ __forceinline__ void finish_row(const GaussianRows<T>& a, int64_t row, GaussianSums& sums) {
   using A = accumulate_t<T>;
-  LINEAVAE_SHARED(partial, A[kWarps]);
-  const int64_t row = kLanes == kWarp ? warp_row() : blockIdx.x;
-  if (row >= data.rows()) return;
-  const T *x = data.x_row(row), *x_hat = data.x_hat_row(row), *log_sigma2 = data.log_sigma2_row(row);
-  const A grad = data.loss_grad();
-  const A of_row = R == Noise::kRow ? inverse_scale(load(log_sigma2[0])) : A(0);
-  A squares = 0, logs = 0;
-  for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
-    const auto a = load_vector<kWidth>(x + i);
-    const auto b = load_vector<kWidth>(x_hat + i);
-    const auto s = log_variances<R, T, kWidth>(log_sigma2, i);
-    Vector<T, kWidth> of_x_hat, of_log_sigma2;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const A residual = load(a.at[j]) - load(b.at[j]);
-      const A inverse = R == Noise::kRow ? of_row : inverse_scale(s.at[j]), scaled = inverse * residual;
-      squares += scaled * scaled;
-      if constexpr (R != Noise::kRow) logs += s.at[j];
-      if constexpr (kGradients) store(grad * scaled * inverse, of_x_hat.at[j]);
-      if constexpr (kGradients && R == Noise::kElement) {
-        store(gaussian_grad_log_sigma2(grad, scaled * scaled), of_log_sigma2.at[j]);
-      }
-    }
-    if constexpr (kGradients) store_vector(grad_x_hat + row * data.features + i, of_x_hat);
-    if constexpr (kGradients && R == Noise::kElement) {
-      store_vector(grad_log_sigma2 + row * data.features + i, of_log_sigma2);
-    }
-  }
-  if constexpr (kLanes == kWarp) {
-    squares = warp_sum(squares);
-    if constexpr (R != Noise::kRow) logs = warp_sum(logs);
+  const GaussianData<T>& data = a.data;
+  const double features = static_cast<double>(data.features);
+  if constexpr (R == Noise::kRow) sums.logs = features * load(data.log_sigma2_row(row)[0]);
+  const A squares = static_cast<A>(sums.squares);
+  a.distortion[row] = squares;
+  if (is_finite(squares)) {
+    a.value[row] = static_cast<A>(-0.5 * (sums.squares + features * kLog2Pi + sums.logs));
   } else {
-    squares = block_sum(squares, partial);
-    if constexpr (R != Noise::kRow) logs = block_sum(logs, partial);
+    a.value[row] = static_cast<A>(wide_value(data, R, row, wide_squares(data, R, row)));
   }
-  if (threadIdx.x % kLanes == 0) {
-    distortion[row] = squares;
-    if (is_finite(squares)) {
-      const double features = static_cast<double>(data.features);
-      const double log_determinant = R == Noise::kRow ? features * load(log_sigma2[0]) : double{logs};
-      value[row] = static_cast<A>(-0.5 * (squares + features * kLog2Pi + log_determinant));
-    } else {
-      value[row] = static_cast<A>(wide_value(data, R, row, wide_squares(data, R, row)));
-    }
-  }
-  if constexpr (kGradients) {
-    if (is_finite(squares) && is_usual_grad(grad)) return;
-    LINEAVAE_ROLLED
-    for (int64_t i = threadIdx.x % kLanes * kWidth; i < data.features; i += kLanes * kWidth) {
-      LINEAVAE_ROLLED
-      for (int64_t j = i; j < i + kWidth; ++j) {  // those that this thread has written
-        const WideElement<A> element(load(x[j]), load(x_hat[j]), load(log_sigma2[R == Noise::kRow ? 0 : j]));
-        store(element.grad_x_hat(grad), grad_x_hat[row * data.features + j]);
-        if constexpr (R == Noise::kElement) {
-          store(static_cast<A>(element.grad_log_sigma2(grad)), grad_log_sigma2[row * data.features + j]);
-        }
-      }
+  if constexpr (kMean && R == Noise::kRow) {
+    if (data.noise_of_sample != 0) {
+      store(static_cast<A>(row_noise<wider_t<A>>(data, nullptr, a.distortion, row)), a.grad_log_sigma2[row]);
     }
   }
 }
 
+// The mean of a model from the sums of all its rows, and for kRow with one variance per model its gradient.
+template <Noise R, class T>
+__device__ __forceinline__ void finish_model(const GaussianRows<T>& a, int64_t model, const GaussianSums& sums) {
+  using A = accumulate_t<T>;
+  const GaussianData<T>& data = a.data;
+  const double samples = static_cast<double>(data.samples), features = static_cast<double>(data.features);
+  const double squares = sums.squares / samples;
+  double mean = -0.5 * (squares + sums.logs / samples + features * kLog2Pi), of_noise = -0.5 * (squares - features);
+  if (!is_finite(squares)) {
+    const int64_t begin = model * data.samples, end = begin + data.samples;
+    wider_t<A> wide_mean = 0, wide_noise = 0;
+    LINEAVAE_ROLLED
+    for (int64_t row = begin; row < end; ++row) {
+      wide_mean = wide_mean + wider_t<A>(1 / samples) * saved_value<wider_t<A>>(data, R, a.value, row);
+      if constexpr (R == Noise::kRow) {
+        wide_noise = wide_noise + row_noise<wider_t<A>>(data, nullptr, a.distortion, row);
+      }
+    }
+    mean = static_cast<double>(wide_mean);
+    of_noise = static_cast<double>(wide_noise);
+  }
+  a.mean[model] = static_cast<A>(data.samples == 0 ? NAN : mean);
+  if (R == Noise::kRow && data.noise_of_sample == 0) store(static_cast<A>(of_noise), a.grad_log_sigma2[model]);
+}
+
+// The mean form, where kMean: also the gradients of x̂, and of σ² for kRow and kElement, of the loss.
+template <Noise R, bool kMean, class T, int kWidth>
+__global__ void __launch_bounds__(kThreads, resident(kBlocksOfRows)) gaussian_rows(const GaussianRows<T> a) {
+  using A = accumulate_t<T>;
+  // How many are loaded before the first is used: as many as there are registers for.
+  constexpr int kSteps = (R == Noise::kRow ? 4 : 2) / (kMean || sizeof(A) == sizeof(double) ? 2 : 1);
+  LINEAVAE_SHARED(partial, double[2][kWarps]);
+  const GaussianData<T>& data = a.data;
+  const int64_t group = a.blocks.quotient(blockIdx.x), block = blockIdx.x - group * a.blocks.divisor();
+  const unsigned rows_of_block = kThreads >> a.lanes_log2;
+  const int64_t end = (group + 1) * a.rows, first = group * a.rows + block * rows_of_block;
+  A squares = 0, logs = 0;
+  if (const int64_t row = first + (threadIdx.x >> a.lanes_log2); row < end) {
+    const int64_t model = a.samples.quotient(row), sample = row - model * data.samples;
+    const T *x = data.x_row(model, sample), *x_hat = data.x_hat_row(row);
+    const T* log_sigma2 = data.log_sigma2_row(model, sample);
+    const A grad = data.loss_grad();
+    const A of_row = R == Noise::kRow ? inverse_scale(load(log_sigma2[0])) : A(0);
+    const unsigned lanes = 1u << a.lanes_log2, step = gridDim.y * lanes * kWidth;
+    const unsigned own = (blockIdx.y * lanes + (threadIdx.x & (lanes - 1))) * kWidth;
+    T *grad_x_hat = a.grad_x_hat + row * data.features, *grad_log_sigma2 = a.grad_log_sigma2 + row * data.features;
+#pragma unroll 1  // the steps are enough
+    for (int64_t start = own; start < data.features; start += kSteps * step) {
+      Vector<T, kWidth> of_x[kSteps], of_x_hat[kSteps];
+      Vector<A, kWidth> s[kSteps];
+#pragma unroll
+      for (int n = 0; n < kSteps; ++n) {
+        const int64_t i = start + n * step;
+        if (i >= data.features) break;
+        of_x[n] = load_vector<kWidth>(x + i);
+        of_x_hat[n] = load_vector<kWidth>(x_hat + i);
+        s[n] = log_variances<R, T, kWidth>(log_sigma2, i);
+      }
+#pragma unroll
+      for (int n = 0; n < kSteps; ++n) {
+        const int64_t i = start + n * step;
+        if (i >= data.features) break;
+        Vector<T, kWidth> of_log_sigma2;
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          const A residual = load(of_x[n].at[j]) - load(of_x_hat[n].at[j]);
+          const A inverse = R == Noise::kRow ? of_row : inverse_scale(s[n].at[j]), scaled = inverse * residual;
+          squares += scaled * scaled;
+          if constexpr (R != Noise::kRow) logs += s[n].at[j];
+          if constexpr (kMean) store(grad * scaled * inverse, of_x_hat[n].at[j]);
+          if constexpr (kMean && R == Noise::kElement) {
+            store(gaussian_grad_log_sigma2(grad, scaled * scaled), of_log_sigma2.at[j]);
+          }
+        }
+        if constexpr (kMean) store_vector(grad_x_hat + i, of_x_hat[n]);
+        if constexpr (kMean && R == Noise::kElement) store_vector(grad_log_sigma2 + i, of_log_sigma2);
+      }
+    }
+    if constexpr (kMean) {
+      if (!is_finite(squares) || !is_usual_grad(grad)) {
+        LINEAVAE_ROLLED
+        for (int64_t i = own; i < data.features; i += step) {
+          LINEAVAE_ROLLED
+          for (int64_t j = i; j < i + kWidth; ++j) {  // those that this thread has written
+            const WideElement<A> element(load(x[j]), load(x_hat[j]), load(log_sigma2[R == Noise::kRow ? 0 : j]));
+            store(element.grad_x_hat(grad), grad_x_hat[j]);
+            if constexpr (R == Noise::kElement) {
+              store(static_cast<A>(element.grad_log_sigma2(grad)), grad_log_sigma2[j]);
+            }
+          }
+        }
+      }
+    }
+  }
+  squares = warp_sum(squares);
+  if constexpr (R != Noise::kRow) logs = warp_sum(logs);
+  if (lane() == 0) {
+    partial[0][threadIdx.x / kWarp] = squares;
+    partial[1][threadIdx.x / kWarp] = logs;
+  }
+  __syncthreads();
+
+  // The first threads finish a row each.
+  GaussianSums sums{0, 0};
+  if (threadIdx.x < rows_of_block) {
+    const unsigned warps = kWarps / rows_of_block;
+    for (unsigned warp = threadIdx.x * warps; warp < (threadIdx.x + 1) * warps; ++warp) {
+      sums.squares += partial[0][warp];
+      sums.logs += partial[1][warp];
+    }
+  }
+  if (gridDim.y > 1) {  // a row is a group of blocks
+    GaussianSums* parts = a.work.parts + first * gridDim.y;
+    if (threadIdx.x == 0) store_vector(parts + blockIdx.y, Vector<GaussianSums, 1>{sums});
+    if (!is_last_block(a.work.tickets + first, gridDim.y)) return;
+    sums = add_parts(parts, gridDim.y, partial);
+  }
+  if (threadIdx.x < rows_of_block && first + threadIdx.x < end) finish_row<R, kMean>(a, first + threadIdx.x, sums);
+  if constexpr (kMean) {
+    if (threadIdx.x < kWarp) {
+      const bool has_row = threadIdx.x < rows_of_block && first + threadIdx.x < end;
+      sums = {warp_sum(has_row ? sums.squares : 0.0), warp_sum(has_row ? sums.logs : 0.0)};
+    }
+    if (threadIdx.x == 0) store_vector(a.of_models.parts + blockIdx.x, Vector<GaussianSums, 1>{sums});
+    if (!is_last_block(a.of_models.tickets + group, a.blocks.divisor())) return;
+    sums = add_parts(a.of_models.parts + group * a.blocks.divisor(), a.blocks.divisor(), partial);
+    if (threadIdx.x == 0) finish_model<R>(a, group, sums);
+  }
+}
+
+// For kRow, whose gradient needs no pass over the data: of each row, or a block per model for the sum over its samples.
+template <class T>
+__device__ __forceinline__ void gaussian_row_noise(const GaussianLogLikelihoodBackward<T>& a) {
+  using A = accumulate_t<T>;
+  LINEAVAE_SHARED(partial, double[kWarps]);
+  const GaussianData<T>& data = a.data;
+  if (data.noise_of_sample != 0) {
+    const int64_t row = thread_index();
+    if (row >= data.rows()) return;
+    store(static_cast<A>(row_noise<wider_t<A>>(data, a.grad, a.distortion, row)), a.gradients.log_sigma2[row]);
+    return;
+  }
+  const int64_t model = blockIdx.x, begin = model * data.samples, end = begin + data.samples;
+  double sum = 0;
+  for (int64_t row = begin + threadIdx.x; row < end; row += kThreads) {
+    sum += 0.5 * a.grad[row] * (a.distortion[row] - static_cast<double>(data.features));
+  }
+  sum = block_sum(sum, partial);
+  if (threadIdx.x != 0) return;
+  if (!is_finite(sum)) {
+    wider_t<A> wide_sum = 0;
+    LINEAVAE_ROLLED
+    for (int64_t row = begin; row < end; ++row) {
+      wide_sum = wide_sum + row_noise<wider_t<A>>(data, a.grad, a.distortion, row);
+    }
+    sum = static_cast<double>(wide_sum);
+  }
+  store(static_cast<A>(sum), a.gradients.log_sigma2[model]);
+}
+
 // With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
 template <Noise R, class T, int kWidth>
-__global__ void __launch_bounds__(kThreads, resident(kBlocksOfElements<T>))
-    gaussian_gradients(const GaussianLogLikelihoodBackward<T> a) {
+__global__ void __launch_bounds__(kThreads, resident(kBlocksOfElements<R, T>))
+    gaussian_gradients(const GaussianLogLikelihoodBackward<T> a, int64_t noise_blocks, Divisor vectors,
+                       Divisor samples) {
   using A = accumulate_t<T>;
-  const int64_t index = thread_index() * kWidth;
-  if (index >= a.data.rows() * a.data.features) return;
-  const int64_t row = index / a.data.features, i = index % a.data.features;
+  if (R == Noise::kRow && blockIdx.x < noise_blocks) return gaussian_row_noise(a);
+  const int64_t vector = thread_index() - noise_blocks * kThreads, row = vectors.quotient(vector);
+  if (row >= a.data.rows()) return;
+  const int64_t index = vector * kWidth, i = index - row * a.data.features;
+  const int64_t model = samples.quotient(row), sample = row - model * a.data.samples;
   const A grad = a.grad[row];
-  const T *x_at = a.data.x_row(row) + i, *x_hat_at = a.data.x_hat + index, *log_sigma2 = a.data.log_sigma2_row(row);
+  const T *x_at = a.data.x_row(model, sample) + i, *x_hat_at = a.data.x_hat + index,
+          *log_sigma2 = a.data.log_sigma2_row(model, sample);
   const auto x = load_vector<kWidth>(x_at);
   const auto x_hat = load_vector<kWidth>(x_hat_at);
   const auto s = log_variances<R, T, kWidth>(log_sigma2, i);
@@ -126,62 +282,13 @@ __global__ void __launch_bounds__(kThreads, resident(kBlocksOfElements<T>))
   store_vector(a.gradients.x_hat + index, of_x_hat);
   if constexpr (R == Noise::kElement) store_vector(a.gradients.log_sigma2 + index, of_log_sigma2);
   if (is_finite(a.distortion[row]) && is_usual_grad(grad)) return;
-#pragma unroll
+  LINEAVAE_ROLLED
   for (int j = 0; j < kWidth; ++j) {
     const WideElement<A> element(load(x_at[j]), load(x_hat_at[j]), load(log_sigma2[R == Noise::kRow ? 0 : i + j]));
     store(element.grad_x_hat(grad), a.gradients.x_hat[index + j]);
     if constexpr (R == Noise::kElement) {
       store(static_cast<A>(element.grad_log_sigma2(grad)), a.gradients.log_sigma2[index + j]);
     }
-  }
-}
-
-// For kRow where each row has its variance. No `grad`: of the loss.
-template <class T>
-__global__ void __launch_bounds__(kThreads) gaussian_row_noise(const GaussianData<T> data, const accumulate_t<T>* grad,
-                                                               const accumulate_t<T>* distortion, T* grad_log_sigma2) {
-  using A = accumulate_t<T>;
-  const int64_t row = thread_index();
-  if (row >= data.rows()) return;
-  store(static_cast<A>(row_noise<wider_t<A>>(data, grad, distortion, row)), grad_log_sigma2[row]);
-}
-
-// The sum of term<S>(row) over the rows of a model, in every thread of its block: in double or, where that is not
-// finite, in a type with range enough, by each thread alone.
-template <class T, class F>
-__device__ __forceinline__ double sum_rows(int64_t begin, int64_t end, double (&partial)[kWarps], const F& term) {
-  double sum = 0;
-  for (int64_t row = begin + threadIdx.x; row < end; row += kThreads) sum += term(double(), row);
-  sum = block_sum(sum, partial);
-  if (is_finite(sum)) return sum;
-  wider_t<accumulate_t<T>> wide_sum = 0;
-  LINEAVAE_ROLLED
-  for (int64_t row = begin; row < end; ++row) wide_sum = wide_sum + term(wide_sum, row);
-  return static_cast<double>(wide_sum);
-}
-
-// One block per model: the mean of the values, and for kRow with one variance per model its gradient, where asked for.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksOfSums)
-    gaussian_sample_sums(const GaussianData<T> data, Noise noise, const accumulate_t<T>* grad,
-                         const accumulate_t<T>* distortion, const accumulate_t<T>* value, T* grad_log_sigma2,
-                         accumulate_t<T>* mean) {
-  using A = accumulate_t<T>;
-  LINEAVAE_SHARED(partial, double[kWarps]);
-  const int64_t model = blockIdx.x, begin = model * data.samples, end = begin + data.samples;
-  if (grad_log_sigma2) {
-    const double gradient = sum_rows<T>(begin, end, partial, [&](auto zero, int64_t row) {
-      return row_noise<decltype(zero)>(data, grad, distortion, row);
-    });
-    if (threadIdx.x == 0) store(static_cast<A>(gradient), grad_log_sigma2[model]);
-  }
-  if (mean) {
-    const double samples = static_cast<double>(data.samples);
-    const double average = sum_rows<T>(begin, end, partial, [&](auto zero, int64_t row) {
-      using S = decltype(zero);
-      return S(1 / samples) * saved_value<S>(data, noise, value, row);
-    });
-    if (threadIdx.x == 0) mean[model] = static_cast<A>(data.samples == 0 ? NAN : average);
   }
 }
 
@@ -297,28 +404,22 @@ __global__ void __launch_bounds__(kThreads)
 
 // Whether whole vectors can be read and written: rows of x, x̂ and their gradient, and elements of σ².
 template <class T>
-bool has_vectors(const GaussianData<T>& data, const GaussianGradients<T>& gradients) {
+bool has_vectors(const GaussianData<T>& data, const T* grad_x_hat, const T* grad_log_sigma2) {
   constexpr int kWidth = kFullWidth<T>;
-  return data.features % kWidth == 0 && are_aligned<kWidth>(data.x, data.x_hat, gradients.x_hat) &&
+  return data.features % kWidth == 0 && are_aligned<kWidth>(data.x, data.x_hat, grad_x_hat) &&
          (data.noise == Noise::kRow || are_aligned<kWidth>(data.log_sigma2)) &&
-         (data.noise != Noise::kElement || are_aligned<kWidth>(gradients.log_sigma2));
+         (data.noise != Noise::kElement || are_aligned<kWidth>(grad_log_sigma2));
 }
 
 // The noise of features is that of elements to them.
-template <Noise R, bool kGradients, class T>
-void launch_rows(Cuda device, const GaussianData<T>& data, accumulate_t<T>* value, accumulate_t<T>* distortion,
-                 const GaussianGradients<T>& gradients) {
+template <Noise R, bool kMean, class T>
+void launch_rows(Cuda device, const GaussianRows<T>& a, const GaussianRowGrid& grid) {
   constexpr int kWidth = kFullWidth<T>;
-  const auto start = [&](auto kernel, dim3 grid) {
-    launch(kernel, grid, kThreads, device, data, value, distortion, gradients.x_hat, gradients.log_sigma2);
-  };
-  if (!has_vectors(data, gradients)) {
-    start(&gaussian_rows<R, kGradients, T, 1, kWarp>, blocks_of_rows(data.rows()));
-  } else if (data.features < kLongRow) {
-    start(&gaussian_rows<R, kGradients, T, kWidth, kWarp>, blocks_of_rows(data.rows()));
-  } else {
-    start(&gaussian_rows<R, kGradients, T, kWidth, kThreads>, blocks(data.rows()));
-  }
+  dim3 size = blocks(grid.groups * grid.blocks);
+  size.y = static_cast<unsigned>(grid.slices);
+  launch(has_vectors(a.data, a.grad_x_hat, a.grad_log_sigma2) ? &gaussian_rows<R, kMean, T, kWidth>
+                                                              : &gaussian_rows<R, kMean, T, 1>,
+         size, kThreads, device, a);
 }
 
 template <class T>
@@ -329,7 +430,7 @@ void launch_features(Cuda device, const GaussianData<T>& data, const accumulate_
     const int64_t tiles = (data.features + kThreads * width - 1) / (kThreads * width);
     launch(kernel, blocks(data.models * gradients.parts * tiles), kThreads, device, data, grad, gradients, tiles);
   };
-  if (has_vectors(data, gradients)) {
+  if (has_vectors(data, gradients.x_hat, gradients.log_sigma2)) {
     start(&gaussian_feature_parts<T, kWidth>, kWidth);
   } else {
     start(&gaussian_feature_parts<T, 1>, 1);
@@ -340,13 +441,19 @@ void launch_features(Cuda device, const GaussianData<T>& data, const accumulate_
 
 template <Noise R, class T>
 void launch_gradients(Cuda device, const GaussianLogLikelihoodBackward<T>& a) {
+  const GaussianData<T>& data = a.data;
+  const dim3 of_rows = blocks_of_threads(data.rows());
+  const int64_t noise_blocks = R != Noise::kRow ? 0 : data.noise_of_sample == 0 ? data.models : of_rows.x;
+  const auto start = [&](auto kernel, int width) {
+    const int64_t vectors = data.features / width, threads = data.rows() * vectors;
+    const int64_t num_blocks = noise_blocks + blocks_of_threads(threads).x;
+    // the threads of the last block go beyond the last row
+    launch(kernel, blocks(num_blocks), kThreads, device, a, noise_blocks, Divisor(vectors, threads + kThreads),
+           Divisor(data.samples, data.rows()));
+  };
   constexpr int kWidth = kFullWidth<T>;
-  const int64_t size = a.data.rows() * a.data.features;
-  if (has_vectors(a.data, a.gradients)) {
-    launch(&gaussian_gradients<R, T, kWidth>, blocks_of_threads(size / kWidth), kThreads, device, a);
-  } else {
-    launch(&gaussian_gradients<R, T, 1>, blocks_of_threads(size), kThreads, device, a);
-  }
+  has_vectors(data, a.gradients.x_hat, a.gradients.log_sigma2) ? start(&gaussian_gradients<R, T, kWidth>, kWidth)
+                                                               : start(&gaussian_gradients<R, T, 1>, 1);
 }
 
 }  // namespace cuda
@@ -354,8 +461,11 @@ void launch_gradients(Cuda device, const GaussianLogLikelihoodBackward<T>& a) {
 template <class T>
 void gaussian_log_likelihood(Cuda device, const GaussianLogLikelihood<T>& a) {
   using namespace cuda;
-  a.data.noise == Noise::kRow ? launch_rows<Noise::kRow, false>(device, a.data, a.value, a.distortion, {})
-                              : launch_rows<Noise::kElement, false>(device, a.data, a.value, a.distortion, {});
+  const GaussianRowGrid grid = gaussian_value_grid(a.data.models, a.data.samples, a.data.features);
+  clear(a.work.tickets, grid.work().tickets, device);
+  const GaussianRows<T> rows(a.data, a.value, a.distortion, a.work, grid);
+  a.data.noise == Noise::kRow ? launch_rows<Noise::kRow, false>(device, rows, grid)
+                              : launch_rows<Noise::kElement, false>(device, rows, grid);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, gaussian_log_likelihood, GaussianLogLikelihood)
 
@@ -363,15 +473,7 @@ template <class T>
 void gaussian_log_likelihood_backward(Cuda device, const GaussianLogLikelihoodBackward<T>& a) {
   using namespace cuda;
   if (a.data.noise == Noise::kFeature) return launch_features(device, a.data, a.grad, a.gradients);
-  if (a.data.noise == Noise::kElement) return launch_gradients<Noise::kElement>(device, a);
-  launch_gradients<Noise::kRow>(device, a);
-  if (a.data.noise_of_sample == 0) {
-    launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, Noise::kRow, a.grad, a.distortion,
-           nullptr, a.gradients.log_sigma2, nullptr);
-  } else {
-    launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, a.grad, a.distortion,
-           a.gradients.log_sigma2);
-  }
+  a.data.noise == Noise::kRow ? launch_gradients<Noise::kRow>(device, a) : launch_gradients<Noise::kElement>(device, a);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, gaussian_log_likelihood_backward, GaussianLogLikelihoodBackward)
 
@@ -383,15 +485,16 @@ void gaussian_log_likelihood_mean(Cuda device, const GaussianLogLikelihoodMean<T
     launch(&gaussian_feature_mean<T>, blocks(a.data.models), kThreads, device, a.data, a.gradients.log_sigma2, a.mean);
     return;
   }
-  const bool of_rows = a.data.noise == Noise::kRow, one_per_model = of_rows && a.data.noise_of_sample == 0;
-  of_rows ? launch_rows<Noise::kRow, true>(device, a.data, a.value, a.distortion, a.gradients)
-          : launch_rows<Noise::kElement, true>(device, a.data, a.value, a.distortion, a.gradients);
-  launch(&gaussian_sample_sums<T>, blocks(a.data.models), kThreads, device, a.data, a.data.noise, nullptr, a.distortion,
-         a.value, one_per_model ? a.gradients.log_sigma2 : nullptr, a.mean);
-  if (of_rows && !one_per_model) {
-    launch(&gaussian_row_noise<T>, blocks_of_threads(a.data.rows()), kThreads, device, a.data, nullptr, a.distortion,
-           a.gradients.log_sigma2);
-  }
+  const GaussianRowGrid grid = gaussian_mean_grid(a.data.models, a.data.samples, a.data.features);
+  const GaussianWorkSize of_rows = grid.work();
+  clear(a.work.tickets, of_rows.tickets + a.data.models, device);
+  GaussianRows<T> rows(a.data, a.value, a.distortion, a.work, grid);
+  rows.mean = a.mean;
+  rows.grad_x_hat = a.gradients.x_hat;
+  rows.grad_log_sigma2 = a.gradients.log_sigma2;
+  rows.of_models = {a.work.parts + of_rows.parts, a.work.tickets + of_rows.tickets};
+  a.data.noise == Noise::kRow ? launch_rows<Noise::kRow, true>(device, rows, grid)
+                              : launch_rows<Noise::kElement, true>(device, rows, grid);
 }
 LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cuda, gaussian_log_likelihood_mean, GaussianLogLikelihoodMean)
 

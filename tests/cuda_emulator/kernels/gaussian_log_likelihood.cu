@@ -12,12 +12,13 @@ struct Shape {
   int64_t models, samples, features;
 };
 
-// Lengths below, at and beyond what a lane, a warp, a vector and a block take; several blocks, parts and tiles.
+// Lengths below, at and beyond what a lane, a warp, a vector and a block take; several blocks, parts, tiles and slices.
 const std::vector<Shape> kShapes =
-    kTraceMemory  ? std::vector<Shape>{{1, 40, 64}, {1, 40, 200}, {1, 2, 4096}}
-    : kFewThreads ? std::vector<Shape>{{2, 5, 12}, {1, 1, 4096}}
-                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},  {1, 5, 1},    {2, 3, 7},    {3, 13, 12},
-                                       {1, 3, 200}, {1, 300, 4}, {1, 57, 4}, {1, 2, 4096}, {1, 2, 4099}, {2, 17, 1028}};
+    kTraceMemory  ? std::vector<Shape>{{1, 40, 64}, {1, 40, 200}, {1, 2, 4096}, {1, 2, 8192}}
+    : kFewThreads ? std::vector<Shape>{{2, 5, 12}, {1, 9, 12}, {1, 1, 8192}}
+                  : std::vector<Shape>{{1, 0, 5},    {1, 5, 0},    {1, 1, 1},    {1, 5, 1},  {2, 3, 7},
+                                       {3, 13, 12},  {1, 3, 200},  {1, 300, 4},  {1, 57, 4}, {1, 2, 4096},
+                                       {1, 2, 4099}, {2, 2, 8204}, {2, 17, 1028}};
 
 // One variance in all, per model, per sample, per feature, per feature of each model, per element.
 enum class Shared { kAll, kModel, kRow, kFeature, kFeatureOfModel, kElement };
@@ -99,8 +100,8 @@ GaussianData<T> data(Case& c, const Problem<T>& p, size_t offset) {
 }
 
 template <class T>
-std::vector<double> values(const Problem<T>& p, std::vector<double>* distortion = nullptr) {
-  std::vector<double> value(p.rows());
+std::vector<long double> values(const Problem<T>& p, std::vector<double>* distortion = nullptr) {
+  std::vector<long double> value(p.rows());
   for (int64_t row = 0; row < p.rows(); ++row) {
     long double q = 0, logs = 0;
     for (int64_t i = 0; i < p.s.features; ++i) {
@@ -108,7 +109,7 @@ std::vector<double> values(const Problem<T>& p, std::vector<double>* distortion 
       q += residual * residual * std::exp(-log_sigma2);
       logs += log_sigma2 + std::log(2 * M_PI);
     }
-    value[row] = static_cast<double>(-(q + logs) / 2);
+    value[row] = -(q + logs) / 2;
     if (distortion) (*distortion)[row] = static_cast<double>(q);
   }
   return value;
@@ -144,6 +145,11 @@ GaussianGradients<T> gradient_arrays(Case& c, const Problem<T>& p, size_t offset
           c.output<A>("squares", models * p.parts() * p.s.features), c.output<A>("grad_sums", models * p.parts())};
 }
 
+GaussianWork work(Case& c, GaussianWorkSize size) {
+  return {reinterpret_cast<GaussianSums*>(c.output<double>("parts", 2 * size.parts)),
+          c.output<uint32_t>("tickets", size.tickets)};
+}
+
 template <class T>
 std::string name(const char* kernel, const Shape& s, Shared shared, size_t offset, Scale scale) {
   constexpr const char* kNames[] = {"all", "model", "row", "feature", "feature of model", "element"};
@@ -158,10 +164,11 @@ void forward(const Shape& s, Shared shared, size_t offset, Scale scale) {
   using A = accumulate_t<T>;
   const Problem<T> p(s, shared, scale);
   std::vector<double> distortion(p.rows());
-  const std::vector<double> value = values(p, &distortion);
+  const std::vector<long double> value = values(p, &distortion);
   Case c(name<T>("gaussian_log_likelihood", s, shared, offset, scale));
   const GaussianLogLikelihood<T> a{data(c, p, offset), c.output<A>("value", p.rows()),
-                                   c.output<A>("distortion", p.rows())};
+                                   c.output<A>("distortion", p.rows()),
+                                   work(c, gaussian_value_work(Cuda{}, s.models, s.samples, s.features))};
   c.run([&] { gaussian_log_likelihood(Cuda{}, a); });
   c.expect(a.value, rounded<A>(value));
   c.expect(a.distortion, rounded<A>(distortion));
@@ -187,14 +194,18 @@ void backward(const Shape& s, Shared shared, size_t offset, Scale scale) {
 template <class T>
 void mean(const Shape& s, Shared shared, size_t offset, Scale scale) {
   const Problem<T> p(s, shared, scale);
-  const std::vector<double> value = values(p);
-  std::vector<double> mean(s.models, s.samples == 0 ? NAN : 0.0);
-  for (int64_t row = 0; row < p.rows(); ++row) mean[row / s.samples] += value[row] / static_cast<double>(s.samples);
+  const std::vector<long double> value = values(p);
+  std::vector<long double> mean(s.models, s.samples == 0 ? NAN : 0.0L);
+  for (int64_t row = 0; row < p.rows(); ++row) mean[row / s.samples] += value[row] / s.samples;
   const Expected expected = gradients(p, std::vector<double>(p.rows(), -1.0 / static_cast<double>(s.samples)));
   Case c(name<T>("gaussian_log_likelihood_mean", s, shared, offset, scale));
   const int64_t rows = p.noise == Noise::kFeature ? 0 : p.rows();
-  const GaussianLogLikelihoodMean<T> a{data(c, p, 0), c.output<T>("mean", s.models), c.output<T>("value", rows),
-                                       c.output<T>("distortion", rows), gradient_arrays(c, p, offset)};
+  const GaussianLogLikelihoodMean<T> a{data(c, p, 0),
+                                       c.output<T>("mean", s.models),
+                                       c.output<T>("value", rows),
+                                       c.output<T>("distortion", rows),
+                                       gradient_arrays(c, p, offset),
+                                       work(c, gaussian_mean_work(Cuda{}, s.models, s.samples, s.features))};
   c.run([&] { gaussian_log_likelihood_mean(Cuda{}, a); });
   c.expect(a.mean, rounded<T>(mean));
   c.expect(a.gradients.x_hat, rounded<T>(expected.x_hat));

@@ -161,15 +161,8 @@ void test_dynamic_shared_memory() {
 
 // The block that comes last adds what the others left.
 __global__ void last_block_adds(const uint32_t* in, uint32_t* of_block, uint32_t* num_done, uint32_t* total) {
-  LINEAVAE_SHARED(is_last, bool);
-  if (threadIdx.x == 0) {
-    of_block[blockIdx.x] = in[blockIdx.x];
-    __threadfence();
-    is_last = atomicAdd(num_done, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (is_last && threadIdx.x == 0) {
+  if (threadIdx.x == 0) of_block[blockIdx.x] = in[blockIdx.x];
+  if (is_last_block(num_done, gridDim.x) && threadIdx.x == kWarp - 1) {
     uint32_t sum = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) sum += of_block[block];
     *total = sum;
@@ -180,10 +173,43 @@ void test_last_block() {
   Case c("the last block");
   const uint32_t* in = c.input<uint32_t>("in", {3, 1, 4, 1, 5});
   uint32_t *of_block = c.output<uint32_t>("of_block", 5), *total = c.output<uint32_t>("total", 1);
-  uint32_t* num_done = c.in_out<uint32_t>("num_done", {0});
-  c.run([&] { launch(&last_block_adds, dim3(5), dim3(kWarp), Cuda{}, in, of_block, num_done, total); });
+  uint32_t* num_done = c.output<uint32_t>("num_done", 1);
+  c.run([&] {
+    clear(num_done, 1, Cuda{});
+    launch(&last_block_adds, dim3(5), dim3(kWarp), Cuda{}, in, of_block, num_done, total);
+  });
   c.expect(total, {14}, 0);
   c.expect(num_done, {5}, 0);
+}
+
+__global__ void quotients(Divisor divisor, const int64_t* in, int64_t* out) {
+  out[threadIdx.x] = divisor.quotient(in[threadIdx.x]);
+}
+
+// At both sides of every multiple that is tried, also where 31 bits are too few for a number or the divisor.
+void test_divisor() {
+  const int64_t small = int64_t{1} << 31, large = int64_t{1} << 40;
+  for (const int64_t divisor : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{196}, int64_t{641},
+                                int64_t{65536}, int64_t{65537}, small - 1, small, small + 1, large - 1}) {
+    for (const int64_t limit : {small, large}) {
+      std::vector<double> in, expected;
+      for (int64_t multiple = 0; in.size() < kWarp - 2; multiple += (limit - 1) / divisor / 15 * divisor + divisor) {
+        for (const int64_t x : {multiple - 1, multiple}) {
+          const bool fits = x >= 0 && x < limit;
+          in.push_back(static_cast<double>(fits ? x : limit - 1));
+          expected.push_back(static_cast<double>((fits ? x : limit - 1) / divisor));
+        }
+      }
+      Case c("quotients by " + std::to_string(divisor) + " of numbers below " + std::to_string(limit));
+      const int64_t* numbers = c.input<int64_t>("in", in);
+      int64_t* out = c.output<int64_t>("out", in.size());
+      c.run([&] {
+        launch(&quotients, dim3(1), dim3(static_cast<unsigned>(in.size())), Cuda{}, Divisor(divisor, limit), numbers,
+               out);
+      });
+      c.expect(out, expected, 0);
+    }
+  }
 }
 
 template <class T, int kWidth>
@@ -273,6 +299,7 @@ void run_all() {
   test_sums();
   test_dynamic_shared_memory();
   test_last_block();
+  test_divisor();
   test_vectors<float, 4>();
   test_vectors<double, 2>();
   test_vectors<Float16, 8>();

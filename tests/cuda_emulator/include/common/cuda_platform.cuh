@@ -20,6 +20,8 @@ void start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
   cuda_emulator::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
 }
 
+inline void fill_with_zeros(void* p, size_t bytes, void*) { std::memset(p, 0, bytes); }
+
 template <class V>
 V load_at_once(const void* p) {
   const auto word = *static_cast<const typename cuda_emulator::Word<sizeof(V)>::type*>(p);
