@@ -117,7 +117,7 @@ LINEAVAE_HOST_DEVICE T normal_radius(uint32_t word) {
   const Bits scaled = (bits & ((Bits{1} << Traits::kMantissaBits) - 1)) + Traits::kRootHalf;
   const int32_t exponent = static_cast<int32_t>(static_cast<std::make_signed_t<Bits>>(bits) >> Traits::kMantissaBits);
   const T f = near_one ? -v : bit_cast<T>(scaled) - T(1), e = static_cast<T>(near_one ? 0 : exponent);
-  return square_root(multiply_add(e, T(-2) * Traits::kLn2, Traits::minus_two_log1p(f)));
+  return square_root_of_normal(multiply_add(e, T(-2) * Traits::kLn2, Traits::minus_two_log1p(f)));
 }
 
 template <class T>
@@ -131,13 +131,15 @@ LINEAVAE_HOST_DEVICE NormalPair<T> normal_pair(uint32_t radius_word, uint32_t an
   using Bits = typename Traits::Bits;
   constexpr int kSign = 8 * sizeof(T) - 1;
   const T radius = normal_radius<T>(radius_word);
-  // a quadrant, and the rest of at most half of one
-  const uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
-  const T angle = static_cast<T>(static_cast<int32_t>(angle_word - (quadrant << 30))) * Traits::kAnglePerWord;
+  // a quadrant, in the highest two bits, and the rest of at most half of one
+  const uint32_t quadrant = angle_word + 0x20000000u;
+  const int32_t rest = static_cast<int32_t>(angle_word - (quadrant & 0xc0000000u));
+  const T angle = static_cast<T>(rest) * Traits::kAnglePerWord;
   const T sine = Traits::sine(angle), cosine = Traits::cosine(angle);
-  const bool swapped = quadrant & 1u;
-  const Bits negative_cosine = static_cast<Bits>((quadrant + 1u) >> 1 & 1u) << kSign;
-  const Bits negative_sine = static_cast<Bits>(quadrant >> 1 & 1u) << kSign;
+  const uint32_t next = quadrant + 0x40000000u;
+  const bool swapped = static_cast<int32_t>(quadrant ^ next) < 0;
+  const Bits negative_cosine = static_cast<Bits>(next >> 31) << kSign;
+  const Bits negative_sine = static_cast<Bits>(quadrant >> 31) << kSign;
   return {radius * bit_cast<T>(bit_cast<Bits>(swapped ? sine : cosine) ^ negative_cosine),
           radius * bit_cast<T>(bit_cast<Bits>(swapped ? cosine : sine) ^ negative_sine)};
 }

@@ -4,6 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#ifdef __CUDA_ARCH__
+#include "common/approximate.cuh"
+#endif
+
 #ifdef __CUDACC__
 #define LINEAVAE_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -20,6 +24,18 @@ LINEAVAE_HOST_DEVICE double absolute(double x) { return __builtin_fabs(x); }
 
 LINEAVAE_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
 LINEAVAE_HOST_DEVICE double square_root(double x) { return sqrt(x); }
+
+// The same bits, for a normal number of at least 2⁻¹⁰⁰.
+LINEAVAE_HOST_DEVICE float square_root_of_normal(float x) {
+#ifdef __CUDA_ARCH__
+  // as sqrtf, without its branch for what else there is
+  const float inverse = cuda::approximate_rsqrt(x), root = x * inverse;
+  return __builtin_fmaf(__builtin_fmaf(-root, root, x), 0.5f * inverse, root);
+#else
+  return sqrtf(x);
+#endif
+}
+LINEAVAE_HOST_DEVICE double square_root_of_normal(double x) { return sqrt(x); }
 
 // a b + c, rounded once: written out wherever a value must not depend on where the compiler would contract.
 LINEAVAE_HOST_DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
