@@ -56,6 +56,13 @@ __device__ __forceinline__ void store_vector(T* p, const Vector<T, kWidth>& v) {
   store_at_once(p, v);
 }
 
+// The address of a vector in an array of them. It costs one instruction, as a sum of elements' numbers does not.
+template <int kWidth, class T>
+__device__ __forceinline__ T* vector_at(T* p, int index) {
+  using V = std::conditional_t<std::is_const_v<T>, const Vector<std::remove_const_t<T>, kWidth>, Vector<T, kWidth>>;
+  return reinterpret_cast<T*>(reinterpret_cast<V*>(p) + index);
+}
+
 // Elements that are 16 bytes in the accumulation type.
 template <class T>
 constexpr int kFullWidth = 16 / sizeof(accumulate_t<T>);
@@ -97,24 +104,39 @@ inline dim3 blocks_of_rows(int64_t rows) { return blocks((rows + kWarps - 1) / k
 __device__ __forceinline__ int64_t thread_index() { return blockIdx.x * int64_t{kThreads} + threadIdx.x; }
 inline dim3 blocks_of_threads(int64_t count) { return blocks((count + kThreads - 1) / kThreads); }
 
-// Quotients of numbers below `limit` by one that the host knows: a product and a shift, unless 31 bits are too few.
+// Quotients of numbers below 2³¹ by one that the host knows: a product and a shift.
 class Divisor {
  public:
-  Divisor(int64_t divisor, int64_t limit) : divisor_(std::max<int64_t>(divisor, 1)) {
-    if (limit > int64_t{1} << 31 || divisor_ > int64_t{1} << 31) return;
-    shift_ = 31;
-    while (int64_t{1} << (shift_ - 31) < divisor_) ++shift_;
-    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor_ - 1) / divisor_);
+  explicit Divisor(uint32_t divisor = 1) : divisor_(divisor) {
+    while (uint64_t{1} << (shift_ - 31) < divisor) ++shift_;
+    factor_ = static_cast<uint32_t>(((uint64_t{1} << shift_) + divisor - 1) / divisor);
   }
+  __device__ __forceinline__ uint32_t quotient(uint32_t x) const {
+    return static_cast<uint32_t>(uint64_t{x} * factor_ >> shift_);
+  }
+  LINEAVAE_HOST_DEVICE uint32_t divisor() const { return divisor_; }
+
+ private:
+  uint32_t divisor_, factor_;
+  int shift_ = 31;
+};
+
+// The same for numbers below a `limit` that may be beyond 31 bits: then a division.
+class AnyDivisor {
+ public:
+  AnyDivisor(int64_t divisor, int64_t limit)
+      : divisor_(std::max<int64_t>(divisor, 1)),
+        is_small_(limit <= int64_t{1} << 31 && divisor_ <= int64_t{1} << 31),
+        small_(is_small_ ? static_cast<uint32_t>(divisor_) : 1) {}
   __device__ __forceinline__ int64_t divisor() const { return divisor_; }
   __device__ __forceinline__ int64_t quotient(int64_t x) const {
-    return shift_ > 0 ? static_cast<int64_t>(uint64_t{static_cast<uint32_t>(x)} * factor_ >> shift_) : x / divisor_;
+    return is_small_ ? small_.quotient(static_cast<uint32_t>(x)) : x / divisor_;
   }
 
  private:
   int64_t divisor_;
-  uint32_t factor_ = 0;
-  int shift_ = 0;  // 0: too large
+  bool is_small_;
+  Divisor small_;
 };
 
 // `combine` over groups of kLanes lanes of a warp, in every lane of each; the order is fixed.

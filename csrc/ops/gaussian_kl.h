@@ -11,7 +11,7 @@
 // Values, weights, and the gradient that comes in, are double for double inputs and float for all others; the gradients
 // that go out have the dtype of the inputs.
 //
-// Launches: 1 forward, 1 backward.
+// Launches: 1 forward, 2 for more than 4096 latents; 1 backward.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@
 #include "common/expm1.h"
 #include "common/half.h"
 #include "common/kl_weight.h"
+#include "common/row_pieces.h"
 
 namespace lineavae {
 
@@ -35,6 +36,7 @@ struct GaussianKL {
   const T* logvar;        // (rows, latents)
   KLWeight<T> kl_weight;  // of the latents; for kRow alone
   accumulate_t<T>* kl;    // (rows) or (rows, latents)
+  accumulate_t<T>* sums;  // of the pieces of rows: (rows, most_pieces(latents)), or kl itself where that is one
 };
 
 template <class T>

@@ -11,7 +11,7 @@
 // Values, weights, and the gradients that come in, are double for double inputs and float for all others; the gradients
 // that go out have the dtype of the inputs.
 //
-// Launches: 1 forward, and 1 that draws the seed; 1 backward.
+// Launches: 1 forward, 2 for more than 4096 latents, and 1 that draws the seed; 1 backward.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@
 #include "common/half.h"
 #include "common/kl_weight.h"
 #include "common/normal.h"
+#include "common/row_pieces.h"
 #include "ops/gaussian_kl.h"
 
 namespace lineavae {
@@ -37,8 +38,9 @@ struct GaussianPosterior {
 
 template <class T>
 struct ReparameterizedKL : GaussianPosterior<T> {
-  accumulate_t<T>* z;   // (models, samples, rows, latents)
-  accumulate_t<T>* kl;  // (models, rows)
+  accumulate_t<T>* z;     // (models, samples, rows, latents)
+  accumulate_t<T>* kl;    // (models, rows)
+  accumulate_t<T>* sums;  // of the pieces of rows: (models, rows, most_pieces(latents)), or kl itself where that is one
 };
 
 template <class T>

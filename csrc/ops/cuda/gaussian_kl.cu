@@ -1,32 +1,45 @@
-// Row sums: a group of lanes per row, kWidth latents per lane and step, then a shuffle; unrolled steps would take the
-// registers of more warps than their loads are worth. Elements and gradients: kWidth elements per thread. Everything is
-// read and written once; accumulation is in float, or double for double. Deterministic.
-#include "common/cuda.cuh"
+// Row sums and their gradients: a tile of rows for each block (common/row_tiles.cuh). The KL of each element, and its
+// gradients: a vector for each thread. Everything is read and written once; accumulation is in float, or double for
+// double. Deterministic.
+#include "common/row_tiles.cuh"
 #include "ops/gaussian_kl.h"
 
 namespace lineavae {
 namespace cuda {
 
-// kLanes lanes per row, so that short rows do not leave most of a warp idle.
-template <class T, int kWidth, int kLanes>
-__global__ void __launch_bounds__(kThreads) gaussian_kl_rows(const GaussianKL<T> a) {
-  const int64_t row = thread_index() / kLanes;
-  accumulate_t<T> sum = 0;
-  if (row < a.rows) {
-    const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
-#pragma unroll 1
-    for (int64_t k = threadIdx.x % kLanes * kWidth; k < a.latents; k += kLanes * kWidth) {
-      const auto mean = load_vector<kWidth>(a.mean + row * a.latents + k);
-      const auto logvar = load_vector<kWidth>(a.logvar + row * a.latents + k);
+// The weights of a vector of a tile.
+template <class Arguments, int kWidth>
+__device__ __forceinline__ auto load_weights(const Arguments& a, const RowTiles<kWidth>& tiles, const Tile& tile,
+                                             int vector) {
+  const int row = tiles.row_of(vector);
+  return load_vector<kWidth>(a.kl_weight.of(tile.row + row, a.latents) + tiles.column_of(tile, vector, row) * kWidth);
+}
+
+template <bool kWeighted, class T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    gaussian_kl_rows(const GaussianKL<T> a, const RowTiles<kWidth> tiles, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  LINEAVAE_SHARED(numbers, A[RowTiles<kWidth>::kMost]);
+  const Tile tile = tiles.tile(0);
+  const int64_t first = tile.row * a.latents + tile.column * kWidth;
+#pragma unroll 4
+  for (int step = 0; step < RowTiles<kWidth>::kSteps; ++step) {
+    const int vector = threadIdx.x + step * kThreads;
+    if (vector < tile.vectors()) {
+      const auto mean = load_vector<kWidth>(a.mean + first + vector * kWidth);
+      const auto logvar = load_vector<kWidth>(a.logvar + first + vector * kWidth);
+      Vector<A, kWidth> weight;
+      if constexpr (kWeighted) weight = load_weights(a, tiles, tile, vector);
+      A sum = 0;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
-        const accumulate_t<T> w = weight == nullptr ? accumulate_t<T>(1) : weight[k + i];
-        sum += gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]), w);
+        sum += gaussian_kl_element(load(mean.at[i]), load(logvar.at[i]), kWeighted ? weight.at[i] : A(1));
       }
+      numbers[vector] = sum;
     }
   }
-  sum = warp_sum<kLanes>(sum);
-  if (row < a.rows && threadIdx.x % kLanes == 0) a.kl[row] = sum;
+  __syncthreads();
+  tiles.store_sums(tile, numbers, sums);
 }
 
 template <class T, int kWidth>
@@ -41,21 +54,9 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_elements(const GaussianK
   store_vector(a.kl + index, kl);
 }
 
-// With kWidth > 1 the latents are a multiple of it, so that a vector lies within one row.
-template <Reduction R, class T, int kWidth>
-__global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const GaussianKLBackward<T> a) {
-  const int64_t index = thread_index() * kWidth;
-  if (index >= a.rows * a.latents) return;
-  Vector<accumulate_t<T>, kWidth> grad;
-  if constexpr (R == Reduction::kNone) {
-    grad = load_vector<kWidth>(a.grad + index);
-  } else {
-    const int64_t row = index / a.latents, k = index - row * a.latents;
-    const accumulate_t<T> of_row = a.grad[row];
-    const accumulate_t<T>* weight = a.kl_weight.of(row, a.latents);
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) grad.at[i] = weight == nullptr ? of_row : of_row * weight[k + i];
-  }
+template <class T, int kWidth>
+__device__ __forceinline__ void store_gradients(const GaussianKLBackward<T>& a, int64_t index,
+                                                const Vector<accumulate_t<T>, kWidth>& grad) {
   const auto mean = load_vector<kWidth>(a.mean + index);
   const auto logvar = load_vector<kWidth>(a.logvar + index);
   Vector<T, kWidth> grad_mean, grad_logvar;
@@ -66,6 +67,28 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const Gaussian
   }
   store_vector(a.grad_mean + index, grad_mean);
   store_vector(a.grad_logvar + index, grad_logvar);
+}
+
+template <bool kWeighted, class T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    gaussian_kl_row_gradients(const GaussianKLBackward<T> a, const RowTiles<kWidth> tiles) {
+  const Tile tile = tiles.tile(0);
+  const int64_t first = tile.row * a.latents + tile.column * kWidth;
+#pragma unroll 1
+  for (int vector = threadIdx.x; vector < tile.vectors(); vector += kThreads) {
+    const accumulate_t<T> of_row = a.grad[tile.row + tiles.row_of(vector)];
+    Vector<accumulate_t<T>, kWidth> grad;
+    if constexpr (kWeighted) grad = load_weights(a, tiles, tile, vector);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) grad.at[i] = kWeighted ? of_row * grad.at[i] : of_row;
+    store_gradients(a, first + vector * kWidth, grad);
+  }
+}
+
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const GaussianKLBackward<T> a) {
+  const int64_t index = thread_index() * kWidth;
+  if (index < a.rows * a.latents) store_gradients(a, index, load_vector<kWidth>(a.grad + index));
 }
 
 }  // namespace cuda
@@ -81,12 +104,18 @@ void gaussian_kl(Cuda device, const GaussianKL<T>& a) {
     } else {
       launch(&gaussian_kl_elements<T, 1>, blocks_of_threads(a.rows * a.latents), kThreads, device, a);
     }
-  } else if (!vectors) {
-    launch(&gaussian_kl_rows<T, 1, 32>, blocks_of_threads(a.rows * 32), kThreads, device, a);
-  } else if (a.latents > 8 * kWidth) {
-    launch(&gaussian_kl_rows<T, kWidth, 32>, blocks_of_threads(a.rows * 32), kThreads, device, a);
+    return;
+  }
+  const auto start = [&](const auto& tiles, auto weighted, auto alike) {
+    accumulate_t<T>* const sums = tiles.pieces() == 1 ? a.kl : a.sums;
+    launch(a.kl_weight.weight == nullptr ? alike : weighted, tiles.grid(), tiles.threads(), device, a, tiles, sums);
+    add_pieces(tiles, a.rows, sums, a.kl, device);
+  };
+  if (vectors && are_aligned<kWidth>(a.kl_weight.weight)) {
+    start(RowTiles<kWidth>(1, a.rows, a.latents), &gaussian_kl_rows<true, T, kWidth>,
+          &gaussian_kl_rows<false, T, kWidth>);
   } else {
-    launch(&gaussian_kl_rows<T, kWidth, 8>, blocks_of_threads(a.rows * 8), kThreads, device, a);
+    start(RowTiles<1>(1, a.rows, a.latents), &gaussian_kl_rows<true, T, 1>, &gaussian_kl_rows<false, T, 1>);
   }
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, gaussian_kl, GaussianKL)
@@ -95,17 +124,24 @@ template <class T>
 void gaussian_kl_backward(Cuda device, const GaussianKLBackward<T>& a) {
   using namespace cuda;
   constexpr int kWidth = kFullWidth<T>;
-  const bool of_rows = a.reduction == Reduction::kRow;
-  const bool vectors = a.latents % kWidth == 0 && are_aligned<kWidth>(a.mean, a.logvar, a.grad_mean, a.grad_logvar) &&
-                       (of_rows || are_aligned<kWidth>(a.grad));
-  const auto start = [&](auto of_vectors, auto of_elements) {
-    const int64_t size = a.rows * a.latents;
-    launch(vectors ? of_vectors : of_elements, blocks_of_threads(vectors ? size / kWidth : size), kThreads, device, a);
+  const bool vectors = a.latents % kWidth == 0 && are_aligned<kWidth>(a.mean, a.logvar, a.grad_mean, a.grad_logvar);
+  if (a.reduction == Reduction::kNone) {
+    if (vectors && are_aligned<kWidth>(a.grad)) {
+      launch(&gaussian_kl_gradients<T, kWidth>, blocks_of_threads(a.rows * a.latents / kWidth), kThreads, device, a);
+    } else {
+      launch(&gaussian_kl_gradients<T, 1>, blocks_of_threads(a.rows * a.latents), kThreads, device, a);
+    }
+    return;
+  }
+  const auto start = [&](const auto& tiles, auto weighted, auto alike) {
+    launch(a.kl_weight.weight == nullptr ? alike : weighted, tiles.grid(), tiles.threads(), device, a, tiles);
   };
-  if (of_rows) {
-    start(&gaussian_kl_gradients<Reduction::kRow, T, kWidth>, &gaussian_kl_gradients<Reduction::kRow, T, 1>);
+  if (vectors && are_aligned<kWidth>(a.kl_weight.weight)) {
+    start(RowTiles<kWidth>(1, a.rows, a.latents), &gaussian_kl_row_gradients<true, T, kWidth>,
+          &gaussian_kl_row_gradients<false, T, kWidth>);
   } else {
-    start(&gaussian_kl_gradients<Reduction::kNone, T, kWidth>, &gaussian_kl_gradients<Reduction::kNone, T, 1>);
+    start(RowTiles<1>(1, a.rows, a.latents), &gaussian_kl_row_gradients<true, T, 1>,
+          &gaussian_kl_row_gradients<false, T, 1>);
   }
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, gaussian_kl_backward, GaussianKLBackward)

@@ -54,7 +54,7 @@ struct GaussianRows {
   GaussianWork work;
   int lanes_log2;
   int64_t rows;             // of a group
-  Divisor blocks, samples;  // of a group, of a model
+  AnyDivisor blocks, samples;  // of a group, of a model
   T* mean = nullptr;        // of the mean form, as all that follows
   T* grad_x_hat = nullptr;
   T* grad_log_sigma2 = nullptr;
@@ -256,8 +256,8 @@ __device__ __forceinline__ void gaussian_row_noise(const GaussianLogLikelihoodBa
 // With kWidth > 1 the features are a multiple of it, so that a vector lies within one row.
 template <Noise R, class T, int kWidth>
 __global__ void __launch_bounds__(kThreads, resident(kBlocksOfElements<R, T>))
-    gaussian_gradients(const GaussianLogLikelihoodBackward<T> a, int64_t noise_blocks, Divisor vectors,
-                       Divisor samples) {
+    gaussian_gradients(const GaussianLogLikelihoodBackward<T> a, int64_t noise_blocks, AnyDivisor vectors,
+                       AnyDivisor samples) {
   using A = accumulate_t<T>;
   if (R == Noise::kRow && blockIdx.x < noise_blocks) return gaussian_row_noise(a);
   const int64_t vector = thread_index() - noise_blocks * kThreads, row = vectors.quotient(vector);
@@ -448,8 +448,8 @@ void launch_gradients(Cuda device, const GaussianLogLikelihoodBackward<T>& a) {
     const int64_t vectors = data.features / width, threads = data.rows() * vectors;
     const int64_t num_blocks = noise_blocks + blocks_of_threads(threads).x;
     // the threads of the last block go beyond the last row
-    launch(kernel, blocks(num_blocks), kThreads, device, a, noise_blocks, Divisor(vectors, threads + kThreads),
-           Divisor(data.samples, data.rows()));
+    launch(kernel, blocks(num_blocks), kThreads, device, a, noise_blocks, AnyDivisor(vectors, threads + kThreads),
+           AnyDivisor(data.samples, data.rows()));
   };
   constexpr int kWidth = kFullWidth<T>;
   has_vectors(data, a.gradients.x_hat, a.gradients.log_sigma2) ? start(&gaussian_gradients<R, T, kWidth>, kWidth)

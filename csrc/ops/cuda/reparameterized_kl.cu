@@ -1,8 +1,8 @@
-// Forward: a group of lanes per row, kWidth latents per lane and step, then a shuffle for the KL. Backward: kWidth
-// latents per thread. Their noise, for each sample, comes from one counter of Philox; where latents do not begin at a
-// multiple of kWidth it comes from two, and where vectors would not be aligned latents are loaded one by one.
-// Everything is read and written once; accumulation is in float, or double for double. Deterministic.
-#include "common/cuda.cuh"
+// A tile of rows for each block (common/row_tiles.cuh), kWidth latents to a vector. Their noise, for each sample, comes
+// from one counter of Philox; where latents do not begin at a multiple of kWidth it comes from two, and where vectors
+// would not be aligned latents are loaded one by one. Everything is read and written once; accumulation is in float, or
+// double for double. Deterministic.
+#include "common/row_tiles.cuh"
 #include "ops/reparameterized_kl.h"
 
 namespace lineavae {
@@ -12,11 +12,12 @@ namespace cuda {
 template <class T>
 constexpr int kWidth = 16 / sizeof(accumulate_t<T>);
 
-// Per multiprocessor at least, so that the registers suffice.
-template <class T, bool kVectors>
+// Per multiprocessor at least: as many as need no spilled registers.
+template <class T, bool kVectors, bool kWeighted = false>
 constexpr int kBlocks = sizeof(accumulate_t<T>) == 8 ? 2
-                        : kVectors                   ? 4
-                                                     : 3;
+                        : !kVectors                  ? 3
+                        : kWeighted                  ? 4
+                                                     : 5;
 
 // The first `count` elements; with kVectors all of them, aligned.
 template <bool kVectors, int kSize, class T>
@@ -71,92 +72,132 @@ __device__ __forceinline__ Vector<A, kWidth<A>> make_noise(PhiloxKey key, uint64
   return noise;
 }
 
-template <class T, bool kVectors, int kLanes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
-    reparameterized_kl_rows(const ReparameterizedKL<T> a) {
-  using A = accumulate_t<T>;
-  constexpr int kSize = kWidth<T>;
-  const int64_t row_of_all = thread_index() / kLanes;
-  A sum = 0;
-  if (row_of_all < a.models * a.rows) {
-    const int64_t model = row_of_all / a.rows, row = row_of_all - model * a.rows, of_model = a.rows * a.latents;
-    const PhiloxKey key = key_of(a.seed[model]);
-    const A* weight = a.kl_weight.of(model, a.latents);
-#pragma unroll 1
-    for (int64_t k = threadIdx.x % kLanes * kSize; k < a.latents; k += kLanes * kSize) {
-      const int count = kVectors || a.latents - k >= kSize ? kSize : static_cast<int>(a.latents - k);
-      const int64_t index = row * a.latents + k;
-      const Vector<T, kSize> mean = load_some<kVectors, kSize>(a.mean + model * of_model + index, count);
-      const Vector<T, kSize> logvar = load_some<kVectors, kSize>(a.logvar + model * of_model + index, count);
-      A rho[kSize];
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        const A w = i >= count ? A(0) : weight == nullptr ? A(1) : weight[k + i];
-        const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]), w);
-        rho[i] = element.rho;
-        sum += element.kl;
-      }
-#pragma unroll 1
-      for (int64_t sample = 0; sample < a.samples; ++sample) {
-        const Vector<A, kSize> noise = make_noise<kVectors, A>(key, sample * of_model + index);
-        Vector<A, kSize> z;
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) z.at[i] = gaussian_sample(load(mean.at[i]), rho[i], noise.at[i]);
-        store_some<kVectors>(a.z + (model * a.samples + sample) * of_model + index, count, z);
-      }
-    }
+// A vector of a tile. Where latents are no multiple of kWidth the last vector of a row has fewer than that.
+struct Place {
+  int row, vector, offset;  // in the tile: its row, itself, and its first element
+  int64_t column;           // in the row: its first latent
+  int count;
+};
+
+template <bool kVectors, int kSize>
+__device__ __forceinline__ Place place_of(const RowTiles<kSize>& tiles, const Tile& tile, int vector, int64_t latents) {
+  const int row = tiles.row_of(vector);
+  const int64_t column = tiles.column_of(tile, vector, row) * kSize;
+  if constexpr (kVectors) {
+    return {row, vector, vector * kSize, column, kSize};
+  } else {
+    return {row, vector, static_cast<int>(row * latents + column - tile.column * kSize), column,
+            latents - column < kSize ? static_cast<int>(latents - column) : kSize};
   }
-  sum = warp_sum<kLanes>(sum);
-  if (row_of_all < a.models * a.rows && threadIdx.x % kLanes == 0) a.kl[row_of_all] = sum;
 }
 
-// The vectors of a row begin at its first latent.
-template <class T, bool kVectors>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
-    reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a) {
+// Of what an array has at the tile's first element.
+template <bool kVectors, int kSize, class T>
+__device__ __forceinline__ T* address_of(T* tile, const Place& place) {
+  if constexpr (kVectors) return vector_at<kSize>(tile, place.vector);
+  return tile + place.offset;
+}
+
+template <bool kVectors, bool kWeighted, class T>
+__global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors, kWeighted>))
+    reparameterized_kl_rows(const ReparameterizedKL<T> a, const RowTiles<kWidth<T>> tiles, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
   constexpr int kSize = kWidth<T>;
-  const int64_t vectors = (a.latents + kSize - 1) / kSize;
-  const int64_t row_of_all = thread_index() / vectors, k = (thread_index() - row_of_all * vectors) * kSize;
-  if (row_of_all >= a.models * a.rows) return;
-  const int count = kVectors || a.latents - k >= kSize ? kSize : static_cast<int>(a.latents - k);
-  const int64_t model = row_of_all / a.rows, of_model = a.rows * a.latents;
-  // among all models, and within one; with kVectors a multiple of kSize that the compiler sees to be one
-  const int64_t place = kVectors ? thread_index() * kSize : row_of_all * a.latents + k;
-  const int64_t index = place - model * of_model;
+  LINEAVAE_SHARED(numbers, A[RowTiles<kSize>::kMost]);
+  const int64_t model = tiles.matrix(), of_model = a.rows * a.latents;
+  const Tile tile = tiles.tile(model);
+  const int64_t first = tile.row * a.latents + tile.column * kSize;
+  const T *const mean_of_tile = a.mean + model * of_model + first, *const logvar_of_tile =
+                                                                       a.logvar + model * of_model + first;
+  A* const z_of_tile = a.z + model * a.samples * of_model + first;
   const PhiloxKey key = key_of(a.seed[model]);
-  A sum[kSize] = {}, product[kSize] = {};
+  A* number = numbers + threadIdx.x;
 #pragma unroll 1
-  for (int64_t sample = 0; sample < a.samples; ++sample) {
-    const Vector<A, kSize> grad =
-        load_some<kVectors, kSize>(a.grad_z + (model * a.samples + sample) * of_model + index, count);
-    const Vector<A, kSize> noise = make_noise<kVectors, A>(key, sample * of_model + index);
+  for (int vector = threadIdx.x; vector < tile.vectors(); vector += kThreads, number += kThreads) {
+    const Place place = place_of<kVectors>(tiles, tile, vector, a.latents);
+    const auto mean = load_some<kVectors, kSize>(address_of<kVectors, kSize>(mean_of_tile, place), place.count);
+    const auto logvar = load_some<kVectors, kSize>(address_of<kVectors, kSize>(logvar_of_tile, place), place.count);
+    Vector<A, kSize> weight;
+    if constexpr (kWeighted) {
+      weight = load_some<kVectors, kSize>(a.kl_weight.of(model, a.latents) + place.column, place.count);
+    }
+    A rho[kSize], sum = 0;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      sum[i] += grad.at[i];
-      product[i] = multiply_add(grad.at[i], noise.at[i], product[i]);
+      const A w = i >= place.count ? A(0) : kWeighted ? weight.at[i] : A(1);
+      const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]), w);
+      rho[i] = element.rho;
+      sum += element.kl;
     }
-  }
-  const A* weight = a.kl_weight.of(model, a.latents);
-  A of_kl[kSize];
+    *number = sum;
+    A* z_of_sample = address_of<kVectors, kSize>(z_of_tile, place);
+    int64_t index = first + place.offset, sample = a.samples;  // at least one
+#pragma unroll 1
+    do {
+      const Vector<A, kSize> noise = make_noise<kVectors, A>(key, index);
+      Vector<A, kSize> z;
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) of_kl[i] = a.grad_kl[row_of_all];
-  if (weight != nullptr) {
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) of_kl[i] *= i < count ? weight[k + i] : A(0);
+      for (int i = 0; i < kSize; ++i) z.at[i] = gaussian_sample(load(mean.at[i]), rho[i], noise.at[i]);
+      store_some<kVectors>(z_of_sample, place.count, z);
+      z_of_sample += of_model;
+      index += of_model;
+    } while (--sample > 0);
   }
-  const Vector<T, kSize> mean = load_some<kVectors, kSize>(a.mean + place, count);
-  const Vector<T, kSize> logvar = load_some<kVectors, kSize>(a.logvar + place, count);
-  Vector<T, kSize> grad_mean, grad_logvar;
+  __syncthreads();
+  tiles.store_sums(tile, numbers, sums + model * a.rows * tiles.pieces());
+}
+
+template <bool kVectors, class T>
+__global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors>))
+    reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a, const RowTiles<kWidth<T>> tiles) {
+  using A = accumulate_t<T>;
+  constexpr int kSize = kWidth<T>;
+  const int64_t model = tiles.matrix(), of_model = a.rows * a.latents;
+  const Tile tile = tiles.tile(model);
+  const int64_t first = tile.row * a.latents + tile.column * kSize, of_all = model * of_model + first;
+  const T *const mean_of_tile = a.mean + of_all, *const logvar_of_tile = a.logvar + of_all;
+  T *const grad_mean_of_tile = a.grad_mean + of_all, *const grad_logvar_of_tile = a.grad_logvar + of_all;
+  const A* const grad_z_of_tile = a.grad_z + model * a.samples * of_model + first;
+  const A* const grad_kl_of_tile = a.grad_kl + model * a.rows + tile.row;
+  const A* const weights = a.kl_weight.of(model, a.latents);
+  const PhiloxKey key = key_of(a.seed[model]);
+#pragma unroll 1
+  for (int vector = threadIdx.x; vector < tile.vectors(); vector += kThreads) {
+    const Place place = place_of<kVectors>(tiles, tile, vector, a.latents);
+    // all loads before the noise
+    const auto mean = load_some<kVectors, kSize>(address_of<kVectors, kSize>(mean_of_tile, place), place.count);
+    const auto logvar = load_some<kVectors, kSize>(address_of<kVectors, kSize>(logvar_of_tile, place), place.count);
+    const A grad_kl = grad_kl_of_tile[place.row];
+    Vector<A, kSize> of_kl{};
+    if (weights != nullptr) of_kl = load_some<kVectors, kSize>(weights + place.column, place.count);
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    const GaussianGradients<A> gradients =
-        gaussian_gradients(load(mean.at[i]), load(logvar.at[i]), sum[i], product[i], of_kl[i]);
-    store(gradients.mean, grad_mean.at[i]);
-    store(gradients.logvar, grad_logvar.at[i]);
+    for (int i = 0; i < kSize; ++i) of_kl.at[i] = weights != nullptr ? grad_kl * of_kl.at[i] : grad_kl;
+    A sum[kSize] = {}, product[kSize] = {};
+    const A* grad_of_sample = address_of<kVectors, kSize>(grad_z_of_tile, place);
+    int64_t index = first + place.offset;
+#pragma unroll 1
+    for (int64_t sample = a.samples; sample > 0; --sample) {
+      const Vector<A, kSize> grad = load_some<kVectors, kSize>(grad_of_sample, place.count);
+      const Vector<A, kSize> noise = make_noise<kVectors, A>(key, index);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        sum[i] += grad.at[i];
+        product[i] = multiply_add(grad.at[i], noise.at[i], product[i]);
+      }
+      grad_of_sample += of_model;
+      index += of_model;
+    }
+    Vector<T, kSize> grad_mean, grad_logvar;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const GaussianGradients<A> gradients =
+          gaussian_gradients(load(mean.at[i]), load(logvar.at[i]), sum[i], product[i], of_kl.at[i]);
+      store(gradients.mean, grad_mean.at[i]);
+      store(gradients.logvar, grad_logvar.at[i]);
+    }
+    store_some<kVectors>(address_of<kVectors, kSize>(grad_mean_of_tile, place), place.count, grad_mean);
+    store_some<kVectors>(address_of<kVectors, kSize>(grad_logvar_of_tile, place), place.count, grad_logvar);
   }
-  store_some<kVectors>(a.grad_mean + place, count, grad_mean);
-  store_some<kVectors>(a.grad_logvar + place, count, grad_logvar);
 }
 
 }  // namespace cuda
@@ -164,26 +205,30 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
 template <class T>
 void reparameterized_kl(Cuda device, const ReparameterizedKL<T>& a) {
   using namespace cuda;
-  const int64_t rows = a.models * a.rows;
-  if (a.latents % kWidth<T> != 0 || !are_aligned<kWidth<T>>(a.mean, a.logvar, a.z)) {
-    launch(&reparameterized_kl_rows<T, false, 32>, blocks_of_threads(rows * 32), kThreads, device, a);
-  } else if (a.latents > 8 * kWidth<T>) {
-    launch(&reparameterized_kl_rows<T, true, 32>, blocks_of_threads(rows * 32), kThreads, device, a);
+  constexpr int kSize = kWidth<T>;
+  const RowTiles<kSize> tiles(a.models, a.rows, a.latents);
+  accumulate_t<T>* const sums = tiles.pieces() == 1 ? a.kl : a.sums;
+  const auto start = [&](auto weighted, auto alike) {
+    launch(a.kl_weight.weight == nullptr ? alike : weighted, tiles.grid(), tiles.threads(), device, a, tiles, sums);
+  };
+  if (a.latents % kSize == 0 && are_aligned<kSize>(a.mean, a.logvar, a.z) && are_aligned<kSize>(a.kl_weight.weight)) {
+    start(&reparameterized_kl_rows<true, true, T>, &reparameterized_kl_rows<true, false, T>);
   } else {
-    launch(&reparameterized_kl_rows<T, true, 8>, blocks_of_threads(rows * 8), kThreads, device, a);
+    start(&reparameterized_kl_rows<false, true, T>, &reparameterized_kl_rows<false, false, T>);
   }
+  add_pieces(tiles, a.models * a.rows, sums, a.kl, device);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, reparameterized_kl, ReparameterizedKL)
 
 template <class T>
 void reparameterized_kl_backward(Cuda device, const ReparameterizedKLBackward<T>& a) {
   using namespace cuda;
-  const int64_t vectors = a.models * a.rows * ((a.latents + kWidth<T> - 1) / kWidth<T>);
-  if (a.latents % kWidth<T> == 0 && are_aligned<kWidth<T>>(a.mean, a.logvar, a.grad_z, a.grad_mean, a.grad_logvar)) {
-    launch(&reparameterized_kl_gradients<T, true>, blocks_of_threads(vectors), kThreads, device, a);
-  } else {
-    launch(&reparameterized_kl_gradients<T, false>, blocks_of_threads(vectors), kThreads, device, a);
-  }
+  constexpr int kSize = kWidth<T>;
+  const RowTiles<kSize> tiles(a.models, a.rows, a.latents);
+  const bool vectors = a.latents % kSize == 0 && are_aligned<kSize>(a.kl_weight.weight) &&
+                       are_aligned<kSize>(a.mean, a.logvar, a.grad_z, a.grad_mean, a.grad_logvar);
+  launch(vectors ? &reparameterized_kl_gradients<true, T> : &reparameterized_kl_gradients<false, T>, tiles.grid(),
+         tiles.threads(), device, a, tiles);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, reparameterized_kl_backward, ReparameterizedKLBackward)
 

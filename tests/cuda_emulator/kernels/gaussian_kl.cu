@@ -13,11 +13,12 @@ struct Shape {
   bool extreme = false;  // log-variances beyond every range, and every other weight and gradient 0
 };
 
-// Lengths below, at and beyond what a lane, a warp and a vector take; several blocks.
+// Lengths below, at and beyond what a lane, a warp, a block and a tile take; several blocks, and several rows in one.
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{64, 64}, {40, 200}, {40, 16}}
     : kFewThreads ? std::vector<Shape>{{20, 40}, {19, 7}}
-                  : std::vector<Shape>{{0, 5}, {5, 0}, {1, 1}, {5, 1}, {1, 7}, {7, 13}, {37, 12}, {3, 200}, {300, 4}};
+                  : std::vector<Shape>{{0, 5},   {5, 0},   {1, 1},    {5, 1},    {1, 7},    {7, 13},   {37, 12},
+                                       {3, 200}, {531, 7}, {531, 12}, {2, 1100}, {1, 4096}, {2, 4100}, {1, 4099}};
 
 template <class T>
 struct Posterior {
@@ -75,8 +76,9 @@ void forward(const Shape& s, size_t offset, Weights weights) {
   const T* mean = c.input<T>("mean", posterior.mean, offset);
   const T* logvar = c.input<T>("logvar", posterior.logvar);
   Value* out = c.output<Value>("kl", expected.size());
+  Value* sums = most_pieces(s.latents) > 1 ? c.output<Value>("sums", s.rows * most_pieces(s.latents)) : out;
   const KLWeight<T> weight = posterior.kl_weight(c);
-  c.run([&] { gaussian_kl(Cuda{}, GaussianKL<T>{R, s.rows, s.latents, mean, logvar, weight, out}); });
+  c.run([&] { gaussian_kl(Cuda{}, GaussianKL<T>{R, s.rows, s.latents, mean, logvar, weight, out, sums}); });
   c.expect(out, expected);
   if (!offset && weights == Weights::kNone) c.expect_coalesced();
 }

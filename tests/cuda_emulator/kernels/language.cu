@@ -282,6 +282,45 @@ void test_philox() {
            0);
 }
 
+// Of numbers at both ends and beside multiples of the divisor.
+constexpr uint32_t kDivisors[] = {1, 2, 3, 50, 641, 1u << 30, (1u << 30) + 1, 0x7fffffff};
+
+LINEAVAE_HOST_DEVICE uint32_t dividend(uint32_t divisor, int i) {
+  const uint32_t multiple = 0x7fffffffu / divisor / (1 + i / 4) * divisor;
+  return i % 4 == 0 ? multiple : i % 4 == 1 ? multiple - 1 : i % 4 == 2 ? (multiple | 1) : 0x7fffffffu - i / 4;
+}
+
+__global__ void quotients(Divisor divisor, uint32_t* out) {
+  out[threadIdx.x] = divisor.quotient(dividend(divisor.divisor(), threadIdx.x));
+}
+
+void test_quotients() {
+  for (const uint32_t divisor : kDivisors) {
+    std::vector<double> expected(kBlock);
+    for (int i = 0; i < kBlock; ++i) expected[i] = dividend(divisor, i) / divisor;
+    Case c("quotients by " + std::to_string(divisor));
+    uint32_t* out = c.output<uint32_t>("out", kBlock);
+    c.run([&] { launch(&quotients, dim3(1), dim3(kBlock), Cuda{}, Divisor(divisor), out); });
+    c.expect(out, expected, 0);
+  }
+}
+
+__global__ void square_roots(const float* x, float* out) { out[position()] = square_root_of_normal(x[position()]); }
+
+// To the last bit, of what normal noise takes them of.
+void test_square_roots() {
+  std::vector<double> x(256 * kBlock), expected(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(std::exp2(-31 + 37 * static_cast<double>(i) / x.size()));
+    expected[i] = std::sqrt(static_cast<float>(x[i]));
+  }
+  Case c("square roots of normal numbers");
+  const float* in = c.input<float>("x", x);
+  float* out = c.output<float>("out", x.size());
+  c.run([&] { launch(&square_roots, dim3(256), dim3(kBlock), Cuda{}, in, out); });
+  c.expect(out, expected, 0);
+}
+
 void run_all() {
   expect_per_thread("places", &places, &places_expected);
   expect_per_thread("shuffle", &shuffle, &shuffle_expected);
@@ -306,6 +345,8 @@ void run_all() {
   test_vectors<BFloat16, 4>();
   test_approximations();
   test_philox();
+  test_quotients();
+  test_square_roots();
 }
 
 }  // namespace

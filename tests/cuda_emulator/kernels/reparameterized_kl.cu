@@ -20,7 +20,8 @@ struct Shape {
   }
 };
 
-// Latents below, at and beyond what a lane and a warp take, multiples of 4 and not; several blocks.
+// Latents below, at and beyond what a lane, a warp, a block and a tile take, multiples of 4 and not; several blocks,
+// and several rows in one.
 const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 1, 64, 64}, {1, 2, 40, 200}, {2, 1, 40, 16}}
                                    : kFewThreads
                                        ? std::vector<Shape>{{1, 2, 20, 40, true, false}, {2, 2, 5, 7, true, false}}
@@ -37,7 +38,11 @@ const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 1, 64, 
                                                             {2, 1, 11, 32, true, true},
                                                             {1, 2, 3, 200},
                                                             {2, 2, 3, 203, true, false},
-                                                            {1, 1, 300, 4}};
+                                                            {1, 1, 531, 7},
+                                                            {3, 1, 177, 12, true, false},
+                                                            {2, 1, 2, 1100, true, true},
+                                                            {2, 2, 1, 4100, true, false},
+                                                            {1, 1, 2, 4099}};
 
 const std::vector<int64_t> kSeeds = {0x123456789abcd000, -3, 7};  // as doubles too
 
@@ -113,7 +118,8 @@ void forward(const Shape& s, size_t offset) {
   Case c(name<T>("reparameterized_kl", s, offset));
   const GaussianPosterior<T> arguments = p.arguments(c, offset);
   Value *out_z = c.output<Value>("z", z.size()), *out_kl = c.output<Value>("kl", kl.size());
-  c.run([&] { reparameterized_kl(Cuda{}, ReparameterizedKL<T>{arguments, out_z, out_kl}); });
+  Value* sums = most_pieces(s.latents) > 1 ? c.output<Value>("sums", kl.size() * most_pieces(s.latents)) : out_kl;
+  c.run([&] { reparameterized_kl(Cuda{}, ReparameterizedKL<T>{arguments, out_z, out_kl, sums}); });
   c.expect(out_z, rounded<Value>(z));
   c.expect(out_kl, rounded<Value>(kl));
   if (!offset) c.expect_coalesced(arguments.mean, arguments.logvar, out_z);
