@@ -13,12 +13,15 @@
 // How it is counted. A KL is not negative, so values compare as their bits do. The bins are refined by the thresholds
 // into cells: a threshold within a bin splits it in two, and one table lookup per element gives the cell of its bits,
 // whatever the number of thresholds. A threshold that shares its bin with an earlier one, or lies outside the bins, is
-// compared with every element instead, and has a counter of its own. Counts and histogram are sums of cells.
+// compared with every element instead, and has a counter of its own; so are all of them where they are few and there is
+// no histogram. Counts and histogram are sums of cells. A NaN is in the last bin, until it is taken out of the result.
 //
-// Rows are cut into parts that depend on the shape alone. Each part has moments of its own, relative to one of its
-// values; they are merged in order. So the result does not depend on how the parts are divided among threads.
+// How it is summed. Rows are cut into parts that depend on the shape alone. Sums are of differences from the first
+// value, as few in float as there are rows in flight, and then in double; where they are not finite the rows are summed
+// again, one by one and in double. Parts are merged in order. So the result does not depend on how they are divided
+// among threads.
 //
-// Launches: 3, and an array filled with zeros, for some thousand latents.
+// Launches: 1, and an array filled with zeros, for some thousand latents.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +30,7 @@
 #include "common/device.h"
 #include "common/expm1.h"
 #include "common/half.h"
+#include "ops/gaussian_kl.h"
 
 namespace lineavae {
 
@@ -48,6 +52,10 @@ struct LatentMoments {
   double minimum, maximum;
 
   LINEAVAE_HOST_DEVICE VariableMoments of(int variable) const { return {count, mean[variable], squares[variable]}; }
+  LINEAVAE_HOST_DEVICE void set(int variable, const VariableMoments& moments) {
+    mean[variable] = moments.mean;
+    squares[variable] = moments.squares;
+  }
 };
 
 constexpr int kMoments = 1 + 2 * LatentMoments::kVariables;  // that a latent has in the result
@@ -58,19 +66,35 @@ LINEAVAE_HOST_DEVICE LatentMoments no_moments() {
 
 LINEAVAE_HOST_DEVICE bool is_finite(double x) { return x - x == 0; }
 
-// What sums are relative to: the first value, but zero where its square overflows.
+// What sums are relative to. Those of float are of unit * (x - shift), which is near 1 where x is not much larger than
+// the shift: then no square is too small.
 template <class A>
-LINEAVAE_HOST_DEVICE A shift_of(A first) {
-  return first * first < ExpTraits<A>::kInfinity ? first : 0;
-}
+struct Origin {
+  A shift, unit, minus_shift;  // the last one in units
 
-// The moments of one variable, from the sums of x - shift and of its square.
-LINEAVAE_HOST_DEVICE void set_moments(LatentMoments& moments, int variable, double shift, double sum, double squares) {
-  const double mean = sum / moments.count;
-  moments.mean[variable] = shift + mean;
-  const double deviations = squares - sum * mean;
-  moments.squares[variable] = !is_finite(squares) ? squares : deviations > 0 ? deviations : 0;
-}
+  LINEAVAE_HOST_DEVICE static Origin at(A shift) {
+    const A unit = unit_of(shift);
+    return {shift, unit, -shift * unit};
+  }
+  LINEAVAE_HOST_DEVICE A of(A x) const { return multiply_add(x, unit, minus_shift); }
+
+  // The moments of `count` x, from the sums of these and of their squares.
+  LINEAVAE_HOST_DEVICE VariableMoments moments(double count, double sum, double squares) const {
+    const double mean = sum / count, deviations = squares - sum * mean;
+    const double bounded = !is_finite(squares) ? squares : deviations > 0 ? deviations : 0;
+    const double from_unit = 1.0 / unit;
+    return {count, shift + mean * from_unit, bounded * from_unit * from_unit};
+  }
+
+ private:
+  LINEAVAE_HOST_DEVICE static double unit_of(double) { return 1; }
+  LINEAVAE_HOST_DEVICE static float unit_of(float shift) {
+    if (shift == 0) return 4294967296.0f;  // 2³²: good for most numbers
+    constexpr uint32_t kExponent = 255u << 23, kLargest = 254u << 23, kLeast = 1u << 23;
+    const uint32_t exponent = bit_cast<uint32_t>(shift) & kExponent;
+    return bit_cast<float>(exponent < kLargest ? kLargest - exponent : kLeast);
+  }
+};
 
 // Chan, Golub and LeVeque (1983). Where a mean is infinite so is the merged one, and the squares.
 LINEAVAE_HOST_DEVICE VariableMoments merge(const VariableMoments& a, const VariableMoments& b) {
@@ -83,11 +107,7 @@ LINEAVAE_HOST_DEVICE LatentMoments merge(const LatentMoments& a, const LatentMom
   LatentMoments merged;
   merged.count = a.count + b.count;
   merged.infinite = a.infinite + b.infinite;
-  for (int i = 0; i < LatentMoments::kVariables; ++i) {
-    const VariableMoments of_variable = merge(a.of(i), b.of(i));
-    merged.mean[i] = of_variable.mean;
-    merged.squares[i] = of_variable.squares;
-  }
+  for (int i = 0; i < LatentMoments::kVariables; ++i) merged.set(i, merge(a.of(i), b.of(i)));
   merged.minimum = a.minimum < b.minimum ? a.minimum : b.minimum;
   merged.maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
   return merged;
@@ -118,23 +138,22 @@ struct Bins {
   }
 };
 
+// At which ε to count: numbers, which travel with the call, or where they lie on the device.
+struct Thresholds {
+  int count;
+  const double* in_memory;  // (count), or null
+  double number[kMaxThresholds];
+
+  LINEAVAE_HOST_DEVICE double operator[](int i) const { return in_memory != nullptr ? in_memory[i] : number[i]; }
+};
+
 // A threshold: the smallest bits of a KL that is not below it, and the bin that it splits, or kNone.
 template <class A>
 struct Threshold {
-  static constexpr int kNone = -1;
+  static constexpr int kNone = kHistogramBins;
   typename Bins<A>::Bits bound;
   int bin;
 };
-
-template <class A>
-LINEAVAE_HOST_DEVICE Threshold<A> place(const double* thresholds, int index, bool with_histogram) {
-  using B = Bins<A>;
-  const auto bound = B::bound(thresholds[index]);
-  const int bin = B::bin_of(bound);
-  bool splits = with_histogram && bin > 0 && bin < kHistogramBins - 1;
-  for (int i = 0; i < index; ++i) splits = splits && B::bin_of(B::bound(thresholds[i])) != bin;
-  return {bound, splits ? bin : Threshold<A>::kNone};
-}
 
 // Cells: those of the bins in order, and at the end, from the last one backwards, one for each threshold that splits no
 // bin.
@@ -147,14 +166,28 @@ struct CellTable {
   int below[kMaxThresholds];  // of each threshold the number of cells below it, or -1 - its index among the compared
 };
 
-LINEAVAE_HOST_DEVICE int num_cells(bool with_histogram, int thresholds) {
-  return (with_histogram ? kHistogramBins : 0) + thresholds;
+// So few thresholds are all compared where there is no histogram.
+constexpr int kMostCompared = 4;
+
+LINEAVAE_HOST_DEVICE int num_cells(bool with_bins, int thresholds) {
+  return (with_bins ? kHistogramBins : 0) + thresholds;
+}
+
+// A table is filled in four steps, each for all of its indices before the next: bounds, bins that are split, the table's
+// bins, and its thresholds.
+template <class A>
+LINEAVAE_HOST_DEVICE int split_bin(const Threshold<A>* thresholds, int index) {
+  using B = Bins<A>;
+  const int bin = B::bin_of(thresholds[index].bound);
+  bool splits = bin > 0 && bin < kHistogramBins - 1;
+  for (int i = 0; i < index; ++i) splits = splits && B::bin_of(thresholds[i].bound) != bin;
+  return splits ? bin : Threshold<A>::kNone;
 }
 
 template <class A>
 LINEAVAE_HOST_DEVICE int splits_before(const Threshold<A>* thresholds, int count, int bin) {
   int splits = 0;
-  for (int i = 0; i < count; ++i) splits += thresholds[i].bin != Threshold<A>::kNone && thresholds[i].bin < bin;
+  for (int i = 0; i < count; ++i) splits += thresholds[i].bin < bin;
   return splits;
 }
 
@@ -168,19 +201,22 @@ LINEAVAE_HOST_DEVICE int count_compared(const Threshold<A>* thresholds, int coun
 template <class A>
 LINEAVAE_HOST_DEVICE void fill_bin(CellTable<A>& table, const Threshold<A>* thresholds, int count, int bin) {
   using B = Bins<A>;
-  auto split = B::kNoSplit;
-  for (int i = 0; i < count; ++i)
-    if (thresholds[i].bin == bin) split = thresholds[i].bound & B::kLowMask;
-  table.bins[bin] = static_cast<typename B::Bits>(splits_before(thresholds, count, bin)) << (B::kLowBits + 1) | split;
+  const int splits = splits_before(thresholds, count, bin);
+  table.bins[bin] = static_cast<typename B::Bits>(splits) << (B::kLowBits + 1) | B::kNoSplit;
 }
 
 template <class A>
 LINEAVAE_HOST_DEVICE void fill_threshold(CellTable<A>& table, const Threshold<A>* thresholds, int count, int index) {
-  const int compared = count_compared(thresholds, index);
+  using B = Bins<A>;
   const Threshold<A> threshold = thresholds[index];
-  const bool splits = threshold.bin != Threshold<A>::kNone;
-  if (!splits) table.compared[compared] = threshold.bound;
-  table.below[index] = splits ? threshold.bin + splits_before(thresholds, count, threshold.bin) + 1 : -1 - compared;
+  if (threshold.bin == Threshold<A>::kNone) {
+    const int compared = count_compared(thresholds, index);
+    table.compared[compared] = threshold.bound;
+    table.below[index] = -1 - compared;
+  } else {
+    table.bins[threshold.bin] ^= B::kNoSplit | (threshold.bound & B::kLowMask);
+    table.below[index] = threshold.bin + splits_before(thresholds, count, threshold.bin) + 1;
+  }
 }
 
 // The first cell of a bin, given its entry in the table; the second, if it is split, follows.
@@ -188,12 +224,8 @@ template <class A>
 LINEAVAE_HOST_DEVICE int first_cell(int bin, typename Bins<A>::Bits entry) {
   return bin + static_cast<int>(entry >> (Bins<A>::kLowBits + 1));
 }
-template <class A>
-LINEAVAE_HOST_DEVICE bool is_split(typename Bins<A>::Bits entry) {
-  return (entry & Bins<A>::kNoSplit) == 0;
-}
 
-// The cell of a KL that is not NaN.
+// The cell of a KL; that of NaN is the last bin's.
 template <class A>
 LINEAVAE_HOST_DEVICE int cell_of(typename Bins<A>::Bits bits, const CellTable<A>& table) {
   using B = Bins<A>;
@@ -202,31 +234,29 @@ LINEAVAE_HOST_DEVICE int cell_of(typename Bins<A>::Bits bits, const CellTable<A>
   return first_cell<A>(bin, entry) + ((bits & B::kLowMask) >= (entry & (B::kNoSplit | B::kLowMask)) ? 1 : 0);
 }
 
-// Rows are cut into parts: so many that there is work for every thread, so few that they need little memory, and long
-// enough for their counters to be worth adding up.
-constexpr int64_t kBlockRows = 256;
-LINEAVAE_HOST_DEVICE int64_t rows_per_part(int64_t rows) {
-  constexpr int64_t kMostParts = 512, kFewestRows = 4 * kBlockRows;
-  const int64_t blocks = (rows + kMostParts * kBlockRows - 1) / (kMostParts * kBlockRows);
-  return blocks * kBlockRows < kFewestRows ? kFewestRows : blocks * kBlockRows;
-}
-LINEAVAE_HOST_DEVICE int64_t num_row_parts(int64_t rows) {
-  return (rows + rows_per_part(rows) - 1) / rows_per_part(rows);
+// Rows are cut into parts: so many that there is work for every multiprocessor, so few that they need little memory,
+// long enough for their counters to be worth adding up, and not so long that a first value far from all others costs
+// the sums their digits.
+LINEAVAE_HOST_DEVICE int64_t rows_per_part(int64_t rows, int64_t latents) {
+  constexpr int64_t kFewest = 256, kMost = 16384, kMultiple = 128, kTiles = 512, kTile = 16;
+  const int64_t tiles = (latents + kTile - 1) / kTile, parts = tiles < kTiles ? kTiles / (tiles < 1 ? 1 : tiles) : 1;
+  const int64_t enough = ((rows + parts - 1) / parts + kMultiple - 1) / kMultiple * kMultiple;
+  return enough < kFewest ? kFewest : enough > kMost ? kMost : enough;
 }
 
 // Everything contiguous, but mean and logvar may have more columns than these latents; then there is one model.
 template <class T>
 struct CollapseStatistics {
   int64_t models, rows, latents, row_stride;
-  int thresholds;
+  int64_t part_rows;  // rows_per_part
   bool with_histogram;
-  const T* mean;            // (models, rows, latents), a row every row_stride
-  const T* logvar;          // (models, rows, latents), likewise
-  const double* threshold;  // (thresholds)
+  Thresholds thresholds;
+  const T* mean;    // (models, rows, latents), a row every row_stride
+  const T* logvar;  // (models, rows, latents), likewise
   // work space
-  CellTable<accumulate_t<T>>* table;  // one
-  int64_t* cells;                     // (models, latents, num_cells), zeros
-  LatentMoments* parts;               // (models, num_row_parts, latents)
+  LatentMoments* parts;  // (models, num_parts, latents)
+  int64_t* cells;        // (models, latents, num_cells)
+  int64_t* tickets;      // (models, latents), behind the cells: how many blocks have come, for CUDA
   // results
   int64_t* counts;     // (models, latents, thresholds)
   int64_t* histogram;  // (models, latents, 642), or nothing
@@ -235,24 +265,98 @@ struct CollapseStatistics {
   double* maximum;     // (models, latents)
   int64_t* infinite;   // (models, latents)
   int64_t* nan;        // (models, latents)
+
+  // `count` of these latents, from `first` on, of some models; with the work space of all.
+  CollapseStatistics some(int64_t first_model, int64_t num_models, int64_t first, int64_t count) const {
+    CollapseStatistics a = *this;
+    const int64_t from = first_model * rows * row_stride + first, to = first_model * latents + first;
+    a.models = num_models;
+    a.latents = count;
+    a.mean += from;
+    a.logvar += from;
+    a.counts += to * thresholds.count;
+    a.histogram += with_histogram ? to * kHistogramBins : 0;
+    a.moments += to * kMoments;
+    a.minimum += to;
+    a.maximum += to;
+    a.infinite += to;
+    a.nan += to;
+    return a;
+  }
+
+  LINEAVAE_HOST_DEVICE bool with_bins() const { return with_histogram || thresholds.count > kMostCompared; }
+  LINEAVAE_HOST_DEVICE int num_cells() const { return lineavae::num_cells(with_bins(), thresholds.count); }
+  LINEAVAE_HOST_DEVICE int64_t num_parts() const { return rows > 0 ? (rows + part_rows - 1) / part_rows : 1; }
+  LINEAVAE_HOST_DEVICE int64_t part_end(int64_t part) const {
+    return (part + 1) * part_rows < rows ? (part + 1) * part_rows : rows;
+  }
 };
 
-// The results of latent `index` of all models that come from its moments: of one variable, and the others.
+// The moments of `rows` elements, one every `stride`: for those among which one is not finite or very large.
 template <class T>
-LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, int variable,
-                                const VariableMoments& moments) {
-  double* out = a.moments + index * kMoments;
-  out[1 + 2 * variable] = moments.mean;
-  out[2 + 2 * variable] = moments.squares;
+LINEAVAE_HOST_DEVICE LatentMoments careful_moments(const T* mean, const T* logvar, int64_t rows, int64_t stride) {
+  using A = accumulate_t<T>;
+  constexpr int kVariables = LatentMoments::kVariables;
+  LatentMoments moments = no_moments();
+  Origin<double> origin[kVariables];
+  double sum[kVariables] = {}, squares[kVariables] = {};
+#ifdef __CUDACC__
+#pragma unroll 1
+#endif
+  for (int64_t row = 0; row < rows; ++row) {
+    const A m = load(mean[row * stride]), t = load(logvar[row * stride]), kl = gaussian_kl_element(m, t);
+    if (Bins<A>::is_nan(Bins<A>::bits_of(kl))) continue;
+    const double value[kVariables] = {kl, m, exponential(t)};
+    for (int i = 0; i < kVariables; ++i) {
+      if (moments.count == 0) origin[i] = Origin<double>::at(is_finite(value[i] * value[i]) ? value[i] : 0);
+      const double x = origin[i].of(value[i]);
+      sum[i] += x;
+      squares[i] += x * x;
+    }
+    ++moments.count;
+    moments.infinite += kl == ExpTraits<A>::kInfinity;
+    moments.minimum = kl < moments.minimum ? kl : moments.minimum;
+    moments.maximum = kl > moments.maximum ? kl : moments.maximum;
+  }
+  for (int i = 0; i < kVariables && moments.count > 0; ++i)
+    moments.set(i, origin[i].moments(moments.count, sum[i], squares[i]));
+  return moments;
 }
+
+// The results of latent `index` of all models that come from its moments.
 template <class T>
-LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, double count, int64_t infinite,
-                                double minimum, double maximum) {
-  a.moments[index * kMoments] = count;
-  a.minimum[index] = minimum;
-  a.maximum[index] = maximum;
-  a.infinite[index] = infinite;
-  a.nan[index] = a.rows - static_cast<int64_t>(count);
+LINEAVAE_HOST_DEVICE void store(const CollapseStatistics<T>& a, int64_t index, const LatentMoments& moments) {
+  double* out = a.moments + index * kMoments;
+  out[0] = moments.count;
+  for (int i = 0; i < LatentMoments::kVariables; ++i) {
+    out[1 + 2 * i] = moments.mean[i];
+    out[2 + 2 * i] = moments.squares[i];
+  }
+  a.minimum[index] = moments.minimum;
+  a.maximum[index] = moments.maximum;
+  a.infinite[index] = moments.infinite;
+  a.nan[index] = a.rows - static_cast<int64_t>(moments.count);
+}
+
+// Those of bin `bin`, given how many KLs are in the cells before each cell; nan is a result already.
+template <class T>
+LINEAVAE_HOST_DEVICE void store_bin(const CollapseStatistics<T>& a, int64_t index, int bin,
+                                    const CellTable<accumulate_t<T>>& table, const int64_t* before) {
+  using A = accumulate_t<T>;
+  const bool is_last = bin == kHistogramBins - 1;
+  const int first = first_cell<A>(bin, table.bins[bin]),
+            next = is_last ? first + 1 : first_cell<A>(bin + 1, table.bins[bin + 1]);
+  a.histogram[index * kHistogramBins + bin] = before[next] - before[first] - (is_last ? a.nan[index] : 0);
+}
+
+// Those of a threshold, likewise.
+template <class T>
+LINEAVAE_HOST_DEVICE void store_count(const CollapseStatistics<T>& a, int64_t index, int threshold,
+                                      const CellTable<accumulate_t<T>>& table, const int64_t* before) {
+  const int below = table.below[threshold], cells = a.num_cells();
+  // of those that split no bin the cell is one of the last
+  const int64_t count = below < 0 ? before[cells + below + 1] - before[cells + below] : before[below];
+  a.counts[index * a.thresholds.count + threshold] = count;
 }
 
 LINEAVAE_KERNEL(collapse_statistics, CollapseStatistics)

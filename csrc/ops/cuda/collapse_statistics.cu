@@ -1,196 +1,255 @@
 // A block takes one part of the rows of a tile of 16 columns, half a warp a row: whole sectors are read. Cells
-// are counted in shared memory and added to the result at the end, moments accumulated per thread in double. Integers
-// alone are added atomically, and moments merge in a fixed order. Deterministic.
+// are counted in shared memory and added to the result at the end; a thread sums the moments of a few rows at a time in
+// the accumulation type, and then in double. The last block of a tile writes its results. Integers alone are added
+// atomically, and moments merge in a fixed order. Deterministic.
 #include "common/cuda.cuh"
 #include "ops/collapse_statistics.h"
-#include "ops/gaussian_kl.h"
 
 namespace lineavae {
 namespace cuda {
 
-constexpr int kTile = 16;  // columns
-constexpr int kTileThreads = 256;
+constexpr int kTile = 16;       // columns
 constexpr int kTileBlocks = 3;  // per multiprocessor: as many as have their counters in the shared memory of sm_80
 template <class T>
-constexpr int kRowsInFlight = sizeof(T) == 8 ? 2 : 4;  // per thread
+constexpr int kRowsInFlight = sizeof(T) == 8 ? 4 : 8;  // per thread
+constexpr int kVariables = LatentMoments::kVariables;
 
+// Every thread of the block may read the table afterwards.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
-    cell_table_kernel(const double* thresholds, int count, bool with_histogram, CellTable<A>* table) {
+__device__ void fill(CellTable<A>& table, const Thresholds& thresholds, bool with_bins) {
   LINEAVAE_SHARED(placed, Threshold<A>[kMaxThresholds]);
-  const int thread = threadIdx.x;
-  if (thread < count) placed[thread] = place<A>(thresholds, thread, with_histogram);
+  const int thread = threadIdx.x, count = thresholds.count;
+  if (thread < count) placed[thread].bound = Bins<A>::bound(thresholds[thread]);
   __syncthreads();
-  if (thread == 0) table->num_compared = count_compared(placed, count);
-  if (thread < count) fill_threshold(*table, placed, count, thread);
-  for (int bin = thread; bin < kHistogramBins; bin += kThreads) fill_bin(*table, placed, count, bin);
+  if (thread < count) placed[thread].bin = with_bins ? split_bin(placed, thread) : Threshold<A>::kNone;
+  __syncthreads();
+  if (with_bins) {
+    for (int bin = thread; bin < kHistogramBins; bin += kThreads) fill_bin(table, placed, count, bin);
+    __syncthreads();
+  }
+  if (thread < count) fill_threshold(table, placed, count, thread);
+  if (thread == 0) table.num_compared = count_compared(placed, count);
+  __syncthreads();
 }
 
-// What a thread knows of its column.
+// What a thread knows of the moments of its column, relative to its first row.
 template <class A>
 struct ThreadMoments {
-  int count = 0, infinite = 0;
-  A shift[LatentMoments::kVariables] = {};
-  double sum[LatentMoments::kVariables] = {}, squares[LatentMoments::kVariables] = {};
-  A minimum = ExpTraits<A>::kInfinity, maximum = -ExpTraits<A>::kInfinity;
+  using Bits = typename Bins<A>::Bits;
+  Origin<A> origin[kVariables];
+  double sum[kVariables] = {}, squares[kVariables] = {};
+  Bits minimum = ~Bits{0}, maximum = 0;
 
-  __device__ void add(A kl, A mean, A variance) {
-    const A value[LatentMoments::kVariables] = {kl, mean, variance};
+  // The sums of a few rows.
+  struct Few {
+    A sum[kVariables] = {}, squares[kVariables] = {};
+  };
+  __device__ __forceinline__ void add(A kl, A mean, A variance, Few& few) {
+    const A value[kVariables] = {kl, mean, variance};
 #pragma unroll
-    for (int i = 0; i < LatentMoments::kVariables; ++i) {
-      if (count == 0) shift[i] = shift_of(value[i]);
-      const double x = static_cast<double>(value[i]) - shift[i];
-      sum[i] += x;
-      squares[i] += x * x;
+    for (int i = 0; i < kVariables; ++i) {
+      const A x = origin[i].of(value[i]);
+      few.sum[i] += x;
+      few.squares[i] = multiply_add(x, x, few.squares[i]);
     }
-    ++count;
-    infinite += kl == ExpTraits<A>::kInfinity;
-    minimum = kl < minimum ? kl : minimum;
-    maximum = kl > maximum ? kl : maximum;
+    const Bits bits = Bins<A>::bits_of(kl);
+    minimum = bits < minimum ? bits : minimum;
+    maximum = bits > maximum ? bits : maximum;
+  }
+  __device__ __forceinline__ void add(const Few& few) {
+#pragma unroll
+    for (int i = 0; i < kVariables; ++i) {
+      sum[i] += few.sum[i];
+      squares[i] += few.squares[i];
+    }
   }
 
-  __device__ LatentMoments moments() const {
-    LatentMoments all = no_moments();
-    if (count == 0) return all;
-    all.count = count;
-    all.infinite = infinite;
+  __device__ bool are_finite() const { return is_finite(squares[0]) && is_finite(squares[1]) && is_finite(squares[2]); }
+  __device__ LatentMoments of(int64_t rows) const {
+    LatentMoments moments = no_moments();
+    moments.count = static_cast<double>(rows);
 #pragma unroll
-    for (int i = 0; i < LatentMoments::kVariables; ++i) set_moments(all, i, shift[i], sum[i], squares[i]);
-    all.minimum = minimum;
-    all.maximum = maximum;
-    return all;
+    for (int i = 0; i < kVariables; ++i) moments.set(i, origin[i].moments(moments.count, sum[i], squares[i]));
+    moments.minimum = bit_cast<A>(minimum);
+    moments.maximum = bit_cast<A>(maximum);
+    return moments;
   }
 };
 
-// Shared memory holds the counters of all cells, a column's with this stride, and afterwards the moments of the
-// threads.
+// The counters of a thread's column, one every `stride`: in shared memory, but those of a few thresholds alone in
+// registers, until they are added to it.
+template <class A, bool kBins>
+struct ThreadCounters {
+  static constexpr int kCompared = kBins ? 0 : kMostCompared;
+  const CellTable<A>& table;
+  uint32_t* of_column;
+  int stride, cells, num_compared;
+  A bound[kMostCompared];
+  float below[kMostCompared];  // a comparison gives a float at once, and these are exact
+
+  __device__ ThreadCounters(const CellTable<A>& table_, uint32_t* of_column_, int stride_, int cells_)
+      : table(table_), of_column(of_column_), stride(stride_), cells(cells_), num_compared(table_.num_compared) {
+#pragma unroll
+    for (int e = 0; e < kCompared; ++e) {
+      bound[e] = e < num_compared ? bit_cast<A>(table.compared[e]) : 0;
+      below[e] = 0;
+    }
+  }
+  __device__ __forceinline__ void add(A kl) {
+    if constexpr (kBins) {
+      const auto bits = Bins<A>::bits_of(kl);
+      atomicAdd(of_column + cell_of<A>(bits, table) * stride, 1u);
+#pragma unroll 1
+      for (int e = 0; e < num_compared; ++e)
+        if (bits < table.compared[e]) atomicAdd(compared(e), 1u);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kCompared; ++e) below[e] += kl < bound[e] ? 1.0f : 0.0f;
+    }
+  }
+  __device__ void finish() {
+#pragma unroll
+    for (int e = 0; e < kCompared; ++e)
+      if (e < num_compared) atomicAdd(compared(e), static_cast<uint32_t>(below[e]));
+  }
+  __device__ uint32_t* compared(int e) const { return of_column + (cells - 1 - e) * stride; }
+};
+
+// What each thread has of its column is merged, halves of the rows at a time, until the first row has all.
+__device__ inline LatentMoments merge_rows(LatentMoments moments, LatentMoments* of_threads, int rows, int columns) {
+  const int column = threadIdx.x % columns, row = threadIdx.x / columns;
+  __syncthreads();
+  of_threads[threadIdx.x] = moments;
+  for (; rows > 1; rows = (rows + 1) / 2) {
+    __syncthreads();
+    const int other = row + (rows + 1) / 2;
+    if (other < rows) of_threads[threadIdx.x] = moments = merge(moments, of_threads[other * columns + column]);
+  }
+  __syncthreads();
+  return moments;
+}
+
+// A warp writes how many are in the cells before each cell, and before the end.
+__device__ inline void sum_cells(const int64_t* cells, int count, int64_t* before) {
+  int64_t sum = 0;
+  for (int first = 0; first < count; first += kWarp) {
+    int64_t value = first + lane() < count ? cells[first + lane()] : 0;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int64_t other = __shfl_up_sync(kFullMask, value, offset);
+      if (lane() >= offset) value += other;
+    }
+    if (first + lane() < count) before[first + lane() + 1] = sum + value;
+    sum += __shfl_sync(kFullMask, value, kWarp - 1);
+  }
+  if (lane() == 0) before[0] = 0;
+  __syncwarp();
+}
+
+// Shared memory holds the counters of all cells, a column's with this stride, then the moments of the threads, then for
+// each warp how many are in the cells before each.
 __host__ __device__ constexpr int counter_stride(int columns) { return columns | 1; }  // odd: banks do not conflict
 template <class T>
 size_t shared_bytes(const CollapseStatistics<T>& a) {
   const int columns = static_cast<int>(std::min<int64_t>(kTile, a.latents));
-  return std::max(sizeof(uint32_t) * num_cells(a.with_histogram, a.thresholds) * counter_stride(columns),
-                  sizeof(LatentMoments) * kTileThreads);
+  return std::max({sizeof(uint32_t) * a.num_cells() * counter_stride(columns), sizeof(LatentMoments) * kThreads,
+                   sizeof(int64_t) * (a.num_cells() + 1) * std::min(kWarps, columns)});
 }
 
-template <class T, bool kHistogram>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks) collapse_statistics_kernel(const CollapseStatistics<T> a) {
+template <class T, bool kBins>
+__global__ void __launch_bounds__(kThreads, resident(kTileBlocks))
+    collapse_statistics_kernel(const CollapseStatistics<T> a) {
   using A = accumulate_t<T>;
   constexpr int kRows = kRowsInFlight<T>;
   LINEAVAE_DYNAMIC_SHARED(unsigned char, shared);
-  uint32_t* counters = reinterpret_cast<uint32_t*>(shared);
-  const CellTable<A>& table = *a.table;
-  const int64_t parts = num_row_parts(a.rows), tiles = (a.latents + kTile - 1) / kTile;
+  LINEAVAE_SHARED(table, CellTable<A>);
+  uint32_t* const counters = reinterpret_cast<uint32_t*>(shared);
+  const int64_t parts = a.num_parts(), tiles = (a.latents + kTile - 1) / kTile;
   const int64_t part = blockIdx.x % parts, first = blockIdx.x / parts % tiles * kTile,
                 model = blockIdx.x / parts / tiles;
   const int columns = a.latents - first < kTile ? static_cast<int>(a.latents - first) : kTile;
-  const int stride = counter_stride(columns), cells = num_cells(kHistogram, a.thresholds);
-  for (int i = threadIdx.x; i < cells * stride; i += kTileThreads) counters[i] = 0;
-  __syncthreads();
+  const int stride = counter_stride(columns), cells = num_cells(kBins, a.thresholds.count);
+  for (int i = threadIdx.x; i < cells * stride; i += kThreads) counters[i] = 0;
+  fill(table, a.thresholds, kBins);
 
-  const int step = kTileThreads / columns;  // rows that the block reads at once
+  const int step = kThreads / columns;  // rows that the block reads at once
   const int column = threadIdx.x % columns, row_of_thread = threadIdx.x / columns;
-  const int64_t end = (part + 1) * rows_per_part(a.rows) < a.rows ? (part + 1) * rows_per_part(a.rows) : a.rows;
-  ThreadMoments<A> moments;
-  if (row_of_thread < step) {
-    int64_t row = part * rows_per_part(a.rows) + row_of_thread;
-    int64_t index = (model * a.rows + row) * a.row_stride + first + column;
-    for (; row < end; row += step * kRows) {
-      T mean[kRows], logvar[kRows];
+  const int64_t begin = part * a.part_rows + row_of_thread, end = a.part_end(part);
+  LatentMoments moments = no_moments();
+  if (row_of_thread < step && begin < end) {
+    const int64_t offset = (model * a.rows + begin) * a.row_stride + first + column, next = step * a.row_stride;
+    const T *mean = a.mean + offset, *logvar = a.logvar + offset;
+    ThreadMoments<A> sums;
+    ThreadCounters<A, kBins> counts(table, counters + column, stride, cells);
+    const A m = load(*mean), t = load(*logvar);
+    sums.origin[0] = Origin<A>::at(gaussian_kl_element(m, t));
+    sums.origin[1] = Origin<A>::at(m);
+    sums.origin[2] = Origin<A>::at(exponential(t));
+    const auto add = [&](T mean, T logvar, typename ThreadMoments<A>::Few& few) {
+      const A m = load(mean), t = load(logvar), kl = gaussian_kl_element(m, t);
+      sums.add(kl, m, exponential(t), few);
+      counts.add(kl);
+    };
+    int rows = static_cast<int>((end - begin + step - 1) / step);
+    for (; rows >= kRows; rows -= kRows) {
+      T means[kRows], logvars[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (row + i * step < end) {
-          mean[i] = a.mean[index];
-          logvar[i] = a.logvar[index];
-        }
-        index += step * a.row_stride;
+        means[i] = *mean;
+        logvars[i] = *logvar;
+        mean += next;
+        logvar += next;
       }
+      typename ThreadMoments<A>::Few few;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const A m = load(mean[i]), t = load(logvar[i]), kl = gaussian_kl_element(m, t);
-        const auto bits = Bins<A>::bits_of(kl);
-        if (row + i * step >= end || Bins<A>::is_nan(bits)) continue;
-        moments.add(kl, m, exponential(t));
-        if constexpr (kHistogram) atomicAdd(&counters[cell_of<A>(bits, table) * stride + column], 1u);
-        for (int e = 0; e < table.num_compared; ++e)
-          if (bits < table.compared[e]) atomicAdd(&counters[(cells - 1 - e) * stride + column], 1u);
-      }
+      for (int i = 0; i < kRows; ++i) add(means[i], logvars[i], few);
+      sums.add(few);
     }
+    typename ThreadMoments<A>::Few few;
+#pragma unroll 1
+    for (; rows > 0; --rows) {
+      add(*mean, *logvar, few);
+      mean += next;
+      logvar += next;
+    }
+    sums.add(few);
+    counts.finish();
+    const int64_t all_rows = (end - begin + step - 1) / step;
+    moments = sums.are_finite() ? sums.of(all_rows) : careful_moments(a.mean + offset, a.logvar + offset, all_rows, next);
   }
   __syncthreads();
 
   int64_t* const result = a.cells + (model * a.latents + first) * cells;
-  for (int i = threadIdx.x; i < columns * cells; i += kTileThreads) {
-    const uint32_t count = counters[i % cells * stride + i / cells];
-    if (count > 0) atomicAdd(reinterpret_cast<unsigned long long*>(result + i), static_cast<unsigned long long>(count));
-  }
-  __syncthreads();
-
-  LatentMoments* of_threads = reinterpret_cast<LatentMoments*>(shared);
-  of_threads[threadIdx.x] = moments.moments();
-  // halves of the rows of a column merge until one is left
-  for (int rows = step; rows > 1; rows = (rows + 1) / 2) {
-    __syncthreads();
-    const int other = row_of_thread + (rows + 1) / 2;
-    if (other < rows) {
-      of_threads[threadIdx.x] = merge(of_threads[threadIdx.x], of_threads[other * columns + column]);
-    }
-  }
-  if (row_of_thread == 0) a.parts[(model * parts + part) * a.latents + first + column] = of_threads[threadIdx.x];
-}
-
-// Those of the lane `offset` above.
-__device__ inline VariableMoments shuffle_down(const VariableMoments& moments, int offset) {
-  return {__shfl_down_sync(kFullMask, moments.count, offset), __shfl_down_sync(kFullMask, moments.mean, offset),
-          __shfl_down_sync(kFullMask, moments.squares, offset)};
-}
-
-// A block per latent: a warp per threshold, a thread per bin, a warp for the moments of each variable, and one for what
-// all have in common.
-template <class T>
-__global__ void __launch_bounds__(kThreads) latent_results_kernel(const CollapseStatistics<T> a) {
-  using A = accumulate_t<T>;
-  const CellTable<A>& table = *a.table;
-  const int64_t index = blockIdx.x, cells_per_latent = num_cells(a.with_histogram, a.thresholds);
-  const int64_t* cells = a.cells + index * cells_per_latent;
-  for (int e = threadIdx.x / kWarp; e < a.thresholds; e += kWarps) {
-    const int below = table.below[e];
-    int64_t count = 0;
-    for (int i = lane(); i < below; i += kWarp) count += cells[i];
-    count = warp_sum(count);
-    if (lane() == 0) a.counts[index * a.thresholds + e] = below < 0 ? cells[cells_per_latent + below] : count;
-  }
-  if (a.with_histogram) {
-    for (int bin = threadIdx.x; bin < kHistogramBins; bin += kThreads) {
-      const auto entry = table.bins[bin];
-      const int64_t* cell = cells + first_cell<A>(bin, entry);
-      a.histogram[index * kHistogramBins + bin] = cell[0] + (is_split<A>(entry) ? cell[1] : 0);
-    }
-  }
-  const int64_t num_parts = num_row_parts(a.rows), model = index / a.latents;
-  const LatentMoments* parts = a.parts + model * num_parts * a.latents + index % a.latents;
   const int warp = threadIdx.x / kWarp;
-  if (warp < LatentMoments::kVariables) {
-    VariableMoments moments{0, 0, 0};
-#pragma unroll 1  // the registers of one step at a time
-    for (int64_t part = lane(); part < num_parts; part += kWarp)
-      moments = merge(moments, parts[part * a.latents].of(warp));
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) moments = merge(moments, shuffle_down(moments, offset));
-    if (lane() == 0) store(a, index, warp, moments);
-  } else if (warp == LatentMoments::kVariables) {
-    double count = 0, minimum = ExpTraits<double>::kInfinity, maximum = -minimum;
-    int64_t infinite = 0;
-    for (int64_t part = lane(); part < num_parts; part += kWarp) {
-      const LatentMoments& moments = parts[part * a.latents];
-      count += moments.count;
-      infinite += moments.infinite;
-      minimum = fmin(minimum, moments.minimum);
-      maximum = fmax(maximum, moments.maximum);
+  for (int j = warp; j < columns; j += kWarps) {
+    for (int i = lane(); i < cells; i += kWarp) {
+      const unsigned long long count = counters[i * stride + j];
+      if (count > 0) atomicAdd(reinterpret_cast<unsigned long long*>(result + j * cells + i), count);
     }
-    minimum = warp_reduce(minimum, [](double a, double b) { return fmin(a, b); });
-    maximum = warp_reduce(maximum, [](double a, double b) { return fmax(a, b); });
-    count = warp_sum(count);
-    infinite = warp_sum(infinite);
-    if (lane() == 0) store(a, index, count, infinite, minimum, maximum);
+  }
+  LatentMoments* const of_threads = reinterpret_cast<LatentMoments*>(shared);
+  moments = merge_rows(moments, of_threads, step, columns);
+  LatentMoments* const of_parts = a.parts + model * parts * a.latents + first + column;
+  if (row_of_thread == 0) of_parts[part * a.latents] = moments;
+  __syncthreads();
+  uint32_t* const ticket = reinterpret_cast<uint32_t*>(a.tickets + model * a.latents + first);
+  if (!is_last_block(ticket, parts)) return;
+
+  moments = no_moments();
+#pragma unroll 1  // the registers of one step at a time
+  for (int64_t i = row_of_thread; i < parts && row_of_thread < step; i += step)
+    moments = merge(moments, of_parts[i * a.latents]);
+  moments = merge_rows(moments, of_threads, step, columns);
+  const int64_t index = model * a.latents + first;
+  if (row_of_thread == 0) store(a, index + column, moments);
+  __syncthreads();
+  int64_t* const before = reinterpret_cast<int64_t*>(shared) + warp * (cells + 1);
+  for (int j = warp; j < columns; j += kWarps) {
+    sum_cells(result + j * cells, cells, before);
+    for (int e = lane(); e < a.thresholds.count; e += kWarp) store_count(a, index + j, e, table, before);
+    if (a.with_histogram)
+      for (int bin = lane(); bin < kHistogramBins; bin += kWarp) store_bin(a, index + j, bin, table, before);
+    __syncwarp();
   }
 }
 
@@ -199,12 +258,10 @@ __global__ void __launch_bounds__(kThreads) latent_results_kernel(const Collapse
 template <class T>
 void collapse_statistics(Cuda device, const CollapseStatistics<T>& a) {
   using namespace cuda;
-  const int64_t tiles = (a.latents + kTile - 1) / kTile;
-  launch(&cell_table_kernel<accumulate_t<T>>, blocks(1), kThreads, device, a.threshold, a.thresholds, a.with_histogram,
-         a.table);
-  launch(a.with_histogram ? &collapse_statistics_kernel<T, true> : &collapse_statistics_kernel<T, false>,
-         blocks(a.models * tiles * num_row_parts(a.rows)), kTileThreads, shared_bytes(a), device, a);
-  launch(&latent_results_kernel<T>, blocks(a.models * a.latents), kThreads, device, a);
+  const int64_t latents = a.models * a.latents, tiles = (a.latents + kTile - 1) / kTile;
+  clear(a.cells, latents * a.num_cells() + latents, device);  // and the tickets behind them
+  launch(a.with_bins() ? &collapse_statistics_kernel<T, true> : &collapse_statistics_kernel<T, false>,
+         blocks(a.models * tiles * a.num_parts()), kThreads, shared_bytes(a), device, a);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, collapse_statistics, CollapseStatistics)
 

@@ -44,10 +44,12 @@ def collapse_statistics(
         Posterior means and log-variances of one dtype, float64, float32, bfloat16 or float16: (N, K), or
         (M, N, K) for several models or checkpoints. For other shapes give ``event_dim``.
     thresholds
-        At most 64 thresholds ε in nats, in any order: finite numbers >= 0, or a tensor (E,) of dtype float64
-        on the device of mean, whose values are not looked at; none counts below a NaN.
+        At most 64 thresholds ε in nats, in any order: finite numbers >= 0, which go with the call and into a
+        CUDA graph as they are; or a tensor (E,) of dtype float64 on the device of mean, which is read there
+        when the kernel runs, in every replay of a graph. Its values are not looked at; none counts below a
+        NaN. Neither waits for the device.
     histogram
-        Without it the histogram has no bins, and one to a few thresholds cost half the time.
+        Without it the histogram has no bins, and one to four thresholds cost less.
     event_dim
         How many trailing dimensions are the latents of a sample, as in ``torch.distributions.Independent``:
         with 1 the shape is (*models, N, K); with 3 it is (*models, N, C, H, W), each position has latents of
@@ -100,14 +102,15 @@ def collapse_statistics(
 
 
 def count_checked(
-    mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool = True
+    mean: Tensor, logvar: Tensor, thresholds: list[float] | Tensor, histogram: bool = True
 ) -> LatentStatistics:
     """`collapse_statistics` of (*models, N, K) whose arguments are known to be right."""
     if not has_native(_OP, mean.device):
         return reference.collapse_statistics(widen(mean), widen(logvar), thresholds, histogram)
     models = mean.shape[:-2]
     core = (math.prod(models), *mean.shape[-2:])
-    outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), thresholds, histogram)
+    numbers, tensor = ([], thresholds) if isinstance(thresholds, Tensor) else (thresholds, None)
+    outputs = _CollapseStatistics.apply(mean.reshape(core), logvar.reshape(core), numbers, tensor, histogram)
     return LatentStatistics(*(output.reshape((*models, *output.shape[1:])) for output in outputs))
 
 
@@ -128,7 +131,9 @@ def _check_event_dim(event_dim: int | None, mean: Tensor) -> int:
     return event_dim
 
 
-def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+def _check_thresholds(
+    thresholds: Sequence[float] | Tensor, device: torch.device
+) -> list[float] | Tensor:
     if isinstance(thresholds, Tensor):
         if thresholds.dtype != torch.float64:
             raise TypeError(f"{_OP}: thresholds must be float64, got {thresholds.dtype}")
@@ -136,25 +141,28 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
             raise ValueError(f"{_OP}: thresholds must be on device {device}, got {thresholds.device}")
         if thresholds.ndim != 1:
             raise ValueError(f"{_OP}: thresholds must have shape (E,), got {tuple(thresholds.shape)}")
-        tensor = thresholds
+        checked: list[float] | Tensor = thresholds
     else:
         if isinstance(thresholds, (str, bytes)) or not isinstance(thresholds, Sequence):
             raise TypeError(
                 f"{_OP}: thresholds must be a sequence of numbers or a tensor, "
                 f"got {type(thresholds).__name__}"
             )
-        values = [check_number(_OP, "every threshold", threshold, at_least=0) for threshold in thresholds]
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    if len(tensor) > MAX_THRESHOLDS:
-        raise ValueError(f"{_OP}: there must be at most {MAX_THRESHOLDS} thresholds, got {len(tensor)}")
-    return tensor
+        checked = [check_number(_OP, "every threshold", threshold, at_least=0) for threshold in thresholds]
+    if len(checked) > MAX_THRESHOLDS:
+        raise ValueError(f"{_OP}: there must be at most {MAX_THRESHOLDS} thresholds, got {len(checked)}")
+    return checked
 
 
 @torch.compiler.allow_in_graph
 class _CollapseStatistics(Operator):
     @staticmethod
-    def forward(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> Any:
-        return torch.ops.lineavae.collapse_statistics(mean, logvar, thresholds, histogram)
+    def forward(
+        mean: Tensor, logvar: Tensor, thresholds: list[float], thresholds_tensor: Tensor | None, histogram: bool
+    ) -> Any:
+        return torch.ops.lineavae.collapse_statistics(
+            mean, logvar, thresholds, thresholds_tensor, histogram
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -171,14 +179,14 @@ class _CollapseStatistics(Operator):
 
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Fold vmap's dimension into the models."""
-    mean, logvar, thresholds, histogram = args
-    if in_dims[2] is not None:
+    mean, logvar, *others = args
+    if in_dims[3] is not None:
         raise ValueError(f"{_OP}: vmap over thresholds is not supported: pass all of them in one call")
     folded = []
     for tensor, dim in ((mean, in_dims[0]), (logvar, in_dims[1])):
         batched = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
         folded.append(batched.expand(info.batch_size, *batched.shape[1:]).flatten(0, 1))
-    outputs = torch.ops.lineavae.collapse_statistics(*folded, thresholds, histogram)
+    outputs = torch.ops.lineavae.collapse_statistics(*folded, *others)
     return tuple(output.unflatten(0, (info.batch_size, -1)) for output in outputs), (0,) * len(outputs)
 
 
@@ -186,14 +194,16 @@ torch.library.register_vmap(f"lineavae::{_OP}", _vmap)  # that of a vmap around 
 
 
 @torch.library.register_fake(f"lineavae::{_OP}")
-def _fake(mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool) -> tuple[Tensor, ...]:
+def _fake(
+    mean: Tensor, logvar: Tensor, thresholds: list[float], thresholds_tensor: Tensor | None, histogram: bool
+) -> tuple[Tensor, ...]:
     models, _, latents = mean.shape
 
     def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
         return mean.new_empty(models, latents, *sizes, dtype=dtype)
 
     return (
-        empty(thresholds.shape[0], dtype=torch.int64),
+        empty(len(thresholds if thresholds_tensor is None else thresholds_tensor), dtype=torch.int64),
         empty(NUM_BINS if histogram else 0, dtype=torch.int64),
         empty(NUM_MOMENTS, dtype=torch.float64),
         empty(dtype=torch.float64),

@@ -110,33 +110,38 @@ struct Expected {
 
 template <class T>
 void test_statistics(const Shape& s, bool finite, bool with_histogram, const std::vector<double>& thresholds,
-                     int64_t other_columns = 0) {
+                     int64_t other_columns = 0, int64_t part_rows = 256) {
   using A = accumulate_t<T>;
   const Posterior<T> posterior(s, finite);
   const Expected<T> expected(s, posterior, thresholds);
   const int64_t latents = s.models * s.latents, row_stride = s.latents + other_columns;
-  const int E = static_cast<int>(thresholds.size()), cells = num_cells(with_histogram, E);
+  const int E = static_cast<int>(thresholds.size());
   Case c(std::string("collapse_statistics ") + Scalar<T>::kName + " " + std::to_string(s.models) + "x" +
          std::to_string(s.rows) + "x" + std::to_string(s.latents) + " " + std::to_string(E) + " thresholds" +
-         (finite ? "" : " not finite") + (with_histogram ? "" : " no histogram") +
+         (finite ? "" : " not finite, in memory") + (with_histogram ? "" : " no histogram") +
          (other_columns == 0 ? "" : " among others"));
   const T* mean = c.input<T>("mean", widened(s, posterior.mean, row_stride));
   const T* logvar = c.input<T>("logvar", widened(s, posterior.logvar, row_stride));
-  const double* threshold = c.input<double>("thresholds", thresholds);
-  auto* table = reinterpret_cast<CellTable<A>*>(c.output<double>("table", sizeof(CellTable<A>) / sizeof(double) + 1));
-  int64_t* counted = c.in_out<int64_t>("cells", std::vector<double>(latents * cells));
-  auto* parts = reinterpret_cast<LatentMoments*>(
-      c.output<double>("parts", latents * num_row_parts(s.rows) * sizeof(LatentMoments) / sizeof(double)));
+  // numbers in the call, or in memory
+  Thresholds given{E, nullptr, {}};
+  if (finite) {
+    std::copy(thresholds.begin(), thresholds.end(), given.number);
+  } else {
+    given.in_memory = c.input<double>("thresholds", thresholds);
+  }
   int64_t* counts = c.output<int64_t>("counts", latents * E);
   int64_t* histogram = c.output<int64_t>("histogram", with_histogram ? latents * kHistogramBins : 0);
   double* moments = c.output<double>("moments", latents * 7);
   double *minimum = c.output<double>("minimum", latents), *maximum = c.output<double>("maximum", latents);
   int64_t *infinite = c.output<int64_t>("infinite", latents), *nan = c.output<int64_t>("nan", latents);
-  c.run([&] {
-    collapse_statistics(Cuda{}, CollapseStatistics<T>{s.models, s.rows, s.latents, row_stride, E, with_histogram, mean,
-                                                      logvar, threshold, table, counted, parts, counts, histogram,
-                                                      moments, minimum, maximum, infinite, nan});
-  });
+  CollapseStatistics<T> a{s.models, s.rows,  s.latents, row_stride, part_rows, with_histogram, given,
+                          mean,     logvar,  nullptr,   nullptr,    nullptr,   counts,         histogram,
+                          moments,  minimum, maximum,   infinite,   nan};
+  a.parts = reinterpret_cast<LatentMoments*>(
+      c.output<double>("parts", latents * a.num_parts() * sizeof(LatentMoments) / sizeof(double)));
+  a.cells = c.output<int64_t>("cells", latents * (a.num_cells() + 1));
+  a.tickets = a.cells + latents * a.num_cells();
+  c.run([&] { collapse_statistics(Cuda{}, a); });
   c.expect(counts, expected.counts, 0);
   if (with_histogram) c.expect(histogram, expected.histogram, 0);
   // v is computed in float where the input is not double
