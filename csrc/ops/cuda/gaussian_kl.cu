@@ -55,18 +55,18 @@ __global__ void __launch_bounds__(kThreads) gaussian_kl_elements(const GaussianK
 }
 
 template <class T, int kWidth>
-__device__ __forceinline__ void store_gradients(const GaussianKLBackward<T>& a, int64_t index,
-                                                const Vector<accumulate_t<T>, kWidth>& grad) {
-  const auto mean = load_vector<kWidth>(a.mean + index);
-  const auto logvar = load_vector<kWidth>(a.logvar + index);
+__device__ __forceinline__ void store_gradients(const Vector<accumulate_t<T>, kWidth>& grad, const T* mean_at,
+                                                const T* logvar_at, T* grad_mean_at, T* grad_logvar_at) {
+  const auto mean = load_vector<kWidth>(mean_at);
+  const auto logvar = load_vector<kWidth>(logvar_at);
   Vector<T, kWidth> grad_mean, grad_logvar;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     store(weighted(grad.at[i], load(mean.at[i])), grad_mean.at[i]);
     store(gaussian_kl_grad_logvar(grad.at[i], load(logvar.at[i])), grad_logvar.at[i]);
   }
-  store_vector(a.grad_mean + index, grad_mean);
-  store_vector(a.grad_logvar + index, grad_logvar);
+  store_vector(grad_mean_at, grad_mean);
+  store_vector(grad_logvar_at, grad_logvar);
 }
 
 template <bool kWeighted, class T, int kWidth>
@@ -74,6 +74,8 @@ __global__ void __launch_bounds__(kThreads)
     gaussian_kl_row_gradients(const GaussianKLBackward<T> a, const RowTiles<kWidth> tiles) {
   const Tile tile = tiles.tile(0);
   const int64_t first = tile.row * a.latents + tile.column * kWidth;
+  const T *const mean = a.mean + first, *const logvar = a.logvar + first;
+  T *const grad_mean = a.grad_mean + first, *const grad_logvar = a.grad_logvar + first;
 #pragma unroll 1
   for (int vector = threadIdx.x; vector < tile.vectors(); vector += kThreads) {
     const accumulate_t<T> of_row = a.grad[tile.row + tiles.row_of(vector)];
@@ -81,14 +83,17 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kWeighted) grad = load_weights(a, tiles, tile, vector);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) grad.at[i] = kWeighted ? of_row * grad.at[i] : of_row;
-    store_gradients(a, first + vector * kWidth, grad);
+    store_gradients(grad, vector_at<kWidth>(mean, vector), vector_at<kWidth>(logvar, vector),
+                    vector_at<kWidth>(grad_mean, vector), vector_at<kWidth>(grad_logvar, vector));
   }
 }
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) gaussian_kl_gradients(const GaussianKLBackward<T> a) {
   const int64_t index = thread_index() * kWidth;
-  if (index < a.rows * a.latents) store_gradients(a, index, load_vector<kWidth>(a.grad + index));
+  if (index >= a.rows * a.latents) return;
+  store_gradients(load_vector<kWidth>(a.grad + index), a.mean + index, a.logvar + index, a.grad_mean + index,
+                  a.grad_logvar + index);
 }
 
 }  // namespace cuda

@@ -13,11 +13,10 @@ template <class T>
 constexpr int kWidth = 16 / sizeof(accumulate_t<T>);
 
 // Per multiprocessor at least: as many as need no spilled registers.
-template <class T, bool kVectors, bool kWeighted = false>
+template <class T, bool kVectors>
 constexpr int kBlocks = sizeof(accumulate_t<T>) == 8 ? 2
-                        : !kVectors                  ? 3
-                        : kWeighted                  ? 4
-                                                     : 5;
+                        : kVectors                   ? 4
+                                                     : 3;
 
 // The first `count` elements; with kVectors all of them, aligned.
 template <bool kVectors, int kSize, class T>
@@ -99,7 +98,7 @@ __device__ __forceinline__ T* address_of(T* tile, const Place& place) {
 }
 
 template <bool kVectors, bool kWeighted, class T>
-__global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors, kWeighted>))
+__global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors> + (kVectors && !kWeighted)))
     reparameterized_kl_rows(const ReparameterizedKL<T> a, const RowTiles<kWidth<T>> tiles, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
   constexpr int kSize = kWidth<T>;
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors, kWeigh
 }
 
 template <bool kVectors, class T>
-__global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors>))
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kVectors>)
     reparameterized_kl_gradients(const ReparameterizedKLBackward<T> a, const RowTiles<kWidth<T>> tiles) {
   using A = accumulate_t<T>;
   constexpr int kSize = kWidth<T>;
