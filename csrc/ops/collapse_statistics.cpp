@@ -23,8 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
   constexpr const char* kOp = "collapse_statistics";
   const auto [M, N, K] = sizes_of<3>(kOp, "mean", mean);
   STD_TORCH_CHECK(numbers.empty() || !in_memory, kOp, ": thresholds must be numbers or a tensor, got both");
-  const int64_t E =
-      in_memory ? sizes_of<1>(kOp, "thresholds", *in_memory)[0] : static_cast<int64_t>(numbers.size());
+  const int64_t E = in_memory ? sizes_of<1>(kOp, "thresholds", *in_memory)[0] : static_cast<int64_t>(numbers.size());
   STD_TORCH_CHECK(E <= kMaxThresholds, kOp, ": thresholds must be at most ", kMaxThresholds, ", got ", E);
   const Checked checked(kOp, mean);
   const Tensor m = checked("mean", mean, {M, N, K}), t = checked("logvar", logvar, {M, N, K});

@@ -70,11 +70,11 @@ LINEAVAE_HOST_DEVICE bool is_finite(double x) { return x - x == 0; }
 // the shift: then no square is too small.
 template <class A>
 struct Origin {
-  A shift, unit, minus_shift;  // the last one in units
+  A unit, minus_shift;  // the second in units
 
   LINEAVAE_HOST_DEVICE static Origin at(A shift) {
     const A unit = unit_of(shift);
-    return {shift, unit, -shift * unit};
+    return {unit, -shift * unit};
   }
   LINEAVAE_HOST_DEVICE A of(A x) const { return multiply_add(x, unit, minus_shift); }
 
@@ -83,7 +83,7 @@ struct Origin {
     const double mean = sum / count, deviations = squares - sum * mean;
     const double bounded = !is_finite(squares) ? squares : deviations > 0 ? deviations : 0;
     const double from_unit = 1.0 / unit;
-    return {count, shift + mean * from_unit, bounded * from_unit * from_unit};
+    return {count, (mean - minus_shift) * from_unit, bounded * from_unit * from_unit};
   }
 
  private:
@@ -173,8 +173,8 @@ LINEAVAE_HOST_DEVICE int num_cells(bool with_bins, int thresholds) {
   return (with_bins ? kHistogramBins : 0) + thresholds;
 }
 
-// A table is filled in four steps, each for all of its indices before the next: bounds, bins that are split, the table's
-// bins, and its thresholds.
+// A table is filled in four steps, each for all of its indices before the next: bounds, bins that are split, the
+// table's bins, and its thresholds.
 template <class A>
 LINEAVAE_HOST_DEVICE int split_bin(const Threshold<A>* thresholds, int index) {
   using B = Bins<A>;

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineavae import _ext, reference
 from lineavae.linear import LinearVAE
@@ -494,6 +495,56 @@ def test_thresholds_as_a_tensor_are_not_looked_at(histogram, device):
             counts[:, [1, 3]].cpu(), dense_counts(kl_values(*posterior), [0.5, 0.0])
         )
         assert counts[:, [0, 2, 4, 5]].tolist() == [[0, 0, 49, 49]] * 3  # what is infinite is below none
+
+
+class Calls(TorchDispatchMode):
+    """The operators that are called meanwhile."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_numbers_are_not_copied_to_a_tensor(device):
+    """A copy to a GPU waits for it, and cannot be captured in a graph."""
+    posterior = make_posterior((50, 3), device=device)
+    with Calls() as calls:
+        collapse_statistics(*posterior, THRESHOLDS)
+    assert set(calls.names) <= {"aten::view", "lineavae::collapse_statistics"}
+
+
+def test_numbers_and_a_tensor_give_the_same_bits(device):
+    posterior = make_posterior((600, 5), device=device)
+    values = np.geomspace(1e-8, 1e6, 64).tolist()
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    for histogram in (True, False):
+        expected = collapse_statistics(*posterior, values, histogram=histogram)
+        assert_same_bits(collapse_statistics(*posterior, tensor, histogram=histogram), expected)
+    with pytest.raises(RuntimeError, match="thresholds must be numbers or a tensor, got both"):
+        torch.ops.lineavae.collapse_statistics(*(t[None] for t in posterior), values, tensor, True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@each_histogram
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numbers", "tensor"])
+def test_captured_in_a_cuda_graph(as_tensor, histogram):
+    mean, logvar = make_posterior((3000, 20), device="cuda")
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device="cuda") if as_tensor else THRESHOLDS
+    collapse_statistics(mean, logvar, thresholds, histogram=histogram)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = collapse_statistics(mean, logvar, thresholds, histogram=histogram)
+    for seed in (1, 2):  # each replay counts anew, what is in the tensors then
+        for tensor, values in zip((mean, logvar), make_posterior(mean.shape, seed=seed), strict=True):
+            tensor.copy_(values)
+        if as_tensor:
+            thresholds.mul_(2)
+        graph.replay()
+        assert_same_bits(captured, collapse_statistics(mean, logvar, thresholds, histogram=histogram))
 
 
 @each_histogram

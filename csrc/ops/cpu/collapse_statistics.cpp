@@ -13,9 +13,9 @@
 namespace lineavae {
 namespace {
 
-constexpr int kTile = 256;          // columns
-constexpr int kGroup = 8;           // rows whose moments are added at once, in the accumulation type
-constexpr int kPad = 16;            // loops over columns go on to a multiple of this, so that none is left to a scalar loop
+constexpr int kTile = 256;  // columns
+constexpr int kGroup = 8;   // rows whose moments are added at once, in the accumulation type
+constexpr int kPad = 16;    // loops over columns go on to a multiple of this, so that none is left to a scalar loop
 constexpr int64_t kBlockRows = 2048;  // whose sums have the same origin
 constexpr int kVariables = LatentMoments::kVariables;
 
@@ -25,8 +25,8 @@ struct Block {
   using Bits = typename Bins<A>::Bits;
   alignas(64) A value[kVariables][kGroup * kTile + kPad];  // KL, m and v of a group, row after row
   alignas(64) uint16_t cell[kTile];
-  // unit and minus_shift of the columns' origins; sums over the block of what is relative to them, and of its square
-  alignas(64) A shift[kVariables][kTile], unit[kVariables][kTile], minus_shift[kVariables][kTile];
+  // the columns' origins; sums over the block of what is relative to them, and of its square
+  alignas(64) A unit[kVariables][kTile], minus_shift[kVariables][kTile];
   alignas(64) double sum[kVariables][kTile], squares[kVariables][kTile];
   alignas(64) A minimum[kTile], maximum[kTile];
   alignas(64) int32_t compared[kMaxThresholds][kTile];
@@ -54,7 +54,6 @@ LINEAVAE_INLINE void begin_block(int columns, Block<A>& block) {
   for (int i = 0; i < kVariables; ++i) {
     for (int j = 0; j < padded(columns); ++j) {
       const Origin<A> origin = Origin<A>::at(block.value[i][j]);
-      block.shift[i][j] = origin.shift;
       block.unit[i][j] = origin.unit;
       block.minus_shift[i][j] = origin.minus_shift;
       block.sum[i][j] = block.squares[i][j] = 0;
@@ -83,7 +82,7 @@ LINEAVAE_INLINE void add_moments(int columns, Block<A>& block) {
     const A* value = block.value[i];
 #pragma omp simd
     for (int j = 0; j < padded(columns); ++j) {
-      const Origin<A> origin{block.shift[i][j], block.unit[i][j], block.minus_shift[i][j]};
+      const Origin<A> origin{block.unit[i][j], block.minus_shift[i][j]};
       A sum = 0, squares = 0;
       for (int row = 0; row < kRows; ++row) {
         const A x = origin.of(value[row * columns + j]);
@@ -143,7 +142,7 @@ void end_block(const TileRows<T>& to, int64_t begin, int64_t end) {
     LatentMoments moments{static_cast<double>(end - begin), 0, {}, {}, block.minimum[j], block.maximum[j]};
     bool finite = true;
     for (int i = 0; i < kVariables; ++i) {
-      const Origin<A> origin{block.shift[i][j], block.unit[i][j], block.minus_shift[i][j]};
+      const Origin<A> origin{block.unit[i][j], block.minus_shift[i][j]};
       moments.set(i, origin.moments(moments.count, block.sum[i][j], block.squares[i][j]));
       finite &= is_finite(block.squares[i][j]);
     }

@@ -8,10 +8,11 @@
 namespace lineavae {
 namespace cuda {
 
-constexpr int kTile = 16;       // columns
-constexpr int kTileBlocks = 3;  // per multiprocessor: as many as have their counters in the shared memory of sm_80
+constexpr int kTile = 16;  // columns
 template <class T>
-constexpr int kRowsInFlight = sizeof(T) == 8 ? 4 : 8;  // per thread
+constexpr int kTileBlocks = sizeof(T) == 8 ? 2 : 3;  // per multiprocessor: registers and shared memory hold no more
+template <class T>
+constexpr int kRowsInFlight = sizeof(T) == 8 ? 2 : 8;  // per thread
 constexpr int kVariables = LatentMoments::kVariables;
 
 // Every thread of the block may read the table afterwards.
@@ -32,19 +33,36 @@ __device__ void fill(CellTable<A>& table, const Thresholds& thresholds, bool wit
   __syncthreads();
 }
 
+template <class B>
+struct ThreadSums {
+  B sum[kVariables] = {}, squares[kVariables] = {};
+};
+
 // What a thread knows of the moments of its column, relative to its first row.
 template <class A>
 struct ThreadMoments {
   using Bits = typename Bins<A>::Bits;
   Origin<A> origin[kVariables];
-  double sum[kVariables] = {}, squares[kVariables] = {};
+  ThreadSums<double> sums;
   Bits minimum = ~Bits{0}, maximum = 0;
 
-  // The sums of a few rows.
-  struct Few {
-    A sum[kVariables] = {}, squares[kVariables] = {};
-  };
-  __device__ __forceinline__ void add(A kl, A mean, A variance, Few& few) {
+  // The sums of a few rows in float begin at 0, and are added to the others; those in double go on.
+  __device__ __forceinline__ ThreadSums<A> begin_few() const {
+    if constexpr (sizeof(A) == sizeof(double)) return sums;
+    return {};
+  }
+  __device__ __forceinline__ void end_few(const ThreadSums<A>& few) {
+    if constexpr (sizeof(A) == sizeof(double)) {
+      sums = few;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVariables; ++i) {
+        sums.sum[i] += few.sum[i];
+        sums.squares[i] += few.squares[i];
+      }
+    }
+  }
+  __device__ __forceinline__ void add(A kl, A mean, A variance, ThreadSums<A>& few) {
     const A value[kVariables] = {kl, mean, variance};
 #pragma unroll
     for (int i = 0; i < kVariables; ++i) {
@@ -56,20 +74,15 @@ struct ThreadMoments {
     minimum = bits < minimum ? bits : minimum;
     maximum = bits > maximum ? bits : maximum;
   }
-  __device__ __forceinline__ void add(const Few& few) {
-#pragma unroll
-    for (int i = 0; i < kVariables; ++i) {
-      sum[i] += few.sum[i];
-      squares[i] += few.squares[i];
-    }
-  }
 
-  __device__ bool are_finite() const { return is_finite(squares[0]) && is_finite(squares[1]) && is_finite(squares[2]); }
+  __device__ bool are_finite() const {
+    return is_finite(sums.squares[0]) && is_finite(sums.squares[1]) && is_finite(sums.squares[2]);
+  }
   __device__ LatentMoments of(int64_t rows) const {
     LatentMoments moments = no_moments();
     moments.count = static_cast<double>(rows);
 #pragma unroll
-    for (int i = 0; i < kVariables; ++i) moments.set(i, origin[i].moments(moments.count, sum[i], squares[i]));
+    for (int i = 0; i < kVariables; ++i) moments.set(i, origin[i].moments(moments.count, sums.sum[i], sums.squares[i]));
     moments.minimum = bit_cast<A>(minimum);
     moments.maximum = bit_cast<A>(maximum);
     return moments;
@@ -83,12 +96,17 @@ struct ThreadCounters {
   static constexpr int kCompared = kBins ? 0 : kMostCompared;
   const CellTable<A>& table;
   uint32_t* of_column;
-  int stride, cells, num_compared;
+  uint32_t* last;  // that of the first threshold that splits no bin
+  int stride, num_compared;
   A bound[kMostCompared];
   float below[kMostCompared];  // a comparison gives a float at once, and these are exact
 
-  __device__ ThreadCounters(const CellTable<A>& table_, uint32_t* of_column_, int stride_, int cells_)
-      : table(table_), of_column(of_column_), stride(stride_), cells(cells_), num_compared(table_.num_compared) {
+  __device__ ThreadCounters(const CellTable<A>& table_, uint32_t* of_column_, int stride_, int cells)
+      : table(table_),
+        of_column(of_column_),
+        last(of_column_ + (cells - 1) * stride_),
+        stride(stride_),
+        num_compared(table_.num_compared) {
 #pragma unroll
     for (int e = 0; e < kCompared; ++e) {
       bound[e] = e < num_compared ? bit_cast<A>(table.compared[e]) : 0;
@@ -112,7 +130,7 @@ struct ThreadCounters {
     for (int e = 0; e < kCompared; ++e)
       if (e < num_compared) atomicAdd(compared(e), static_cast<uint32_t>(below[e]));
   }
-  __device__ uint32_t* compared(int e) const { return of_column + (cells - 1 - e) * stride; }
+  __device__ uint32_t* compared(int e) const { return last - e * stride; }
 };
 
 // What each thread has of its column is merged, halves of the rows at a time, until the first row has all.
@@ -157,7 +175,7 @@ size_t shared_bytes(const CollapseStatistics<T>& a) {
 }
 
 template <class T, bool kBins>
-__global__ void __launch_bounds__(kThreads, resident(kTileBlocks))
+__global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
     collapse_statistics_kernel(const CollapseStatistics<T> a) {
   using A = accumulate_t<T>;
   constexpr int kRows = kRowsInFlight<T>;
@@ -174,24 +192,25 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks))
 
   const int step = kThreads / columns;  // rows that the block reads at once
   const int column = threadIdx.x % columns, row_of_thread = threadIdx.x / columns;
-  const int64_t begin = part * a.part_rows + row_of_thread, end = a.part_end(part);
+  const int64_t begin = part * a.part_rows + row_of_thread;
+  const int rows = static_cast<int>((a.part_end(part) - begin + step - 1) / step);  // of the thread
   LatentMoments moments = no_moments();
-  if (row_of_thread < step && begin < end) {
+  if (row_of_thread < step && rows > 0) {
     const int64_t offset = (model * a.rows + begin) * a.row_stride + first + column, next = step * a.row_stride;
     const T *mean = a.mean + offset, *logvar = a.logvar + offset;
-    ThreadMoments<A> sums;
+    ThreadMoments<A> thread;
     ThreadCounters<A, kBins> counts(table, counters + column, stride, cells);
     const A m = load(*mean), t = load(*logvar);
-    sums.origin[0] = Origin<A>::at(gaussian_kl_element(m, t));
-    sums.origin[1] = Origin<A>::at(m);
-    sums.origin[2] = Origin<A>::at(exponential(t));
-    const auto add = [&](T mean, T logvar, typename ThreadMoments<A>::Few& few) {
+    thread.origin[0] = Origin<A>::at(gaussian_kl_element(m, t));
+    thread.origin[1] = Origin<A>::at(m);
+    thread.origin[2] = Origin<A>::at(exponential(t));
+    const auto add = [&](T mean, T logvar, ThreadSums<A>& few) {
       const A m = load(mean), t = load(logvar), kl = gaussian_kl_element(m, t);
-      sums.add(kl, m, exponential(t), few);
+      thread.add(kl, m, exponential(t), few);
       counts.add(kl);
     };
-    int rows = static_cast<int>((end - begin + step - 1) / step);
-    for (; rows >= kRows; rows -= kRows) {
+    int left = rows;
+    for (; left >= kRows; left -= kRows) {
       T means[kRows], logvars[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
@@ -200,22 +219,21 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks))
         mean += next;
         logvar += next;
       }
-      typename ThreadMoments<A>::Few few;
+      ThreadSums<A> few = thread.begin_few();
 #pragma unroll
       for (int i = 0; i < kRows; ++i) add(means[i], logvars[i], few);
-      sums.add(few);
+      thread.end_few(few);
     }
-    typename ThreadMoments<A>::Few few;
+    ThreadSums<A> few = thread.begin_few();
 #pragma unroll 1
-    for (; rows > 0; --rows) {
+    for (; left > 0; --left) {
       add(*mean, *logvar, few);
       mean += next;
       logvar += next;
     }
-    sums.add(few);
+    thread.end_few(few);
     counts.finish();
-    const int64_t all_rows = (end - begin + step - 1) / step;
-    moments = sums.are_finite() ? sums.of(all_rows) : careful_moments(a.mean + offset, a.logvar + offset, all_rows, next);
+    moments = thread.are_finite() ? thread.of(rows) : careful_moments(a.mean + offset, a.logvar + offset, rows, next);
   }
   __syncthreads();
 

@@ -233,11 +233,10 @@ def _scan_shard(
     count: Callable[[int], None],
 ) -> None:
     """Merge the statistics of a shard's posteriors into ``total``."""
-    tensor = torch.tensor(thresholds, dtype=torch.float64, device=device)
     for mean, logvar in shard.blocks():
         for columns in range(0, shard.latent_dim, _LATENTS_AT_ONCE):
             some = slice(columns, columns + _LATENTS_AT_ONCE)
-            part = collapse_statistics(mean[:, some].to(device), logvar[:, some].to(device), tensor)
+            part = collapse_statistics(mean[:, some].to(device), logvar[:, some].to(device), thresholds)
             _add(LatentStatistics(*(statistic[some] for statistic in total)), part)
         count(len(mean) * shard.row_bytes)
 

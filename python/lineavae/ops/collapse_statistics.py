@@ -131,9 +131,7 @@ def _check_event_dim(event_dim: int | None, mean: Tensor) -> int:
     return event_dim
 
 
-def _check_thresholds(
-    thresholds: Sequence[float] | Tensor, device: torch.device
-) -> list[float] | Tensor:
+def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device) -> list[float] | Tensor:
     if isinstance(thresholds, Tensor):
         if thresholds.dtype != torch.float64:
             raise TypeError(f"{_OP}: thresholds must be float64, got {thresholds.dtype}")
@@ -158,11 +156,13 @@ def _check_thresholds(
 class _CollapseStatistics(Operator):
     @staticmethod
     def forward(
-        mean: Tensor, logvar: Tensor, thresholds: list[float], thresholds_tensor: Tensor | None, histogram: bool
+        mean: Tensor,
+        logvar: Tensor,
+        thresholds: list[float],
+        thresholds_tensor: Tensor | None,
+        histogram: bool,
     ) -> Any:
-        return torch.ops.lineavae.collapse_statistics(
-            mean, logvar, thresholds, thresholds_tensor, histogram
-        )
+        return torch.ops.lineavae.collapse_statistics(mean, logvar, thresholds, thresholds_tensor, histogram)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -6,6 +6,7 @@ above: those of a float's exponent and leading four bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ def histogram_edges() -> Tensor:
 
 
 def collapse_statistics(
-    mean: Tensor, logvar: Tensor, thresholds: Tensor, histogram: bool = True
+    mean: Tensor, logvar: Tensor, thresholds: Sequence[float] | Tensor, histogram: bool = True
 ) -> LatentStatistics:
     """Statistics of (*models, N, K) posteriors with thresholds (E,) in nats.
 
