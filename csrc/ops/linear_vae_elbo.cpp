@@ -62,15 +62,15 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
   const Tensor residual = checked("residual", residual_, {M, N, D});
   const Tensor norms = checked("column_norms", column_norms_, {M, K});
   const Backend<Device> backend(weight);
-  Tensor grad_code = product(residual, weight), scaled_code = empty({M, N, K}, weight);
+  Tensor grad_code = product(residual, weight), scaled_code = empty({M, N, scaled_columns(K)}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
     code_gradients(backend.device(), CodeGradients<T>{M, N, K, input<T>(grad), input<T>(log_sigma2), input<T>(beta),
                                                       input<T>(code), output<T>(grad_code), output<T>(scaled_code)});
   });
-  Tensor grad_weight = product(transposed(residual), scaled_code);
+  Tensor residual_sums = product(transposed(residual), scaled_code);
   Tensor grad_encoder = product(transposed(grad_code), centred);
-  const Tensor residual_sum = product_with_vector(transposed(residual), grad);
-  const Tensor residual_pull = product_with_vector(transposed(weight), residual_sum);
+  const Tensor residual_sum = torch::stable::narrow(residual_sums, 2, K, 1);
+  const Tensor residual_pull = torch::stable::squeeze(product(transposed(weight), residual_sum), -1);
   const Tensor code_sum = product_with_vector(transposed(code), grad);
   Tensor weight_scale = empty({M, K}, weight, ScalarType::Double), encoder_pull = empty({M, K}, weight);
   Tensor grad_log_d = empty({M, K}, weight), grad_log_sigma2 = empty({M}, weight);
@@ -82,12 +82,12 @@ Outputs backward(const Tensor& grad_, const Tensor& weight_, const Tensor& encod
                               output<T>(encoder_pull), output<T>(grad_log_d), output<T>(grad_log_sigma2)});
   });
   const Tensor pulled = product_with_vector(transposed(encoder), encoder_pull);
-  Tensor grad_mu = empty({M, D}, weight);
+  Tensor grad_weight = empty({M, D, K}, weight), grad_mu = empty({M, D}, weight);
   dispatch_floating(kOp, weight, [&]<class T>() {
     decoder_gradients(
         backend.device(),
         DecoderGradients<T>{M, D, K, input<T>(log_sigma2), input<T>(weight), input<double>(weight_scale),
-                            input<T>(residual_sum), input<T>(pulled), output<T>(grad_weight), output<T>(grad_mu)});
+                            input<T>(residual_sums), input<T>(pulled), output<T>(grad_weight), output<T>(grad_mu)});
   });
   return {grad_code, grad_weight, grad_encoder, grad_mu, grad_log_d, grad_log_sigma2};
 }

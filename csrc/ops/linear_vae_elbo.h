@@ -17,7 +17,9 @@
 // where the product does not. A weight β of 0 switches the KL off, infinite or not. All arrays are contiguous, the
 // first dimension is over models, and every reduction has a fixed order.
 //
-// Launches: forward 4 and 2 products, backward 3 and 3 products and 4 with a vector; where x requires grad, one more
+// One product gives Σ_n e_n (g_n h_n)ᵀ and Σ_n g_n e_n: g is one more column of the code.
+//
+// Launches: forward 4 and 2 products, backward 3 and 3 products and 3 with a vector; where x requires grad, one more
 // product and a few of torch's; 1 more where beta is a number.
 #pragma once
 
@@ -68,6 +70,9 @@ struct ResidualArguments {
   T* elbo;                   // (models, N)
 };
 
+// Columns of the code with g beside it: as many more as make rows whole sectors, and products fast.
+LINEAVAE_HOST_DEVICE int64_t scaled_columns(int64_t latents) { return (latents + 8) / 8 * 8; }
+
 template <class T>
 struct CodeGradients {
   int64_t models, samples, latents;
@@ -76,7 +81,7 @@ struct CodeGradients {
   const T* beta;        // (models)
   const T* code;        // (models, N, K): h
   T* grad_code;         // (models, N, K): Wᵀe in, dh out
-  T* scaled_code;       // (models, N, K): g h
+  T* scaled_code;       // (models, N, scaled_columns(K)): g h, g, zeros
 };
 
 template <class T>
@@ -103,9 +108,9 @@ struct DecoderGradients {
   const T* log_sigma2;         // (models)
   const T* weight;             // (models, D, K)
   const double* weight_scale;  // (models, K): G d / σ²
-  const T* residual_sum;       // (models, D): Σ g e
+  const T* residual_sums;      // (models, D, scaled_columns(K)): Σ e (g h)ᵀ, Σ g e, zeros
   const T* pulled;             // (models, D): Vᵀu
-  T* grad_weight;              // (models, D, K): Σ e (g h)ᵀ in, dW out
+  T* grad_weight;              // (models, D, K)
   T* grad_mu;                  // (models, D)
 };
 

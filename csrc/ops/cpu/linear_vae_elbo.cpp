@@ -2,6 +2,7 @@
 // an order that the number of threads does not change.
 #include "ops/linear_vae_elbo.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/cpu.h"
@@ -92,12 +93,14 @@ LINEAVAE_INLINE void code_gradients_body(const CodeGradients<T>& a, int64_t begi
     const double c = a.grad[row] * std::exp(-static_cast<double>(a.log_sigma2[model]));
     const T grad = a.grad[row], shrink = grad * a.beta[model];
     const T* code = a.code + row * a.latents;
-    T *grad_code = a.grad_code + row * a.latents, *scaled_code = a.scaled_code + row * a.latents;
+    T *grad_code = a.grad_code + row * a.latents, *scaled_code = a.scaled_code + row * scaled_columns(a.latents);
 #pragma omp simd
     for (int64_t k = 0; k < a.latents; ++k) {
       grad_code[k] = static_cast<T>(c * grad_code[k]) - shrink * code[k];
       scaled_code[k] = grad * code[k];
     }
+    scaled_code[a.latents] = grad;
+    std::fill(scaled_code + a.latents + 1, scaled_code + scaled_columns(a.latents), T(0));
   }
 }
 LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, code_gradients, CodeGradients, (a.models * a.samples), a.latents)
@@ -131,13 +134,14 @@ LINEAVAE_INLINE void decoder_gradients_body(const DecoderGradients<T>& a, int64_
     const int64_t model = row / a.features;
     const T* weight = a.weight + row * a.latents;
     const double* scale = a.weight_scale + model * a.latents;
+    const T* residual_sums = a.residual_sums + row * scaled_columns(a.latents);
     T* grad_weight = a.grad_weight + row * a.latents;
     const double precision = std::exp(-static_cast<double>(a.log_sigma2[model]));
 #pragma omp simd
     for (int64_t k = 0; k < a.latents; ++k) {
-      grad_weight[k] = static_cast<T>(precision * grad_weight[k] - scale[k] * weight[k]);
+      grad_weight[k] = static_cast<T>(precision * residual_sums[k] - scale[k] * weight[k]);
     }
-    a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
+    a.grad_mu[row] = static_cast<T>(residual_sums[a.latents] * precision - a.pulled[row]);
   }
 }
 LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, decoder_gradients, DecoderGradients, (a.models * a.features), a.latents)

@@ -106,11 +106,16 @@ __global__ void __launch_bounds__(kThreads) code_gradients_kernel(const CodeGrad
   const int64_t model = row / a.samples;
   const double c = a.grad[row] * exp(-static_cast<double>(a.log_sigma2[model]));
   const T grad = a.grad[row], shrink = grad * a.beta[model];
-  for (int64_t k = lane(); k < a.latents; k += kWarp) {
-    const int64_t index = row * a.latents + k;
-    const T code = a.code[index];
-    a.grad_code[index] = static_cast<T>(c * a.grad_code[index]) - shrink * code;
-    a.scaled_code[index] = grad * code;
+  T* scaled_code = a.scaled_code + row * scaled_columns(a.latents);
+  for (int64_t k = lane(); k < scaled_columns(a.latents); k += kWarp) {
+    T scaled = k == a.latents ? grad : T(0);
+    if (k < a.latents) {
+      const int64_t index = row * a.latents + k;
+      const T code = a.code[index];
+      a.grad_code[index] = static_cast<T>(c * a.grad_code[index]) - shrink * code;
+      scaled = grad * code;
+    }
+    scaled_code[k] = scaled;
   }
 }
 
@@ -147,13 +152,14 @@ __global__ void __launch_bounds__(kThreads) decoder_gradients_kernel(const Decod
   if (row >= a.models * a.features) return;
   const int64_t model = row / a.features;
   const double precision = exp(-static_cast<double>(a.log_sigma2[model]));
+  const T* residual_sums = a.residual_sums + row * scaled_columns(a.latents);
   for (int64_t k = lane(); k < a.latents; k += kWarp) {
     const int64_t index = row * a.latents + k;
     const double pull = a.weight_scale[model * a.latents + k] * a.weight[index];
-    a.grad_weight[index] = static_cast<T>(precision * a.grad_weight[index] - pull);
+    a.grad_weight[index] = static_cast<T>(precision * residual_sums[k] - pull);
   }
   if (lane() == 0) {
-    a.grad_mu[row] = static_cast<T>(a.residual_sum[row] * precision - a.pulled[row]);
+    a.grad_mu[row] = static_cast<T>(residual_sums[a.latents] * precision - a.pulled[row]);
   }
 }
 

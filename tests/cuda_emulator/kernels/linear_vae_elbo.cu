@@ -124,12 +124,13 @@ void test_code_gradients(const Shape& s) {
   const int64_t M = s.models, N = s.samples, K = s.latents;
   const auto grad = normal<T>(M * N), log_sigma2 = normal<T>(M, 0.5), beta = normal<T>(M, 0.1, 1.0);
   const auto code = normal<T>(M * N * K), pulled = normal<T>(M * N * K);
-  std::vector<double> grad_code(M * N * K), scaled_code(M * N * K);
+  std::vector<double> grad_code(M * N * K), scaled_code(M * N * scaled_columns(K));
   for (int64_t i = 0; i < M * N * K; ++i) {
     const int64_t row = i / K, m = row / N;
     grad_code[i] = grad[row] * (pulled[i] / std::exp(log_sigma2[m]) - beta[m] * code[i]);
-    scaled_code[i] = grad[row] * code[i];
+    scaled_code[row * scaled_columns(K) + i % K] = grad[row] * code[i];
   }
+  for (int64_t row = 0; row < M * N; ++row) scaled_code[row * scaled_columns(K) + K] = grad[row];
   Case c(std::string("code_gradients ") + Scalar<T>::kName + s.text());
   const CodeGradients<T> a{M,
                            N,
@@ -139,7 +140,7 @@ void test_code_gradients(const Shape& s) {
                            c.input<T>("beta", beta),
                            c.input<T>("code", code),
                            c.in_out<T>("grad_code", pulled),
-                           c.output<T>("scaled_code", M * N * K)};
+                           c.output<T>("scaled_code", M * N * scaled_columns(K))};
   c.run([&] { code_gradients(Cuda{}, a); });
   c.expect(a.grad_code, grad_code);
   c.expect(a.scaled_code, scaled_code);
@@ -196,13 +197,15 @@ void test_sample_sums(const Shape& s) {
 template <class T>
 void test_decoder_gradients(const Shape& s) {
   const int64_t M = s.models, D = s.features, K = s.latents;
-  const auto log_sigma2 = normal<T>(M, 0.5), weight = normal<T>(M * D * K), residual_sum = normal<T>(M * D);
-  const auto pulled = normal<T>(M * D), product = normal<T>(M * D * K);
+  const auto log_sigma2 = normal<T>(M, 0.5), weight = normal<T>(M * D * K);
+  const auto pulled = normal<T>(M * D), product = normal<T>(M * D * scaled_columns(K));
   const auto weight_scale = normal<double>(M * K);
   std::vector<double> grad_weight(M * D * K), grad_mu(M * D);
   for (int64_t i = 0; i < M * D * K; ++i)
-    grad_weight[i] = product[i] / std::exp(log_sigma2[i / (D * K)]) - weight_scale[i / (D * K) * K + i % K] * weight[i];
-  for (int64_t i = 0; i < M * D; ++i) grad_mu[i] = residual_sum[i] / std::exp(log_sigma2[i / D]) - pulled[i];
+    grad_weight[i] = product[i / K * scaled_columns(K) + i % K] / std::exp(log_sigma2[i / (D * K)]) -
+                     weight_scale[i / (D * K) * K + i % K] * weight[i];
+  for (int64_t i = 0; i < M * D; ++i)
+    grad_mu[i] = product[i * scaled_columns(K) + K] / std::exp(log_sigma2[i / D]) - pulled[i];
   Case c(std::string("decoder_gradients ") + Scalar<T>::kName + s.text());
   const DecoderGradients<T> a{M,
                               D,
@@ -210,9 +213,9 @@ void test_decoder_gradients(const Shape& s) {
                               c.input<T>("log_sigma2", log_sigma2),
                               c.input<T>("weight", weight),
                               c.input<double>("weight_scale", weight_scale),
-                              c.input<T>("residual_sum", residual_sum),
+                              c.input<T>("residual_sums", product),
                               c.input<T>("pulled", pulled),
-                              c.in_out<T>("grad_weight", product),
+                              c.output<T>("grad_weight", M * D * K),
                               c.output<T>("grad_mu", M * D)};
   c.run([&] { decoder_gradients(Cuda{}, a); });
   c.expect(a.grad_weight, grad_weight);
