@@ -13,7 +13,7 @@ struct Shape {
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{1, 5, 64}, {2, 3, 1048}}
     : kFewThreads ? std::vector<Shape>{{1, 2, 40}, {2, 2, 7}, {1, 1, 1028}}
-                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},    {2, 7, 13},
+                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},    {2, 7, 13},   {1, 2, 127},
                                        {1, 2, 300}, {1, 2, 515}, {2, 1, 1024}, {1, 3, 2052}, {1, 1, 33800}};
 
 double softplus(double a) { return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a))); }

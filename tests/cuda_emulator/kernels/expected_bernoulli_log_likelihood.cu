@@ -15,10 +15,13 @@ struct Shape {
 };
 
 const std::vector<Shape> kShapes =
-    kTraceMemory  ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}, {1, 2, 1048, 8}}
-    : kFewThreads ? std::vector<Shape>{{2, 2, 11, 40}, {1, 1, 1028, 1}}
-                  : std::vector<Shape>{{1, 1, 1, 1},    {1, 5, 4, 3},  {2, 3, 33, 35}, {1, 0, 3, 2},   {3, 2, 300, 7},
-                                       {1, 3, 600, 90}, {1, 3, 4, 33}, {1, 3, 0, 5},   {2, 2, 2052, 1}};
+    kTraceMemory  ? std::vector<Shape>{{1, 9, 136, 72}, {2, 9, 64, 32}}
+    : kFewThreads ? std::vector<Shape>{{2, 2, 11, 40}}
+                  : std::vector<Shape>{{1, 1, 1, 1},   {1, 5, 4, 3},    {2, 3, 33, 35}, {1, 0, 3, 2},
+                                       {3, 2, 300, 7}, {1, 3, 600, 90}, {1, 3, 4, 33},  {1, 3, 0, 5}};
+
+// Rows of several pieces, of vectors and not.
+const std::vector<Shape> kLongRows = {{2, 1, 1048, 1}, {1, 1, 1030, 1}};
 
 template <class T>
 void test_moments(const Shape& s) {
@@ -155,6 +158,7 @@ void all_kernels() {
     test_posterior_gradients<T>(s);
     test_weight_gradient<T>(s);
   }
+  for (const Shape& s : kLongRows) test_expected_bernoulli<T>(s, true);
 }
 
 void run_all() {
