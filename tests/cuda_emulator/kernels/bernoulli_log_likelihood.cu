@@ -11,10 +11,11 @@ struct Shape {
 
 // Lengths below, at and beyond what a vector, a warp, its steps, a piece of a row and a block take.
 const std::vector<Shape> kShapes =
-    kTraceMemory  ? std::vector<Shape>{{1, 5, 64}, {2, 3, 1048}}
-    : kFewThreads ? std::vector<Shape>{{1, 2, 40}, {2, 2, 7}, {1, 1, 1028}}
-                  : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},    {2, 7, 13},   {1, 2, 127},
-                                       {1, 2, 300}, {1, 2, 515}, {2, 1, 1024}, {1, 3, 2052}, {1, 1, 33800}};
+    kTraceMemory ? std::vector<Shape>{{1, 5, 64}, {2, 3, 1048}}
+    : kFewThreads
+        ? std::vector<Shape>{{1, 2, 40}, {2, 2, 7}, {1, 1, 1028}}
+        : std::vector<Shape>{{1, 0, 5},   {1, 5, 0},   {1, 1, 1},    {3, 2, 4},    {2, 7, 13},   {1, 2, 127},
+                             {1, 2, 300}, {1, 2, 515}, {1, 2, 1023}, {2, 1, 1024}, {1, 3, 2052}, {1, 1, 33800}};
 
 double softplus(double a) { return std::max(a, 0.0) + std::log1p(std::exp(-std::abs(a))); }
 
