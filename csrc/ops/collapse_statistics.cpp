@@ -40,13 +40,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
   Tensor moments = empty({M, K, kMoments}, mean, ScalarType::Double);
   Tensor minimum = empty({M, K}, mean, ScalarType::Double), maximum = empty({M, K}, mean, ScalarType::Double);
   Tensor infinite = empty({M, K}, mean, ScalarType::Long), nan = empty({M, K}, mean, ScalarType::Long);
+  const int64_t part_rows = rows_per_part(N, M * K);
   const Backend<Device> backend(mean);
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     CollapseStatistics<T> all{M,
                               N,
                               K,
                               K,
-                              rows_per_part(N, M * K),
+                              part_rows,
+                              num_row_parts(N, part_rows),
                               with_histogram,
                               thresholds,
                               input<T>(m),
@@ -62,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
                               output<int64_t>(infinite),
                               output<int64_t>(nan)};
     // some of the latents of one model, or all of some models
-    const int64_t parts_bytes = all.num_parts() * sizeof(LatentMoments),
+    const int64_t parts_bytes = all.num_parts * sizeof(LatentMoments),
                   bytes = parts_bytes + (all.num_cells() + 1) * sizeof(int64_t);  // of a latent
     const int64_t most = std::max<int64_t>(1, kWorkSpaceBytes / (bytes * kFewestLatents)) * kFewestLatents;
     const int64_t K_at_once = std::min(K, most),
@@ -70,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
     const int64_t at_once = M_at_once * K_at_once;
     Tensor work = empty({at_once * bytes}, mean, ScalarType::Byte);
     all.parts = output<LatentMoments>(work);
-    all.cells = reinterpret_cast<int64_t*>(all.parts + at_once * all.num_parts());
+    all.cells = reinterpret_cast<int64_t*>(all.parts + at_once * all.num_parts);
     all.tickets = all.cells + at_once * all.num_cells();
     for (int64_t model = 0; model < M; model += M_at_once) {
       for (int64_t latent = 0; latent < K; latent += K_at_once) {

@@ -238,10 +238,15 @@ LINEAVAE_HOST_DEVICE int cell_of(typename Bins<A>::Bits bits, const CellTable<A>
 // long enough for their counters to be worth adding up, and not so long that a first value far from all others costs
 // the sums their digits.
 LINEAVAE_HOST_DEVICE int64_t rows_per_part(int64_t rows, int64_t latents) {
-  constexpr int64_t kFewest = 256, kMost = 16384, kMultiple = 128, kTiles = 512, kTile = 16;
+  constexpr int64_t kFewest = 256, kMost = 16384, kMultiple = 128, kTiles = 384, kTile = 16;
   const int64_t tiles = (latents + kTile - 1) / kTile, parts = tiles < kTiles ? kTiles / (tiles < 1 ? 1 : tiles) : 1;
   const int64_t enough = ((rows + parts - 1) / parts + kMultiple - 1) / kMultiple * kMultiple;
   return enough < kFewest ? kFewest : enough > kMost ? kMost : enough;
+}
+
+// One part where there are no rows.
+LINEAVAE_HOST_DEVICE int64_t num_row_parts(int64_t rows, int64_t part_rows) {
+  return rows > 0 ? (rows + part_rows - 1) / part_rows : 1;
 }
 
 // Everything contiguous, but mean and logvar may have more columns than these latents; then there is one model.
@@ -249,6 +254,7 @@ template <class T>
 struct CollapseStatistics {
   int64_t models, rows, latents, row_stride;
   int64_t part_rows;  // rows_per_part
+  int64_t num_parts;  // num_row_parts
   bool with_histogram;
   Thresholds thresholds;
   const T* mean;    // (models, rows, latents), a row every row_stride
@@ -286,7 +292,6 @@ struct CollapseStatistics {
 
   LINEAVAE_HOST_DEVICE bool with_bins() const { return with_histogram || thresholds.count > kMostCompared; }
   LINEAVAE_HOST_DEVICE int num_cells() const { return lineavae::num_cells(with_bins(), thresholds.count); }
-  LINEAVAE_HOST_DEVICE int64_t num_parts() const { return rows > 0 ? (rows + part_rows - 1) / part_rows : 1; }
   LINEAVAE_HOST_DEVICE int64_t part_end(int64_t part) const {
     return (part + 1) * part_rows < rows ? (part + 1) * part_rows : rows;
   }

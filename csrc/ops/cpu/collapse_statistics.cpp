@@ -206,7 +206,7 @@ class Task {
     constexpr int64_t kMostRows = 65535;  // that a counter can count
     const int64_t begin = part * a_.part_rows, end = a_.part_end(part);
     const int columns = static_cast<int>(std::min<int64_t>(kTile, a_.latents - first));
-    LatentMoments* moments = a_.parts + (model * a_.num_parts() + part) * a_.latents + first;
+    LatentMoments* moments = a_.parts + (model * a_.num_parts + part) * a_.latents + first;
     std::fill_n(moments, columns, no_moments());
     const bool same_columns = counted_.model == model && counted_.first == first;
     if (!same_columns || counted_rows_ + end - begin > kMostRows) add_to_cells();
@@ -257,8 +257,8 @@ template <class T>
 void finish(const CollapseStatistics<T>& a, const CellTable<accumulate_t<T>>& table, int64_t index) {
   const int64_t model = index / a.latents, latent = index % a.latents;
   LatentMoments moments = no_moments();
-  for (int64_t part = 0; part < a.num_parts(); ++part)
-    moments = merge(moments, a.parts[(model * a.num_parts() + part) * a.latents + latent]);
+  for (int64_t part = 0; part < a.num_parts; ++part)
+    moments = merge(moments, a.parts[(model * a.num_parts + part) * a.latents + latent]);
   store(a, index, moments);
   const int cells = a.num_cells();
   int64_t before[kHistogramBins + kMaxThresholds + 1] = {0};
@@ -274,7 +274,7 @@ void collapse_statistics(Cpu, const CollapseStatistics<T>& a) {
   CellTable<accumulate_t<T>> table;
   fill(table, a.thresholds, a.with_bins());
   std::fill_n(a.cells, a.models * a.latents * a.num_cells(), 0);
-  const int64_t parts = a.num_parts(), tiles = (a.latents + kTile - 1) / kTile;
+  const int64_t parts = a.num_parts, tiles = (a.latents + kTile - 1) / kTile;
   std::mutex cells_mutex;
   parallel_for(a.models * tiles * parts, a.part_rows * std::min<int64_t>(kTile, a.latents),
                [&](int64_t begin, int64_t end) {

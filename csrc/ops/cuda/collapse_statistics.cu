@@ -15,6 +15,8 @@ template <class T>
 constexpr int kRowsInFlight = sizeof(T) == 8 ? 2 : 8;  // per thread
 constexpr int kVariables = LatentMoments::kVariables;
 
+__host__ __device__ constexpr int64_t count_tiles(int64_t latents) { return (latents + kTile - 1) / kTile; }
+
 // Every thread of the block may read the table afterwards.
 template <class A>
 __device__ void fill(CellTable<A>& table, const Thresholds& thresholds, bool with_bins) {
@@ -113,16 +115,21 @@ struct ThreadCounters {
       below[e] = 0;
     }
   }
-  __device__ __forceinline__ void add(A kl) {
-    if constexpr (kBins) {
-      const auto bits = Bins<A>::bits_of(kl);
-      atomicAdd(of_column + cell_of<A>(bits, table) * stride, 1u);
-#pragma unroll 1
-      for (int e = 0; e < num_compared; ++e)
-        if (bits < table.compared[e]) atomicAdd(compared(e), 1u);
-    } else {
+  template <int kRows>
+  __device__ __forceinline__ void add(const A (&kl)[kRows]) {
 #pragma unroll
-      for (int e = 0; e < kCompared; ++e) below[e] += kl < bound[e] ? 1.0f : 0.0f;
+    for (int i = 0; i < kRows; ++i) {
+      if constexpr (kBins) atomicAdd(of_column + cell_of<A>(Bins<A>::bits_of(kl[i]), table) * stride, 1u);
+#pragma unroll
+      for (int e = 0; e < kCompared; ++e) below[e] += kl[i] < bound[e] ? 1.0f : 0.0f;
+    }
+    if constexpr (kBins) {
+#pragma unroll 1
+      for (int e = 0; e < num_compared; ++e) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+          if (Bins<A>::bits_of(kl[i]) < table.compared[e]) atomicAdd(compared(e), 1u);
+      }
     }
   }
   __device__ void finish() {
@@ -132,6 +139,32 @@ struct ThreadCounters {
   }
   __device__ uint32_t* compared(int e) const { return last - e * stride; }
 };
+
+// Adds so many rows of a thread, one every `next`, and goes on to those after them.
+template <int kRows, class T, bool kBins>
+__device__ __forceinline__ void add_rows(const T*& mean, const T*& logvar, int64_t next,
+                                         ThreadMoments<accumulate_t<T>>& moments,
+                                         ThreadCounters<accumulate_t<T>, kBins>& counters) {
+  using A = accumulate_t<T>;
+  T means[kRows], logvars[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    means[i] = *mean;
+    logvars[i] = *logvar;
+    mean += next;
+    logvar += next;
+  }
+  A kl[kRows];
+  ThreadSums<A> few = moments.begin_few();
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const A m = load(means[i]), t = load(logvars[i]);
+    kl[i] = gaussian_kl_element(m, t);
+    moments.add(kl[i], m, exponential(t), few);
+  }
+  moments.end_few(few);
+  counters.add(kl);
+}
 
 // What each thread has of its column is merged, halves of the rows at a time, until the first row has all.
 __device__ inline LatentMoments merge_rows(LatentMoments moments, LatentMoments* of_threads, int rows, int columns) {
@@ -182,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
   LINEAVAE_DYNAMIC_SHARED(unsigned char, shared);
   LINEAVAE_SHARED(table, CellTable<A>);
   uint32_t* const counters = reinterpret_cast<uint32_t*>(shared);
-  const int64_t parts = a.num_parts(), tiles = (a.latents + kTile - 1) / kTile;
+  const unsigned parts = static_cast<unsigned>(a.num_parts), tiles = static_cast<unsigned>(count_tiles(a.latents));
   const int64_t part = blockIdx.x % parts, first = blockIdx.x / parts % tiles * kTile,
                 model = blockIdx.x / parts / tiles;
   const int columns = a.latents - first < kTile ? static_cast<int>(a.latents - first) : kTile;
@@ -204,34 +237,10 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
     thread.origin[0] = Origin<A>::at(gaussian_kl_element(m, t));
     thread.origin[1] = Origin<A>::at(m);
     thread.origin[2] = Origin<A>::at(exponential(t));
-    const auto add = [&](T mean, T logvar, ThreadSums<A>& few) {
-      const A m = load(mean), t = load(logvar), kl = gaussian_kl_element(m, t);
-      thread.add(kl, m, exponential(t), few);
-      counts.add(kl);
-    };
     int left = rows;
-    for (; left >= kRows; left -= kRows) {
-      T means[kRows], logvars[kRows];
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        means[i] = *mean;
-        logvars[i] = *logvar;
-        mean += next;
-        logvar += next;
-      }
-      ThreadSums<A> few = thread.begin_few();
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) add(means[i], logvars[i], few);
-      thread.end_few(few);
-    }
-    ThreadSums<A> few = thread.begin_few();
+    for (; left >= kRows; left -= kRows) add_rows<kRows>(mean, logvar, next, thread, counts);
 #pragma unroll 1
-    for (; left > 0; --left) {
-      add(*mean, *logvar, few);
-      mean += next;
-      logvar += next;
-    }
-    thread.end_few(few);
+    for (; left > 0; --left) add_rows<1>(mean, logvar, next, thread, counts);
     counts.finish();
     moments = thread.are_finite() ? thread.of(rows) : careful_moments(a.mean + offset, a.logvar + offset, rows, next);
   }
@@ -276,10 +285,10 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
 template <class T>
 void collapse_statistics(Cuda device, const CollapseStatistics<T>& a) {
   using namespace cuda;
-  const int64_t latents = a.models * a.latents, tiles = (a.latents + kTile - 1) / kTile;
+  const int64_t latents = a.models * a.latents;
   clear(a.cells, latents * a.num_cells() + latents, device);  // and the tickets behind them
   launch(a.with_bins() ? &collapse_statistics_kernel<T, true> : &collapse_statistics_kernel<T, false>,
-         blocks(a.models * tiles * a.num_parts()), kThreads, shared_bytes(a), device, a);
+         blocks(a.models * count_tiles(a.latents) * a.num_parts), kThreads, shared_bytes(a), device, a);
 }
 LINEAVAE_ALL_FLOATING(LINEAVAE_INSTANTIATE, Cuda, collapse_statistics, CollapseStatistics)
 
