@@ -218,12 +218,11 @@ class _GaussianLogLikelihoodMean(Operator):
         if grad is None:
             return None, None, None
         grad_x_hat, grad_log_sigma2 = ctx.saved_tensors
-        scale = -grad[:, None, None]
         if torch.is_grad_enabled() or not _is_of_loss(grad):
-            grad_x_hat = scale * grad_x_hat
+            scale = -grad[:, None, None]
+            grad_x_hat, grad_log_sigma2 = scale * grad_x_hat, scale * grad_log_sigma2
         else:
-            grad_x_hat = grad_x_hat.detach()
-        grad_log_sigma2 = scale * grad_log_sigma2
+            grad_x_hat, grad_log_sigma2 = grad_x_hat.detach(), grad_log_sigma2.clone()
         grad_x = sum_over_shared(-grad_x_hat, ctx.x_is_shared) if ctx.needs_input_grad[0] else None
         return grad_x, grad_x_hat, sum_over_shared(grad_log_sigma2, ctx.noise_is_shared)
 
