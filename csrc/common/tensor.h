@@ -75,7 +75,7 @@ class Checked {
     STD_TORCH_CHECK(tensor.scalar_type() == dtype, op_, ": ", name, " must be ", dtype, ", got ", tensor.scalar_type());
     STD_TORCH_CHECK(tensor.is_cuda() == like_.is_cuda() && tensor.get_device_index() == like_.get_device_index(), op_,
                     ": ", name, " is on another device");
-    return torch::stable::contiguous(tensor);
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
   }
 
   // Weights of the latents' KL, (groups, K), or (1, K) for all groups.
