@@ -16,7 +16,7 @@ struct Shape {
 // Lengths below, at and beyond what a lane, a warp, a block and a tile take; several blocks, and several rows in one.
 const std::vector<Shape> kShapes =
     kTraceMemory  ? std::vector<Shape>{{64, 64}, {40, 200}, {40, 16}}
-    : kFewThreads ? std::vector<Shape>{{20, 40}, {19, 7}}
+    : kFewThreads ? std::vector<Shape>{{9, 40}, {8, 7}}
                   : std::vector<Shape>{{0, 5},   {5, 0},   {1, 1},    {5, 1},    {1, 7},    {7, 13},   {37, 12},
                                        {3, 200}, {531, 7}, {531, 12}, {2, 1100}, {1, 4096}, {2, 4100}, {1, 4099}};
 
@@ -125,7 +125,7 @@ template <class T>
 void all_shapes() {
   for (const Shape& s : kShapes) both<T>(s, 0);
   both<T>({5, 24}, 1);
-  if (!kTraceMemory) both<T>({40, 3, true}, 0);
+  if (!kTraceMemory) both<T>({kFewThreads ? 10 : 40, 3, true}, 0);
 }
 
 void run_all() {
