@@ -29,13 +29,13 @@ def whole_report(mean: Tensor, logvar: Tensor) -> CollapseReport:
 
 
 def assert_same(first: CollapseReport, second: CollapseReport) -> None:
-    """Counts to the bit, means and variances to 1e-12 of the largest."""
+    """Counts to the bit, means and variances to 1e-6 of the largest: float sums some rows at a time."""
     assert first.num_samples == second.num_samples
     for name, value in vars(first).items():
         other = getattr(second, name)
         if name.startswith(("mean", "variance", "kl_variance")):
             scale = np.nan_to_num(abs(value)).max()
-            np.testing.assert_allclose(other, value, rtol=1e-12, atol=1e-12 * scale, err_msg=name)
+            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-6 * scale, err_msg=name)
         else:
             np.testing.assert_array_equal(other, value, err_msg=name)
 
