@@ -53,9 +53,9 @@ struct GaussianRows {
   accumulate_t<T>* distortion;
   GaussianWork work;
   int lanes_log2;
-  int64_t rows;             // of a group
+  int64_t rows;                // of a group
   AnyDivisor blocks, samples;  // of a group, of a model
-  T* mean = nullptr;        // of the mean form, as all that follows
+  T* mean = nullptr;           // of the mean form, as all that follows
   T* grad_x_hat = nullptr;
   T* grad_log_sigma2 = nullptr;
   GaussianWork of_models{};
