@@ -110,10 +110,16 @@ def test_counts_the_fast_path(trips: list[int], instructions: int) -> None:
     )
 
 
+def test_counts_one_turn_of_a_loop() -> None:
+    assert sass.one_turn(LISTING, 0, 2) == sass.Cost(wide_loads=-1, instructions=8, special=1)
+    with pytest.raises(ValueError, match="not 3"):
+        sass.one_turn(LISTING, 0, 3)
+
+
 @pytest.mark.parametrize(
     ("trips", "words"),
     [
-        ([2], r"2 loops \(0x20, 0xe0\), but trips are given for 1"),
+        ([2], r"2 loops \(0x20, 0xe0\), not 1"),
         ([0, 0], "no path to its end has these trips"),
     ],
 )
@@ -305,4 +311,4 @@ def test_kernels_keep_to_the_shared_vocabulary() -> None:
         assert "<<<" not in text, f"{path.name} launches without cuda::launch"
         assert "__shared__" not in text, f"{path.name} declares shared memory without common/cuda.cuh"
         for call in re.findall(r"atomicAdd\(.*", text):  # of integers: a sum of floats depends on its order
-            assert re.search(r"\b1u\b|unsigned", call), f"{path.name} adds floats atomically: {call}"
+            assert re.search(r"\b1u\b|unsigned|uint32_t", call), f"{path.name} adds floats atomically: {call}"

@@ -44,6 +44,7 @@ class FastPath:
     instructions: float  # at most, times 32 lanes
     special: float  # at most, of those that only 16 lanes execute in a cycle
     trips: list[int] = field(default_factory=list)  # of each loop: see sass.py
+    loop: list[int] = field(default_factory=list)  # or one turn of this loop alone, of so many: [11, 23]
 
 
 @dataclass
@@ -252,9 +253,9 @@ def count_fast_paths(
         if (listing := listings[path.kernel]) is None:
             continue
         try:
-            cost = sass.fast_path(listing, path.trips)
+            cost = sass.one_turn(listing, *path.loop) if path.loop else sass.fast_path(listing, path.trips)
         except ValueError as error:
-            lines.append(f"{where}: {error}; correct its trips in budget.json")
+            lines.append(f"{where}: {error}; correct budget.json")
             continue
         counts = {
             "lane-instructions": (cost.instructions * 32 / path.elements, path.instructions),

@@ -166,17 +166,33 @@ def fast_path(listing: str, trips: Sequence[int]) -> Cost:
 
     Raises a ValueError where the number of loops is another, or where no path has these trips.
     """
-    blocks = blocks_of(listing)
-    loops = loops_of(blocks)
-    if len(loops) != len(trips):
-        heads = ", ".join(f"{loop.head:#x}" for loop in loops)
-        raise ValueError(f"it has {len(loops)} loops ({heads}), but trips are given for {len(trips)}")
+    blocks, loops = _blocks_and_loops(listing, len(trips))
     runs = {loop.head: count for loop, count in zip(loops, trips, strict=True)}
     ends = _costs(blocks, set(blocks), 0, loops, runs)
     costs = [cost for address, cost in ends.items() if blocks[address].ends]
     if not costs:
         raise ValueError("no path to its end has these trips")
     return min(costs)
+
+
+def one_turn(listing: str, number: int, num_loops: int) -> Cost:
+    """The cost of one turn of a loop, where those inside it do not run; raises as `fast_path` does."""
+    blocks, loops = _blocks_and_loops(listing, num_loops)
+    loop = loops[number]
+    ends = _costs(blocks, loop.blocks, loop.head, loops, dict.fromkeys((each.head for each in loops), 0))
+    costs = [cost for address, cost in ends.items() if address in loop.latches]
+    if not costs:
+        raise ValueError(f"no turn of loop {number} is without those inside it")
+    return min(costs)
+
+
+def _blocks_and_loops(listing: str, num_loops: int) -> tuple[dict[int, Block], list[Loop]]:
+    blocks = blocks_of(listing)
+    loops = loops_of(blocks)
+    if len(loops) != num_loops:
+        heads = ", ".join(f"{loop.head:#x}" for loop in loops)
+        raise ValueError(f"it has {len(loops)} loops ({heads}), not {num_loops}")
+    return blocks, loops
 
 
 def _costs(
@@ -193,7 +209,9 @@ def _costs(
             return [(address, blocks[address].cost)]
         loop, count = loop_at[address], runs[address]
         once = _costs(blocks, loop.blocks, address, inner, runs)
-        around = min(once[latch] for latch in loop.latches if latch in once)
+        around = min((once[latch] for latch in loop.latches if latch in once), default=None)
+        if around is None:
+            return []
         entered = Cost(loops=-(count > 0))
         exits = []
         for block in loop.blocks & set(once):
