@@ -182,7 +182,7 @@ void test_last_block() {
   c.expect(num_done, {5}, 0);
 }
 
-__global__ void quotients(Divisor divisor, const int64_t* in, int64_t* out) {
+__global__ void quotients(AnyDivisor divisor, const int64_t* in, int64_t* out) {
   out[threadIdx.x] = divisor.quotient(in[threadIdx.x]);
 }
 
@@ -204,7 +204,7 @@ void test_divisor() {
       const int64_t* numbers = c.input<int64_t>("in", in);
       int64_t* out = c.output<int64_t>("out", in.size());
       c.run([&] {
-        launch(&quotients, dim3(1), dim3(static_cast<unsigned>(in.size())), Cuda{}, Divisor(divisor, limit), numbers,
+        launch(&quotients, dim3(1), dim3(static_cast<unsigned>(in.size())), Cuda{}, AnyDivisor(divisor, limit), numbers,
                out);
       });
       c.expect(out, expected, 0);
@@ -282,29 +282,6 @@ void test_philox() {
            0);
 }
 
-// Of numbers at both ends and beside multiples of the divisor.
-constexpr uint32_t kDivisors[] = {1, 2, 3, 50, 641, 1u << 30, (1u << 30) + 1, 0x7fffffff};
-
-LINEAVAE_HOST_DEVICE uint32_t dividend(uint32_t divisor, int i) {
-  const uint32_t multiple = 0x7fffffffu / divisor / (1 + i / 4) * divisor;
-  return i % 4 == 0 ? multiple : i % 4 == 1 ? multiple - 1 : i % 4 == 2 ? (multiple | 1) : 0x7fffffffu - i / 4;
-}
-
-__global__ void quotients(Divisor divisor, uint32_t* out) {
-  out[threadIdx.x] = divisor.quotient(dividend(divisor.divisor(), threadIdx.x));
-}
-
-void test_quotients() {
-  for (const uint32_t divisor : kDivisors) {
-    std::vector<double> expected(kBlock);
-    for (int i = 0; i < kBlock; ++i) expected[i] = dividend(divisor, i) / divisor;
-    Case c("quotients by " + std::to_string(divisor));
-    uint32_t* out = c.output<uint32_t>("out", kBlock);
-    c.run([&] { launch(&quotients, dim3(1), dim3(kBlock), Cuda{}, Divisor(divisor), out); });
-    c.expect(out, expected, 0);
-  }
-}
-
 __global__ void square_roots(const float* x, float* out) { out[position()] = square_root_of_normal(x[position()]); }
 
 // To the last bit, of what normal noise takes them of.
@@ -345,7 +322,6 @@ void run_all() {
   test_vectors<BFloat16, 4>();
   test_approximations();
   test_philox();
-  test_quotients();
   test_square_roots();
 }
 
