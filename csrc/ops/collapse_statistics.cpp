@@ -55,7 +55,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
                               input<T>(t),
                               nullptr,
                               nullptr,
-                              nullptr,
                               output<int64_t>(counts),
                               output<int64_t>(histogram),
                               output<double>(moments),
@@ -73,7 +72,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward(const
     Tensor work = empty({at_once * bytes}, mean, ScalarType::Byte);
     all.parts = output<LatentMoments>(work);
     all.cells = reinterpret_cast<int64_t*>(all.parts + at_once * all.num_parts);
-    all.tickets = all.cells + at_once * all.num_cells();
     for (int64_t model = 0; model < M; model += M_at_once) {
       for (int64_t latent = 0; latent < K; latent += K_at_once) {
         collapse_statistics(backend.device(),

@@ -261,8 +261,7 @@ struct CollapseStatistics {
   const T* logvar;  // (models, rows, latents), likewise
   // work space
   LatentMoments* parts;  // (models, num_parts, latents)
-  int64_t* cells;        // (models, latents, num_cells)
-  int64_t* tickets;      // (models, latents), behind the cells: how many blocks have come, for CUDA
+  int64_t* cells;        // (models, latents, num_cells), then the tickets
   // results
   int64_t* counts;     // (models, latents, thresholds)
   int64_t* histogram;  // (models, latents, 642), or nothing
@@ -292,6 +291,8 @@ struct CollapseStatistics {
 
   LINEAVAE_HOST_DEVICE bool with_bins() const { return with_histogram || thresholds.count > kMostCompared; }
   LINEAVAE_HOST_DEVICE int num_cells() const { return lineavae::num_cells(with_bins(), thresholds.count); }
+  // How many blocks have come, for CUDA: (models, latents)
+  LINEAVAE_HOST_DEVICE int64_t* tickets() const { return cells + models * latents * num_cells(); }
   LINEAVAE_HOST_DEVICE int64_t part_end(int64_t part) const {
     return (part + 1) * part_rows < rows ? (part + 1) * part_rows : rows;
   }

@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
   LatentMoments* const of_parts = a.parts + model * parts * a.latents + first + column;
   if (row_of_thread == 0) of_parts[part * a.latents] = moments;
   __syncthreads();
-  uint32_t* const ticket = reinterpret_cast<uint32_t*>(a.tickets + model * a.latents + first);
+  uint32_t* const ticket = reinterpret_cast<uint32_t*>(a.tickets() + model * a.latents + first);
   if (!is_last_block(ticket, parts)) return;
 
   moments = no_moments();

@@ -135,14 +135,28 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
   double* moments = c.output<double>("moments", latents * 7);
   double *minimum = c.output<double>("minimum", latents), *maximum = c.output<double>("maximum", latents);
   int64_t *infinite = c.output<int64_t>("infinite", latents), *nan = c.output<int64_t>("nan", latents);
-  CollapseStatistics<T> a{s.models,       s.rows, s.latents, row_stride, part_rows, num_row_parts(s.rows, part_rows),
-                          with_histogram, given,  mean,      logvar,     nullptr,   nullptr,
-                          nullptr,        counts, histogram, moments,    minimum,   maximum,
-                          infinite,       nan};
+  CollapseStatistics<T> a{s.models,
+                          s.rows,
+                          s.latents,
+                          row_stride,
+                          part_rows,
+                          num_row_parts(s.rows, part_rows),
+                          with_histogram,
+                          given,
+                          mean,
+                          logvar,
+                          nullptr,
+                          nullptr,
+                          counts,
+                          histogram,
+                          moments,
+                          minimum,
+                          maximum,
+                          infinite,
+                          nan};
   a.parts = reinterpret_cast<LatentMoments*>(
       c.output<double>("parts", latents * a.num_parts * sizeof(LatentMoments) / sizeof(double)));
   a.cells = c.output<int64_t>("cells", latents * (a.num_cells() + 1));
-  a.tickets = a.cells + latents * a.num_cells();
   c.run([&] { collapse_statistics(Cuda{}, a); });
   c.expect(counts, expected.counts, 0);
   if (with_histogram) c.expect(histogram, expected.histogram, 0);
