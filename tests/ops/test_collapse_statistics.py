@@ -528,10 +528,10 @@ def test_numbers_and_a_tensor_give_the_same_bits(device):
         torch.ops.lineavae.collapse_statistics(*(t[None] for t in posterior), values, tensor, True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @each_histogram
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["numbers", "tensor"])
-def test_captured_in_a_cuda_graph(as_tensor, histogram):
+def test_captured_in_a_cuda_graph(as_tensor, histogram, device):
     mean, logvar = make_posterior((3000, 20), device="cuda")
     thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64, device="cuda") if as_tensor else THRESHOLDS
     collapse_statistics(mean, logvar, thresholds, histogram=histogram)
