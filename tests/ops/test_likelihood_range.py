@@ -156,6 +156,22 @@ def test_expected_bernoulli_of_a_large_variance(native):
         torch.testing.assert_close(of_weight[:, 0], (value / 2).expand(4), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("logvar", "weight"), [(68.9, 1e3), (69.2, 1e3), (150.0, 1e3), (0.0, 1e18)])
+def test_expected_bernoulli_of_large_variances_and_weights(logvar, weight):
+    """As in float64, which has room for both."""
+    random = torch.Generator().manual_seed(0)
+    shapes, sizes = ((2, 3), (2, 4), (2, 4), (3, 4), (3,)), (1, 1, 1, weight, 1)
+    exact = [size * torch.randn(*shape, generator=random) for shape, size in zip(shapes, sizes, strict=True)]
+    exact[0], exact[2] = exact[0].sigmoid(), logvar - exact[2].abs()
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        arguments = [tensor.to(dtype).requires_grad_() for tensor in exact]
+        value = expected_bernoulli_log_likelihood(*arguments)
+        results.append([tensor.double() for tensor in (value, *torch.autograd.grad(value.sum(), arguments))])
+    for single, double in zip(*results, strict=True):
+        torch.testing.assert_close(single, double, rtol=2e-5, atol=1e-5 * double.abs().max().item())
+
+
 @each_dtype
 @each_noise
 @pytest.mark.parametrize("seed", range(4))
