@@ -34,12 +34,22 @@ def count(config, run_dir):
             "seed": quantity(config.seed, "1"),
         },
         "curves": {"numbers": np.arange(config.limit)},
+        "tables": {},
+        "claims": [],
     }
 
 
 def make(run=count, plot=lambda results: Figure()):
     presets = {"quick": CountConfig(), "full": CountConfig(limit=30)}
-    return Experiment("count", "Figure 0: counting", presets, run, plot, "as in the paper")
+    return Experiment(
+        "count",
+        "Figure 0: counting",
+        presets,
+        run,
+        {"figure-0": plot},
+        "as in the paper",
+        shows=("figure-0",),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +146,12 @@ def test_list():
     for name in ("latent-dimensions", "analytic-vs-stochastic", "count"):
         assert name in result.stdout
     listed = json.loads(invoke("reproduce", "--list", "--json").stdout)["experiments"]
-    assert listed[-1] == {"name": "count", "figure": "Figure 0: counting", "presets": ["quick", "full"]}
+    assert listed[-1] == {
+        "name": "count",
+        "title": "Figure 0: counting",
+        "shows": ["figure-0"],
+        "presets": ["quick", "full"],
+    }
 
 
 def test_reproduce_reports_and_leaves_its_files(tmp_path):
@@ -145,7 +160,7 @@ def test_reproduce_reports_and_leaves_its_files(tmp_path):
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["limit", "3", "3.5", "images"] in rows
     assert ["seed", "7", "1"] in rows
-    figure = tmp_path / "count-quick" / "figure.png"
+    figure = tmp_path / "count-quick" / "figure-0.png"
     assert rows[-1] == [str(figure)]
     assert figure.exists()
     config = json.loads((tmp_path / "count-quick" / "config.json").read_text())
@@ -164,13 +179,8 @@ def test_reproduce_json_alone_on_stdout(tmp_path):
     assert run["name"] == "count"
     assert run["preset"] == "quick"
     assert run["skipped"] is False
-    assert run["quantities"]["limit"] == {
-        "measured": 3.0,
-        "published": 3.5,
-        "unit": "images",
-        "tolerance": 1.0,
-    }
-    assert run["figure"] == str(tmp_path / "count-quick" / "figure.png")
+    assert run["quantities"]["limit"] == quantity(3.0, "images", published=3.5, tolerance=1.0)
+    assert run["figures"]["figure-0"] == str(tmp_path / "count-quick" / "figure-0.png")
     assert "Figure 0" in result.stderr
 
 
@@ -268,7 +278,7 @@ def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monk
     assert result.exit_code == 1
     (run,) = json.loads(result.stdout)["runs"]
     assert run["quantities"]["limit"]["measured"] == 3
-    assert run["figure"] is None
+    assert run["figures"] == {}
     assert f"lineavae: {tmp_path / 'count-quick'} cannot be written: File too large" in result.stderr
 
 
@@ -333,7 +343,7 @@ from lineavae.experiments import EXPERIMENTS, Config, Experiment
 def run(config, run_dir):
     return 1 / 0
 
-EXPERIMENTS["fails"] = Experiment("fails", "Figure 0", {"quick": Config(num_images=10)}, run, None)
+EXPERIMENTS["fails"] = Experiment("fails", "Figure 0", {"quick": Config(num_images=10)}, run, {})
 cli.main()
 """
 

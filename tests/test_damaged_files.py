@@ -197,6 +197,8 @@ def count(config, run_dir):
         "config": {"num_images": config.num_images},
         "quantities": {"seed": quantity(config.seed, "1", published=0.0)},
         "curves": {"numbers": np.arange(5.0), "table": np.asfortranarray(np.eye(3))},
+        "tables": {},
+        "claims": [],
     }
 
 
@@ -205,7 +207,7 @@ class RunDirectory:
     is_checked = True
     config = Config(num_images=10)
     experiment = Experiment(
-        "count", "Figure 0", {"quick": config}, count, lambda results: Figure(figsize=(1, 1))
+        "count", "Figure 0", {"quick": config}, count, {"figure-0": lambda results: Figure(figsize=(1, 1))}
     )
 
     def write(self, folder):

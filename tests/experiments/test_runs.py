@@ -10,7 +10,7 @@ from lineavae.data import DataError, load_mnist5k
 from lineavae.experiments import Config, Experiment, RunDirectoryError, RunWriteError, execute, load_results
 from lineavae.experiments.runs import quantity
 
-FILES = {"config.json", "environment.json", "curves.npz", "figure.png", "results.json"}
+FILES = {"config.json", "environment.json", "curves.npz", "figure-0.png", "results.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,13 @@ def squares(config, run_dir):
         "config": {"numbers": list(config.numbers)},
         "quantities": {"sum": quantity(sum(values), "1", published=14.0, tolerance=0.5)},
         "curves": {"squares": np.array(values)},
+        "tables": {},
+        "claims": [],
     }
 
 
 def make(run=squares, plot=lambda results: Figure()):
-    return Experiment("squares", "Figure 0", {"quick": SquaresConfig(num_images=10)}, run, plot)
+    return Experiment("squares", "Figure 0", {"quick": SquaresConfig(num_images=10)}, run, {"figure-0": plot})
 
 
 def never(config, run_dir):
@@ -56,15 +58,13 @@ def test_a_run_leaves_its_files(tmp_path):
         "numbers": [1, 2, 3],
     }
     results = json.loads((run.directory / "results.json").read_text())
-    assert results["schema"] == 2
+    assert results["schema"] == 3
     assert results["experiment"] == "squares"
-    assert results["quantities"] == {
-        "sum": {"measured": 14.0, "published": 14.0, "unit": "1", "tolerance": 0.5}
-    }
+    assert results["quantities"] == {"sum": quantity(14.0, "1", published=14.0, tolerance=0.5)}
     environment = json.loads((run.directory / "environment.json").read_text())
     assert environment["data"]["name"] == "MNIST-5k"
     assert environment["threads"] >= 1
-    assert run.figure.read_bytes().startswith(b"\x89PNG")
+    assert run.figures["figure-0"].read_bytes().startswith(b"\x89PNG")
     assert not run.skipped
 
 
@@ -162,7 +162,7 @@ def test_results_of_another_schema_are_refused(tmp_path):
     execute(make(), CONFIG, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps({**results, "schema": 1}))
-    with pytest.raises(RunDirectoryError, match=r"schema 1 .* reads 2: delete .*results\.json"):
+    with pytest.raises(RunDirectoryError, match=r"schema 1 .* reads 3: delete .*results\.json"):
         load_results(tmp_path)
 
 
@@ -197,8 +197,8 @@ def test_a_damaged_result_says_what_to_delete(tmp_path, name, content):
 
 def test_a_missing_figure_is_drawn_again(tmp_path):
     run = execute(make(), CONFIG, tmp_path)
-    run.figure.unlink()
-    assert execute(make(run=never), CONFIG, tmp_path).figure.read_bytes().startswith(b"\x89PNG")
+    run.figures["figure-0"].unlink()
+    assert execute(make(run=never), CONFIG, tmp_path).figures["figure-0"].read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("full_disk")

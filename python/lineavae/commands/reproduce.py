@@ -82,10 +82,12 @@ def reproduce(
                 "name": name,
                 "preset": preset.value,
                 "directory": str(run.directory),
-                "figure": str(run.figure) if run.figure.exists() else None,
+                "figures": {name: str(path) for name, path in run.figures.items() if path.exists()},
                 "skipped": run.skipped,
                 "data": run.results["data"],
                 "quantities": run.results["quantities"],
+                "tables": run.results["tables"],
+                "claims": run.results["claims"],
             }
         )
         if failure is not None:
@@ -119,14 +121,18 @@ def _run(
 
 
 def _list(as_json: bool) -> None:
-    figures, presets = EXPERIMENTS.figures(), [preset.value for preset in Preset]
+    entries = {name: EXPERIMENTS.entry(name) for name in EXPERIMENTS}
+    presets = [preset.value for preset in Preset]
     if as_json:
-        rows = [{"name": name, "figure": figure, "presets": presets} for name, figure in figures.items()]
+        rows = [
+            {"name": name, "title": entry.title, "shows": entry.shows, "presets": presets}
+            for name, entry in entries.items()
+        ]
         show_json({"experiments": rows})
         return
-    table = Table("name", "figure", "presets", box=SIMPLE_HEAD)
-    for name, figure in figures.items():
-        table.add_row(name, figure, ", ".join(presets))
+    table = Table("name", "what", "presets", box=SIMPLE_HEAD)
+    for name, entry in entries.items():
+        table.add_row(name, entry.title, ", ".join(presets))
     show(table)
 
 
@@ -134,7 +140,7 @@ def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
     from lineavae.data.mnist import is_mnist
 
     data = f"{run.results['data']}, N={run.results['config']['num_images']}"
-    table = Table("quantity", title=f"{experiment.figure} ({data})", title_justify="left", box=SIMPLE_HEAD)
+    table = Table("quantity", title=f"{experiment.title} ({data})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("measured", "published"):
         table.add_column(column, justify="right")
     table.add_column("unit")
@@ -146,6 +152,5 @@ def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
     lines = [experiment.paper] if is_mnist(run.results["data"]) else []
     if run.skipped:
         lines.append(f"{experiment.name}: finished earlier, not run again")
-    if run.figure.exists():
-        lines.append(str(run.figure))
+    lines += [str(path) for path in run.figures.values() if path.exists()]
     show(table, *lines, err=err)

@@ -16,10 +16,12 @@ bernoulli-ppca
 from __future__ import annotations
 
 from collections import UserDict
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lineavae.experiments.runs import (
+    Claim,
     Config,
     Experiment,
     Quantity,
@@ -27,57 +29,84 @@ from lineavae.experiments.runs import (
     Run,
     RunDirectoryError,
     RunWriteError,
+    Table,
 )
 
 if TYPE_CHECKING:
     from lineavae.experiments.directories import execute, load_results
 
 
-class _Experiments(UserDict[str, Experiment]):
-    """Experiments by name; until one is asked for, its figure alone, since its module needs torch.
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an experiment before its module, which needs torch, is imported.
 
-    The module has PRESETS, run, plot, PAPER and HEADLINE, as `Experiment` explains them.
+    Attributes
+    ----------
+    title
+        The paper's figures and tables, and their subject.
+    shows
+        Those figures and tables by name, each of which names the experiment too.
+    """
+
+    title: str
+    shows: tuple[str, ...] = ()
+
+
+class _Experiments(UserDict[str, Experiment]):
+    """Experiments by name; each is imported when it is asked for.
+
+    A module has PRESETS, run, FIGURES, PAPER and HEADLINE, as `Experiment` explains them.
     """
 
     data: dict[str, Any]
 
-    def __init__(self, figures: dict[str, str]) -> None:
+    def __init__(self, entries: dict[str, Entry]) -> None:
         super().__init__()
-        self.data.update(figures)
+        self.data.update(entries)
 
     def __getitem__(self, name: str) -> Experiment:
-        found: Experiment | str = self.data[name]
-        if isinstance(found, str):
+        found: Experiment | Entry = self.data[name]
+        if isinstance(found, Entry):
             module = import_module(f"{__name__}.{name.replace('-', '_')}")
-            parts = (module.PRESETS, module.run, module.plot, module.PAPER, module.HEADLINE)
-            found = self.data[name] = Experiment(name, found, *parts)
+            parts = (module.PRESETS, module.run, module.FIGURES, module.PAPER, module.HEADLINE)
+            found = self.data[name] = Experiment(name, found.title, *parts, shows=found.shows)
         return found
 
-    def figures(self) -> dict[str, str]:
-        """Give the figure of each, and import nothing."""
-        return {name: found if isinstance(found, str) else found.figure for name, found in self.data.items()}
+    def entry(self, name: str) -> Entry:
+        """Give what is known of an experiment, and import nothing."""
+        found: Experiment | Entry = self.data[name]
+        return found if isinstance(found, Entry) else Entry(found.title, found.shows)
 
 
 EXPERIMENTS = _Experiments(
     {
-        "stationary-points": "Figure 1: stability of a stationary point under three noises",
-        "latent-dimensions": "Figure 2: likelihood and optimal ELBO over latent dimensions",
-        "analytic-vs-stochastic": "Figure 3: analytic against stochastic training",
-        "nonlinear-encoders": "Figure 4: linear decoders trained with linear and deeper encoders",
-        "theorem-1": "Theorem 1: stationary points of the ELBO, and the rotations of its proof",
-        "bernoulli-ppca": "Appendix C.3: Bernoulli probabilistic PCA without sampling",
+        "stationary-points": Entry(
+            "Figure 1: stability of a stationary point under three noises", ("figure-1",)
+        ),
+        "latent-dimensions": Entry(
+            "Figure 2: likelihood and optimal ELBO over latent dimensions", ("figure-2",)
+        ),
+        "analytic-vs-stochastic": Entry("Figure 3: analytic against stochastic training", ("figure-3",)),
+        "nonlinear-encoders": Entry(
+            "Figure 4: linear decoders trained with linear and deeper encoders", ("figure-4",)
+        ),
+        "theorem-1": Entry("Theorem 1: stationary points of the ELBO, and the rotations of its proof"),
+        "bernoulli-ppca": Entry("Appendix C.3: Bernoulli probabilistic PCA without sampling"),
     }
 )
 
 __all__ = [
     "EXPERIMENTS",
+    "Claim",
     "Config",
+    "Entry",
     "Experiment",
     "Quantity",
     "Results",
     "Run",
     "RunDirectoryError",
     "RunWriteError",
+    "Table",
     "execute",
     "load_results",
 ]

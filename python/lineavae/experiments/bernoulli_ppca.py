@@ -251,6 +251,8 @@ PRESETS = {
     ),
 }
 
+FIGURES = {"bernoulli-ppca": plot}
+
 PAPER = "The paper calls this ELBO intractable and reports nothing for it."
 
 HEADLINE = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +22,18 @@ from lineavae._array_files import StoredArray, npz_arrays
 from lineavae._io import atomic_path, check_writable, write_text
 from lineavae._optional import require
 from lineavae.diagnostics import diagnose
-from lineavae.experiments.runs import Config, Experiment, Results, Run, RunDirectoryError, RunWriteError
+from lineavae.experiments.runs import (
+    Config,
+    Experiment,
+    Quantity,
+    Results,
+    Run,
+    RunDirectoryError,
+    RunWriteError,
+)
 
-# 2: with a checksum
-SCHEMA = 2
+# 3: with tables, claims and the spread of quantities
+SCHEMA = 3
 
 # Characters of a JSON file of a run: some thousand times as many as there are.
 _MOST_JSON = 1 << 24
@@ -63,12 +71,14 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
         A checkpoint cannot be written.
     """
     asked = json.loads(json.dumps(asdict(config)))
+    figures = {name: directory / f"{name}.png" for name in experiment.figures}
     if _is_finished(directory, asked, resume):
-        run = Run(directory, load_results(directory), skipped=True)
-        if not run.figure.exists():
+        run = Run(directory, load_results(directory), skipped=True, figures=figures)
+        missing = {name: path for name, path in figures.items() if not path.exists()}
+        if missing:
             require("matplotlib", "experiments")
             try:
-                _draw(experiment, run)
+                _draw(experiment, run.results, missing)
             except OSError as error:
                 raise RunWriteError(error, run) from error
         return run
@@ -82,21 +92,21 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     _write_json(directory / "environment.json", environment)
     results = experiment.run(config, directory)
     if not config.images.is_mnist:  # what was published is of MNIST
-        for entry in results["quantities"].values():
-            entry["published"] = entry["tolerance"] = None
-    run = Run(directory, results, skipped=False)
+        for entry in _quantities(results):
+            entry["published"] = entry["tolerance"] = entry["published_spread"] = entry["note"] = None
+    run = Run(directory, results, skipped=False, figures=figures)
     summary = {key: value for key, value in results.items() if key != "curves"}
     curves: dict[str, Any] = results["curves"]  # no allow_pickle beside them: NumPy 1 would store it
     try:
         with atomic_path(directory / "curves.npz") as temporary:
             np.savez_compressed(temporary, **curves)
-        _draw(experiment, run)
+        _draw(experiment, results, figures)
         document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
         document["checksum"] = _checksum(document, curves)
         _write_json(directory / "results.json", document)
     except OSError as error:
         raise RunWriteError(error, run) from error
-    return Run(directory, load_results(directory), skipped=False)
+    return Run(directory, load_results(directory), skipped=False, figures=figures)
 
 
 def load_results(directory: Path) -> Results:
@@ -133,12 +143,8 @@ def load_results(directory: Path) -> Results:
             f"{directory} holds results of schema {document.get('schema')} where this lineavae reads "
             f"{SCHEMA}: {remedy}"
         )
-    return {
-        "data": document["data"],
-        "config": document["config"],
-        "quantities": document["quantities"],
-        "curves": curves,
-    }
+    fields = ("data", "config", "quantities", "tables", "claims")
+    return cast(Results, {"curves": curves, **{field: document[field] for field in fields}})
 
 
 def _read_curve(array: StoredArray) -> NDArray[Any]:
@@ -148,9 +154,17 @@ def _read_curve(array: StoredArray) -> NDArray[Any]:
     return curve
 
 
-def _draw(experiment: Experiment, run: Run) -> None:
-    with atomic_path(run.figure) as temporary:
-        experiment.plot(run.results).savefig(temporary, dpi=200)
+def _draw(experiment: Experiment, results: Results, figures: Mapping[str, Path]) -> None:
+    for name, path in figures.items():
+        with atomic_path(path) as temporary:
+            experiment.figures[name](results).savefig(temporary, dpi=200)
+
+
+def _quantities(results: Results) -> Iterator[Quantity]:
+    yield from results["quantities"].values()
+    for table in results["tables"].values():
+        for row in table["rows"].values():
+            yield from filter(None, row)
 
 
 def _checksum(document: Mapping[str, Any], curves: Mapping[str, NDArray[Any]]) -> str:

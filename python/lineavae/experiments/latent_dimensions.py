@@ -173,6 +173,8 @@ PRESETS = {
     ),
 }
 
+FIGURES = {"figure-2": plot}
+
 PAPER = "In the paper: with the noise of K=50 the likelihood rises to about K=200, then falls."
 
 HEADLINE = ()  # all

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,76 +70,133 @@ class Config:
             )
         return everything.subset(self.num_images, self.seed)
 
-    def results(self, quantities: dict[str, Quantity], curves: dict[str, NDArray[Any]]) -> Results:
+    def results(
+        self,
+        quantities: dict[str, Quantity],
+        curves: dict[str, NDArray[Any]],
+        tables: Mapping[str, Table] | None = None,
+        claims: Sequence[Claim] = (),
+    ) -> Results:
         """Give what a run with this configuration found."""
-        return {"data": self.images.name, "config": asdict(self), "quantities": quantities, "curves": curves}
+        return {
+            "data": self.images.name,
+            "config": asdict(self),
+            "quantities": quantities,
+            "curves": curves,
+            "tables": dict(tables or {}),
+            "claims": list(claims),
+        }
 
 
 class Quantity(TypedDict):
-    """One number of a result beside the paper's, and how far from it still counts as reproduced."""
+    """One number of a result beside the paper's.
+
+    ``tolerance`` is how far from the published number still counts as reproduced; ``spread`` and
+    ``published_spread`` are standard deviations over seeds; ``note`` says what is wrong with the published
+    number. Where there is none of these it is None.
+    """
 
     measured: float
     published: float | None
     unit: str
     tolerance: float | None
+    spread: float | None
+    published_spread: float | None
+    note: str | None
+
+
+class Table(TypedDict):
+    """One of the paper's tables: rows by their labels, a quantity or nothing in each column."""
+
+    caption: str
+    columns: list[str]
+    rows: dict[str, list[Quantity | None]]
+
+
+Verdict = Literal["holds", "does not hold", "not tested"]
+
+
+class Claim(TypedDict):
+    """What the paper claims, and what the run says of it."""
+
+    claim: str
+    source: str
+    verdict: Verdict
+    evidence: str
 
 
 class Results(TypedDict):
-    """What a run found: everything that its figure needs."""
+    """What a run found: everything that its figures and tables need."""
 
     data: str
     config: dict[str, Any]
     quantities: dict[str, Quantity]
     curves: dict[str, NDArray[Any]]
+    tables: dict[str, Table]
+    claims: list[Claim]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One figure of the paper.
+    """Figures and tables of the paper that one training, or one calculation, gives.
 
     Attributes
     ----------
     name
         What ``lineavae reproduce`` calls it.
-    figure
-        The paper's figure and its subject.
+    title
+        The paper's figures and tables, and their subject.
     presets
         Configurations by name: "quick" and "full".
     run
         Runs a configuration; checkpoints go into the run directory, from where a second call continues.
-    plot
-        Draws the figure from the results alone.
+    figures
+        By the names under which the paper has them, "figure-1": what draws each from the results alone.
     paper
         What the paper reports, in one line.
     headline
         The quantities that the command line shows, of all in ``results.json``; all where empty.
+    shows
+        All figures and tables by the paper's names, each of which names the experiment too.
     """
 
     name: str
-    figure: str
+    title: str
     presets: Mapping[str, Config]
     run: Callable[[Any, Path], Results]
-    plot: Callable[[Results], Figure]
+    figures: Mapping[str, Callable[[Results], Figure]]
     paper: str = ""
     headline: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; ``skipped`` where it was found finished."""
+    """A finished run; ``skipped`` where it was found finished. ``figures`` are files, by the paper's names."""
 
     directory: Path
     results: Results
     skipped: bool
-
-    @property
-    def figure(self) -> Path:
-        """The figure's file."""
-        return self.directory / "figure.png"
+    figures: Mapping[str, Path]
 
 
 def quantity(
-    measured: float, unit: str, published: float | None = None, tolerance: float | None = None
+    measured: float,
+    unit: str,
+    published: float | None = None,
+    tolerance: float | None = None,
+    *,
+    spread: float | None = None,
+    published_spread: float | None = None,
+    note: str | None = None,
 ) -> Quantity:
-    """One entry of ``Results["quantities"]``."""
-    return {"measured": float(measured), "published": published, "unit": unit, "tolerance": tolerance}
+    """One entry of ``Results["quantities"]``, or of a table."""
+    return {
+        "measured": float(measured),
+        "published": published,
+        "unit": unit,
+        "tolerance": tolerance,
+        "spread": spread,
+        "published_spread": published_spread,
+        "note": note,
+    }

@@ -147,6 +147,8 @@ PRESETS = {
     "full": StationaryPointsConfig(grid=121),
 }
 
+FIGURES = {"figure-1": plot}
+
 PAPER = "In the paper: the noise is too large for either component, for one of them, for none."
 
 HEADLINE = tuple(

@@ -392,6 +392,8 @@ PRESETS = {
     ),
 }
 
+FIGURES = {"theorem-1": plot}
+
 PAPER = "In the paper: no local maximum but those of the likelihood; the proof's rotation raises the ELBO."
 
 HEADLINE = (
