@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class LatentDimensionsConfig(Config):
         Full-batch steps of Adam in that training.
     """
 
+    takes_samples: ClassVar = True
+
     latent_dims: tuple[int, ...]
     frozen_latent_dim: int = 50
     trained_latent_dims: tuple[int, ...] = ()
@@ -56,7 +58,7 @@ class LatentDimensionsConfig(Config):
 
 def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
     """Evaluate the closed forms at each K, and train at some."""
-    x = config.images.to_tensor(torch.float64)
+    x = config.samples.to_tensor(torch.float64)
     moments = Moments.from_data(x)
     frozen_noise = PPCA(config.frozen_latent_dim).fit(moments).noise_variance_
     likelihood, optimal_elbo, frozen = (np.empty(len(config.latent_dims)) for _ in range(3))
