@@ -127,7 +127,7 @@ class ImageCache:
             array = npy_array(self._final)
         except ArrayFileError:
             return None
-        if found is None or (array.dtype, list(array.shape)) != (np.uint8, found["shape"]):
+        if found is None or array.dtype != np.uint8 or list(array.shape) != found["shape"]:
             return None
         self.left_out, self.num_grey = found["left_out"], found["num_grey"]
         return array.map()
@@ -179,8 +179,9 @@ class ImageCache:
                         done.num_images += 1
                     done.num_files += 1
                     advance()
-                _sync(file)
-                _write(self._progress, {"digest": self._digest, **asdict(done)})
+                if coming:
+                    _sync(file)
+                    _write(self._progress, {"digest": self._digest, **asdict(done)})
         shape = (done.num_images, *shape)
         file.seek(0)
         file.write(_header(shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,6 +80,11 @@ class Images:
     def is_mnist(self) -> bool:
         """Whether these are MNIST's images, so that published results are about them."""
         return is_mnist(self.name)
+
+    @property
+    def num_features(self) -> int:
+        """Dimensions D of an image: H · W, or H · W · C."""
+        return math.prod(self.images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -158,6 +164,11 @@ class Samples:
     samples: NDArray[np.floating]
     name: str
     remarks: tuple[str, ...] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Dimensions D of a sample."""
+        return math.prod(self.samples.shape[1:])
 
     def __len__(self) -> int:
         return len(self.samples)

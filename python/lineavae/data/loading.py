@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,11 +198,15 @@ def _load_folder(
         remarks.append(f"left out: {decoded.describe(decoded.left_out)}")
     if decoded.num_grey:
         remarks.append(f"{decoded.num_grey} of {len(images)} images are grey, among others in colours")
-    name = name_images(images, folder.resolve().name)
-    celeba = [f"{index:06d}.jpg" for index in range(1, _CELEBA_IMAGES + 1)]
-    if preparation.original == _CELEBA_PIXELS and list(decoded.files) == celeba:
-        name = "CelebA"
+    is_celeba = preparation.original == _CELEBA_PIXELS and _are_celebas(decoded.files)
+    name = "CelebA" if is_celeba else name_images(images, folder.resolve().name)
     return Images(images, None, name, tuple(remarks))
+
+
+def _are_celebas(files: Collection[str]) -> bool:
+    return len(files) == _CELEBA_IMAGES and all(
+        name == f"{number:06d}.jpg" for number, name in enumerate(files, start=1)
+    )
 
 
 def _load_npy(path: Path) -> Images | Samples:

@@ -48,6 +48,11 @@ class AnalyticVsStochasticConfig(Config):
     steps: int
     learning_rates: tuple[float, ...]
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.latent_dim + 1
+
 
 def run(config: AnalyticVsStochasticConfig, run_dir: Path) -> Results:
     """Train with every objective and learning rate; compare the best of each objective with the optimum."""

@@ -72,6 +72,11 @@ class NonlinearEncodersConfig(Config):
     batch_size: int
     learning_rates: tuple[float, ...]
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.latent_dim + 1
+
 
 class LinearEncoder(nn.Module):
     """Posterior of the linear VAE (Lucas et al. 2019, equation 9): one variance for all images.

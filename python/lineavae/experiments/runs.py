@@ -64,6 +64,11 @@ class Config:
     seed: int = 0
     device: str = "cpu"
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return 1
+
     @cached_property
     def samples(self) -> Images | Samples:
         """What the models are fitted to: ``num_images`` images, or rows, drawn by ``seed``."""
@@ -77,10 +82,14 @@ class Config:
                 f"{self.data} must hold the pixels of images, uint8, for this experiment, "
                 f"got {everything.samples.dtype}"
             )
+        source = self.data or everything.name
         if len(everything) < self.num_images:
-            remedy = "" if self.data else ": --data takes a folder with all 60000 of MNIST"
+            remedy = "" if self.data else ": --data takes all of MNIST"
+            raise DataError(f"{source} has {len(everything)} images, {self.num_images} are needed{remedy}")
+        if everything.num_features < self.min_features:
             raise DataError(
-                f"{self.data or everything.name} has {len(everything)} images, {self.num_images} are needed{remedy}"
+                f"{source} has {everything.num_features} features, {self.min_features} are needed for as "
+                "many components"
             )
         for remark in everything.remarks:
             Console(stderr=True).print(remark, markup=False, highlight=False)

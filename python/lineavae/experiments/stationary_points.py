@@ -52,6 +52,11 @@ class StationaryPointsConfig(Config):
     noise_components: tuple[int, int, int] = (4, 6, 8)
     grid: int = 41
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return max(*self.kept, *self.directions, *self.noise_components)
+
 
 def run(config: StationaryPointsConfig, run_dir: Path) -> Results:
     """Evaluate the plane and the verdict under each noise."""

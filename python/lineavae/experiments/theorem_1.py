@@ -81,6 +81,11 @@ class TheoremConfig(Config):
     learning_rate: float = 0.03
     num_rotations: int = 1000
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.num_features
+
 
 def run(config: TheoremConfig, run_dir: Path) -> Results:
     """Seek the stationary points, judge them, and try the rotations."""
