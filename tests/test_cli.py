@@ -164,7 +164,14 @@ def test_reproduce_reports_and_leaves_its_files(tmp_path):
     assert rows[-1] == [str(figure)]
     assert figure.exists()
     config = json.loads((tmp_path / "count-quick" / "config.json").read_text())
-    assert config == {"num_images": 10, "data_dir": None, "seed": 7, "device": "cpu", "limit": 3}
+    assert config == {
+        "num_images": 10,
+        "data": None,
+        "image_size": None,
+        "seed": 7,
+        "device": "cpu",
+        "limit": 3,
+    }
 
 
 def test_reproduce_full(tmp_path):
@@ -207,7 +214,7 @@ def test_a_finished_run_is_skipped_and_said(tmp_path):
         ([], "name an experiment"),
         (["nothing"], "no experiment 'nothing', only stationary-points, latent-dimensions"),
         (["count", "--device", "tpu9"], "--device tpu9"),
-        (["count", "--data-dir", "nowhere"], "nowhere is not a folder"),
+        (["count", "--data", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_wrong_input_is_one_sentence(tmp_path, arguments, message):
@@ -224,11 +231,11 @@ def test_wrong_usage_exits_with_2(arguments):
     assert invoke("reproduce", "count", *arguments).exit_code == 2
 
 
-def test_data_folder_from_the_environment(tmp_path, monkeypatch):
+def test_data_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LINEAVAE_DATA", str(tmp_path / "nowhere"))
     result = invoke("reproduce", "count", "--out", tmp_path)
     assert result.exit_code == 2
-    assert f"{tmp_path / 'nowhere'} is not a folder" in result.stderr
+    assert f"{tmp_path / 'nowhere'} does not exist" in result.stderr
 
 
 def test_another_configuration_exits_with_2(tmp_path):
@@ -288,7 +295,7 @@ def test_other_images_are_called_by_their_folder(tmp_path):
     folder.mkdir()
     (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x0803, 12, 28, 28) + bytes(12 * 784))
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 12) + bytes(12))
-    result = invoke("reproduce", "count", "--out", tmp_path / "out", "--data-dir", folder)
+    result = invoke("reproduce", "count", "--out", tmp_path / "out", "--data", folder)
     assert result.exit_code == 0, result.output
     assert "([b]fashion:cat:, N=10)" in result.stdout
     assert "3.5" not in result.stdout

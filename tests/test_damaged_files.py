@@ -8,15 +8,17 @@ import os
 import random
 import struct
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lineavae.collapse.files import PosteriorFileError, find_shards
 from lineavae.collapse.scan import ShardResults, scan
-from lineavae.data import DataError, load_mnist, read_samples
+from lineavae.data import DataError, load_images, load_mnist, read_samples
 from lineavae.experiments import Config, Experiment, RunDirectoryError, execute
 from lineavae.experiments.runs import quantity
 from lineavae.linear import LinearVAE, Moments
@@ -132,6 +134,35 @@ class GzippedIdx(Idx):
             path.unlink()
 
 
+class ImageArray:
+    error = DataError
+    is_checked = False
+
+    def write(self, folder):
+        np.save(folder / "a.npy", IMAGES)
+
+    def read(self, folder):
+        return load_images(folder / "a.npy").images.tobytes()
+
+
+class PngFolder:
+    error = DataError
+    is_checked = True
+
+    def write(self, folder):
+        for index, image in enumerate(IMAGES[:2]):
+            Image.fromarray(image).save(folder / f"{index}.{self.__class__.__name__[:3]}")
+
+    def read(self, folder):
+        # Pillow's limit, of 90 megapixels, takes seconds
+        with mock.patch.object(Image, "MAX_IMAGE_PIXELS", 10_000):
+            return load_images(folder, cache=folder.parent / "cache", max_corrupt=0).images.tobytes()
+
+
+class JpgFolder(PngFolder):
+    is_checked = False  # the format has no checksum
+
+
 class SavedMoments:
     error = ValueError
     is_checked = True
@@ -231,6 +262,9 @@ READERS = [
     ZippedSamples,
     Idx,
     GzippedIdx,
+    ImageArray,
+    PngFolder,
+    JpgFolder,
     SavedMoments,
     SavedModel,
     Checkpoint,

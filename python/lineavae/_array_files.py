@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -96,9 +96,19 @@ class StoredArray:
             member.read(self.offset)  # a seek would give up the checksum
             return cast(io.BufferedIOBase, member)
 
+    def map(self) -> NDArray[Any]:
+        """Map an array of NumPy's into memory, for reading alone.
+
+        The process is killed without a word where the file shrinks later, or its disk fails.
+        """
+        order: Literal["C", "F"] = "F" if self.is_fortran else "C"
+        dtype = cast("np.dtype[Any]", self.dtype)
+        with _reading(self.path):
+            return np.asarray(np.memmap(self.path, dtype, "r", self.offset, self.shape, order))
+
     def read(self, stream: Stream, buffer: _Buffer) -> _Buffer:
         """Fill a contiguous buffer with what comes next, and give it back."""
-        # not mapped: where a mapped file shrinks, or its disk fails, the process is killed without a word
+        # not mapped, so that a file that shrinks, or a disk that fails, ends in an error
         if isinstance(buffer, Tensor):
             view = buffer.reshape(-1).view(torch.uint8).numpy().data
         else:

@@ -52,7 +52,8 @@ def test_a_run_leaves_its_files(tmp_path):
     assert {path.name for path in run.directory.iterdir()} == FILES | {"1.txt", "2.txt", "3.txt"}
     assert json.loads((run.directory / "config.json").read_text()) == {
         "num_images": 10,
-        "data_dir": None,
+        "data": None,
+        "image_size": None,
         "seed": 0,
         "device": "cpu",
         "numbers": [1, 2, 3],
@@ -141,9 +142,9 @@ def test_a_temporary_file_left_by_a_kill_is_no_obstacle(tmp_path):
     assert not execute(make(), CONFIG, tmp_path).skipped
 
 
-def test_a_wrong_data_folder_leaves_nothing_behind(tmp_path):
-    with pytest.raises(DataError, match="nowhere is not a folder"):
-        execute(make(run=never), replace(CONFIG, data_dir=str(tmp_path / "nowhere")), tmp_path / "run")
+def test_wrong_data_leave_nothing_behind(tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        execute(make(run=never), replace(CONFIG, data=str(tmp_path / "nowhere")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -178,7 +179,7 @@ def test_curves_are_never_unpickled(tmp_path):
     [
         ("results.json", None),
         ("results.json", b"{"),
-        ("results.json", b'{"schema": 2}'),
+        ("results.json", b'{"schema": 3}'),
         ("curves.npz", None),
         ("curves.npz", b"PK"),
     ],
@@ -222,7 +223,7 @@ def test_published_values_are_those_of_mnist(tmp_path):
         struct.pack(">4I", 0x0803, *pixels.shape) + pixels.tobytes()
     )
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 20) + bytes(20))
-    run = execute(make(), replace(CONFIG, data_dir=str(folder)), tmp_path / "run")
+    run = execute(make(), replace(CONFIG, data=str(folder)), tmp_path / "run")
     assert run.results["data"] == "fashion"
     assert run.results["quantities"]["sum"]["published"] is None
     assert run.results["quantities"]["sum"]["tolerance"] is None

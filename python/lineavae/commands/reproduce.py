@@ -37,11 +37,13 @@ def reproduce(
     preset: Annotated[
         Preset, typer.Option(help="[bold]quick[/bold]: about a minute; [bold]full[/bold]: as in the paper.")
     ] = Preset.quick,
-    data_dir: Annotated[
+    data: Annotated[
         Path | None,
         typer.Option(
             envvar="LINEAVAE_DATA",
-            help="Folder with MNIST's four files; without it, the 5000 images of MNIST-5k.",
+            help="Folder with MNIST's four files, with CelebA's img_align_celeba, or with other images, JPEG "
+            "or PNG; or a .npy file of images, uint8 (N, H, W) or (N, H, W, C), or of samples, "
+            "floats (N, D). Without it, the 5000 images of MNIST-5k.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(file_okay=False, help="Runs go into <out>/<name>-<preset>/.")] = Path(
@@ -71,7 +73,7 @@ def reproduce(
     except ImportError as error:
         fail(str(error), 1)
     check_device(device)
-    settings = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed, "device": device}
+    settings = {"data": data and str(data.resolve()), "seed": seed, "device": device}
     done, failure = [], None
     for name in names:
         experiment = experiments[name]
@@ -137,8 +139,6 @@ def _list(as_json: bool) -> None:
 
 
 def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
-    from lineavae.data.mnist import is_mnist
-
     data = f"{run.results['data']}, N={run.results['config']['num_images']}"
     table = Table("quantity", title=f"{experiment.title} ({data})", title_justify="left", box=SIMPLE_HEAD)
     for column in ("measured", "published"):
@@ -149,7 +149,8 @@ def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
         value = quantities[name]
         published = "" if value["published"] is None else f"{value['published']:.5g}"
         table.add_row(name, f"{value['measured']:.5g}", published, value["unit"])
-    lines = [experiment.paper] if is_mnist(run.results["data"]) else []
+    config = experiment.presets["quick"]
+    lines = [experiment.paper] if run.results["data"] in config.published_data else []
     if run.skipped:
         lines.append(f"{experiment.name}: finished earlier, not run again")
     lines += [str(path) for path in run.figures.values() if path.exists()]

@@ -1,13 +1,21 @@
-"""Data sets: MNIST, and the 5000 of its images that need no download; logits of pixels; arrays in files."""
+"""Data sets: MNIST, CelebA, folders of images, arrays in files; pixels as real numbers."""
 
 from lineavae.data.arrays import read_samples
-from lineavae.data.logit import LogitPixels, logit_transform
-from lineavae.data.mnist import DataError, Images, load_mnist, load_mnist5k
+from lineavae.data.images import DataError, Images, Samples
+from lineavae.data.loading import load_celeba, load_data, load_images
+from lineavae.data.mnist import load_mnist, load_mnist5k
+from lineavae.data.pixels import RealPixels, bits_per_dimension, dequantize, logit_transform
 
 __all__ = [
     "DataError",
     "Images",
-    "LogitPixels",
+    "RealPixels",
+    "Samples",
+    "bits_per_dimension",
+    "dequantize",
+    "load_celeba",
+    "load_data",
+    "load_images",
     "load_mnist",
     "load_mnist5k",
     "logit_transform",

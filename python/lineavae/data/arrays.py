@@ -21,7 +21,7 @@ from lineavae._array_files import (
     npz_arrays,
     safetensors_arrays,
 )
-from lineavae.data.mnist import DataError
+from lineavae.data.images import DataError
 
 # Elements of a block of samples, which is all that is held of a file.
 _BLOCK_ELEMENTS = 1 << 22

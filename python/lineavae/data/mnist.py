@@ -11,15 +11,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lineavae._optional import require
+from lineavae.data.images import DataError, Images
 
 _SHAPE = (28, 28)
 _FILES = {
@@ -28,122 +27,16 @@ _FILES = {
 }
 
 # SHA-256 of the pixels of the two splits. Other images, some of which come in files of the same names, are
-# called by the name of their folder.
+# called by the name of their file or folder.
 _PIXELS = {
     "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
 }
 
+# Names that only the originals have.
+_RESERVED = ("mnist", "mnist-5k", "celeba")
+
 _READ_BYTES = 1 << 20
-
-
-class DataError(ValueError):
-    """A data file is missing or is not what it should be; the message names it and says what to do.
-
-    Examples
-    --------
-    >>> from lineavae.data import DataError, load_mnist
-    >>> try:
-    ...     load_mnist("no-such-folder")
-    ... except DataError as error:
-    ...     print(error)
-    no-such-folder is not a folder: name the one that holds MNIST's four files
-    """
-
-
-def is_mnist(name: str) -> bool:
-    """Whether a data set of this name is MNIST, or a part of it."""
-    return name in ("MNIST", "MNIST-5k")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Grey images with their labels.
-
-    Attributes
-    ----------
-    images
-        Pixels, uint8, (N, 28, 28).
-    labels
-        Digits, uint8, (N,).
-    name
-        The data set's name for titles and reports: "MNIST", "MNIST-5k", or that of a folder of other images.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lineavae.data import Images
-    >>> black = Images(np.zeros((2, 28, 28), dtype=np.uint8), np.zeros(2, dtype=np.uint8), "MNIST")
-    >>> black.to_tensor().sum()
-    tensor(0.)
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    name: str
-
-    @property
-    def is_mnist(self) -> bool:
-        """Whether these are MNIST's images, so that published results are about them."""
-        return is_mnist(self.name)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def subset(self, num_samples: int, seed: int) -> Images:
-        """Draw ``num_samples`` images without replacement; the same seed gives the same images.
-
-        Parameters
-        ----------
-        num_samples
-            Size of the subset, at most the number of images.
-        seed
-            Seed of the draw, >= 0.
-
-        Returns
-        -------
-        Images
-            The subset, in random order, under the same name.
-
-        Raises
-        ------
-        ValueError
-            ``num_samples`` is not between 1 and the number of images.
-
-        Examples
-        --------
-        >>> from lineavae.data import load_mnist5k
-        >>> len(load_mnist5k().subset(1000, seed=0))
-        1000
-        """
-        if not 1 <= num_samples <= len(self):
-            raise ValueError(
-                f"Images.subset: num_samples must be between 1 and the number of images, {len(self)}, "
-                f"got {num_samples}"
-            )
-        chosen = np.random.default_rng(seed).permutation(len(self))[:num_samples]
-        return Images(self.images[chosen], self.labels[chosen], self.name)
-
-    def to_tensor(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the pixels divided by 255, one image per row.
-
-        Parameters
-        ----------
-        dtype
-            Floating dtype of the result.
-
-        Returns
-        -------
-        Tensor
-            (N, 784), values in [0, 1].
-
-        Examples
-        --------
-        >>> from lineavae.data import load_mnist5k
-        >>> load_mnist5k().to_tensor().shape
-        torch.Size([5000, 784])
-        """
-        return torch.from_numpy(self.images.reshape(len(self), -1)).to(dtype) / 255
 
 
 def load_mnist5k() -> Images:
@@ -235,7 +128,9 @@ def load_mnist(data_dir: str | Path | None = None, split: str = "train") -> Imag
             f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels: "
             "take both from the same source"
         )
-    return Images(images, labels, _name(images, image_path.parent))
+    folder = image_path.parent.resolve()
+    name = folder.parent.name if folder.name == "raw" else folder.name
+    return Images(images, labels, name_images(images, name))
 
 
 def find_images(folder: Path) -> Path | None:
@@ -263,13 +158,14 @@ def _find(folder: Path, name: str) -> Path:
     raise DataError(f"{folder / name} is missing, with and without .gz: put it there")
 
 
-def _name(images: NDArray[np.uint8], folder: Path) -> str:
-    """Name a data set by what was read, not by the names of its files."""
-    if hashlib.sha256(images.tobytes()).hexdigest() in _PIXELS:
+def name_images(images: NDArray[Any], name: str) -> str:
+    """Name images by their pixels where these are MNIST's, else as their file or folder is called."""
+    if (
+        images.shape[1:] == _SHAPE
+        and hashlib.sha256(np.ascontiguousarray(images).data).hexdigest() in _PIXELS
+    ):
         return "MNIST"
-    folder = folder.resolve()
-    name = folder.parent.name if folder.name == "raw" else folder.name
-    return f"{name} (not the original)" if name.lower() in ("mnist", "mnist-5k") else name
+    return f"{name} (not the original)" if name.lower() in _RESERVED else name
 
 
 def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,14 +42,21 @@ class AnalyticVsStochasticConfig(Config):
         Grid, from which each objective takes what ends with the best ELBO.
     """
 
+    takes_samples: ClassVar = True
+
     latent_dim: int
     steps: int
     learning_rates: tuple[float, ...]
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.latent_dim + 1
+
 
 def run(config: AnalyticVsStochasticConfig, run_dir: Path) -> Results:
     """Train with every objective and learning rate; compare the best of each objective with the optimum."""
-    x = config.images.to_tensor(torch.float64)
+    x = config.samples.to_tensor(torch.float64)
     moments = Moments.from_data(x)
     optimum = LinearVAE.from_ppca(PPCA(config.latent_dim).fit(moments))
     quantities = {"pPCA optimum": quantity(optimum.elbo(moments).item(), NATS)}

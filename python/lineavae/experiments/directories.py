@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lineavae._array_files import StoredArray, npz_arrays
 from lineavae._io import atomic_path, check_writable, write_text
 from lineavae._optional import require
+from lineavae.data import Images
 from lineavae.diagnostics import diagnose
 from lineavae.experiments.runs import (
     Config,
@@ -91,7 +92,7 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     _write_json(directory / "config.json", asked)
     _write_json(directory / "environment.json", environment)
     results = experiment.run(config, directory)
-    if not config.images.is_mnist:  # what was published is of MNIST
+    if results["data"] not in config.published_data:
         for entry in _quantities(results):
             entry["published"] = entry["tolerance"] = entry["published_spread"] = entry["note"] = None
     run = Run(directory, results, skipped=False, figures=figures)
@@ -218,12 +219,17 @@ def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
 
 
 def _environment(config: Config) -> dict[str, Any]:
-    images = config.images
+    data = config.samples
+    pixels = data.images if isinstance(data, Images) else data.samples
     return {
         **diagnose().to_dict(),
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
-        "data": {"name": images.name, "sha256": hashlib.sha256(images.images.tobytes()).hexdigest()},
+        "data": {
+            "name": data.name,
+            "sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+            "remarks": data.remarks,
+        },
     }
 
 

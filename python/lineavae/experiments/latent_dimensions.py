@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class LatentDimensionsConfig(Config):
     Attributes
     ----------
     latent_dims
-        Values of K, ascending, at which the closed forms are drawn.
+        Values of K, ascending, at which the closed forms are drawn; those below D count.
     frozen_latent_dim
         The K, one of them, from whose maximum the frozen noise is taken.
     trained_latent_dims
@@ -47,20 +47,28 @@ class LatentDimensionsConfig(Config):
         Full-batch steps of Adam in that training.
     """
 
+    takes_samples: ClassVar = True
+
     latent_dims: tuple[int, ...]
     frozen_latent_dim: int = 50
     trained_latent_dims: tuple[int, ...] = ()
     steps: int = 12_000
     learning_rate: float = 1e-3
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return max((self.frozen_latent_dim, *self.trained_latent_dims)) + 1
+
 
 def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
     """Evaluate the closed forms at each K, and train at some."""
-    x = config.images.to_tensor(torch.float64)
+    x = config.samples.to_tensor(torch.float64)
     moments = Moments.from_data(x)
     frozen_noise = PPCA(config.frozen_latent_dim).fit(moments).noise_variance_
-    likelihood, optimal_elbo, frozen = (np.empty(len(config.latent_dims)) for _ in range(3))
-    progress = track(config.latent_dims, "closed forms", console=Console(stderr=True), transient=True)
+    latent_dims = [latent_dim for latent_dim in config.latent_dims if latent_dim < x.shape[1]]
+    likelihood, optimal_elbo, frozen = (np.empty(len(latent_dims)) for _ in range(3))
+    progress = track(latent_dims, "closed forms", console=Console(stderr=True), transient=True)
     for index, latent_dim in enumerate(progress):
         ppca = PPCA(latent_dim).fit(moments)
         model = LinearVAE.from_ppca(ppca)
@@ -77,7 +85,7 @@ def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
         )
         trained[index] = model.elbo(moments).item()
     curves = {
-        "latent_dims": np.array(config.latent_dims),
+        "latent_dims": np.array(latent_dims),
         "likelihood": likelihood,
         "optimal_elbo": optimal_elbo,
         "frozen_likelihood": frozen,

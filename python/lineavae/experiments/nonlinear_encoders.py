@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lineavae._ascent import Problem, Settings, ascend, batches
-from lineavae.data import Images, LogitPixels, logit_transform
+from lineavae.data import Images, RealPixels, logit_transform
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
 from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
 from lineavae.linear import PPCA, Moments
@@ -71,6 +71,11 @@ class NonlinearEncodersConfig(Config):
     epochs: int
     batch_size: int
     learning_rates: tuple[float, ...]
+
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.latent_dim + 1
 
 
 class LinearEncoder(nn.Module):
@@ -185,7 +190,7 @@ class _Problem(Problem):
         return [self._x]
 
 
-def standardised_logits(images: Images, seed: int) -> LogitPixels:
+def standardised_logits(images: Images, seed: int) -> RealPixels:
     """Give logits of the pixels less their mean image and divided by one number, so that their variance is 1.
 
     What a model can do with the logits it can do with these, linear or not; but training takes many times as
@@ -194,7 +199,7 @@ def standardised_logits(images: Images, seed: int) -> LogitPixels:
     x, log_det = logit_transform(images.images, seed)
     x = x - x.mean(0)
     scale = x.square().mean().sqrt()
-    return LogitPixels(x / scale, log_det - x.shape[1] * scale.log())
+    return RealPixels(x / scale, log_det - x.shape[1] * scale.log())
 
 
 def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:

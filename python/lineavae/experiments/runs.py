@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from lineavae.data import Images
+    from lineavae.data import Images, Samples
 
 NATS = "nats per image"
 
@@ -43,32 +43,62 @@ class Config:
     ----------
     num_images
         Size N of the seeded subset that the models are fitted to.
-    data_dir
-        Folder of MNIST's files; None for MNIST-5k.
+    data
+        Folder of MNIST's files, of CelebA's, or of other images, or a ``.npy`` file; None for MNIST-5k.
+    image_size
+        Side to which the image files of a folder are resized; None for 64 of CelebA, for their own of others.
     seed
         Everything random is a function of it.
     device
         Where the models are trained.
     """
 
+    #: Names of the data that the published numbers are of.
+    published_data: ClassVar[tuple[str, ...]] = ("MNIST", "MNIST-5k")
+    #: Whether rows of real numbers do in the place of images.
+    takes_samples: ClassVar[bool] = False
+
     num_images: int = 1000
-    data_dir: str | None = None
+    data: str | None = None
+    image_size: int | None = None
     seed: int = 0
     device: str = "cpu"
 
-    @cached_property
-    def images(self) -> Images:
-        """The training images: ``num_images`` drawn by ``seed``."""
-        from lineavae.data import DataError, load_mnist, load_mnist5k
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return 1
 
-        everything = load_mnist5k() if self.data_dir is None else load_mnist(self.data_dir)
-        if len(everything) < self.num_images:
-            source = self.data_dir or everything.name
+    @cached_property
+    def samples(self) -> Images | Samples:
+        """What the models are fitted to: ``num_images`` images, or rows, drawn by ``seed``."""
+        from rich.console import Console
+
+        from lineavae.data import DataError, Samples, load_data
+
+        everything = load_data(self.data, image_size=self.image_size)
+        if isinstance(everything, Samples) and not self.takes_samples:
             raise DataError(
-                f"{source} has {len(everything)} images, {self.num_images} are needed: "
-                "MNIST's own files, in the folder that --data-dir names, hold 60000"
+                f"{self.data} must hold the pixels of images, uint8, for this experiment, "
+                f"got {everything.samples.dtype}"
             )
+        source = self.data or everything.name
+        if len(everything) < self.num_images:
+            remedy = "" if self.data else ": --data takes all of MNIST"
+            raise DataError(f"{source} has {len(everything)} images, {self.num_images} are needed{remedy}")
+        if everything.num_features < self.min_features:
+            raise DataError(
+                f"{source} has {everything.num_features} features, {self.min_features} are needed for as "
+                "many components"
+            )
+        for remark in everything.remarks:
+            Console(stderr=True).print(remark, markup=False, highlight=False)
         return everything.subset(self.num_images, self.seed)
+
+    @property
+    def images(self) -> Images:
+        """The same, where the experiment does not take samples that are no images."""
+        return cast("Images", self.samples)
 
     def results(
         self,
@@ -79,7 +109,7 @@ class Config:
     ) -> Results:
         """Give what a run with this configuration found."""
         return {
-            "data": self.images.name,
+            "data": self.samples.name,
             "config": asdict(self),
             "quantities": quantities,
             "curves": curves,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,15 +45,22 @@ class StationaryPointsConfig(Config):
         Values of each coordinate; odd, so that the point itself is among them.
     """
 
+    takes_samples: ClassVar = True
+
     kept: tuple[int, ...] = (1, 2, 3)
     directions: tuple[int, int] = (5, 7)
     noise_components: tuple[int, int, int] = (4, 6, 8)
     grid: int = 41
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return max(*self.kept, *self.directions, *self.noise_components)
+
 
 def run(config: StationaryPointsConfig, run_dir: Path) -> Results:
     """Evaluate the plane and the verdict under each noise."""
-    moments = Moments.from_data(config.images.to_tensor(torch.float64))
+    moments = Moments.from_data(config.samples.to_tensor(torch.float64))
     kept = [component - 1 for component in config.kept]
     directions = [component - 1 for component in config.directions]
     first_empty = len(kept)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class TheoremConfig(Config):
         Random decoders on which the rotations are tried.
     """
 
+    takes_samples: ClassVar = True
+
     num_features: int = 6
     latent_dim: int = 3
     num_starts: int = 150
@@ -79,10 +81,15 @@ class TheoremConfig(Config):
     learning_rate: float = 0.03
     num_rotations: int = 1000
 
+    @property
+    def min_features(self) -> int:
+        """Dimensions D that the data must have."""
+        return self.num_features
+
 
 def run(config: TheoremConfig, run_dir: Path) -> Results:
     """Seek the stationary points, judge them, and try the rotations."""
-    images = config.images.to_tensor(torch.float64)
+    images = config.samples.to_tensor(torch.float64)
     _, directions = Moments.from_data(images).eigh()
     moments = Moments.from_data(images @ directions[:, : config.num_features])
     best = StationaryPoint(moments, range(config.latent_dim))

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from lineavae.data import load_mnist5k, logit_transform
+from lineavae.data import bits_per_dimension, dequantize, load_mnist5k, logit_transform
+from lineavae.data import pixels as module
 
 
 @pytest.fixture
@@ -49,6 +50,31 @@ def test_mnist_is_as_wide_as_others_found_it():
     assert pixels.x.abs().max() < 13.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_parts_change_nothing(monkeypatch, dtype):
+    """The whole at once, in float64, as the formulas say."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+    noise = np.random.default_rng(3).random((7, 60))
+    y = torch.from_numpy(0.05 + (1 - 2 * 0.05) * (images.reshape(7, 60) + noise) / 256)
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 130)  # two images of 60, and one in the last part
+    pixels = logit_transform(images, seed=3, alpha=0.05, dtype=dtype)
+    assert torch.equal(pixels.x, y.logit().to(dtype))
+    assert torch.equal(pixels.log_det, 60 * np.log(0.9 / 256) - (y.log() + (-y).log1p()).sum(1))
+    pixels = dequantize(images, seed=3, dtype=dtype)
+    assert torch.equal(pixels.x, torch.from_numpy((images.reshape(7, 60) + noise) / 256).to(dtype))
+    assert pixels.log_det.tolist() == pytest.approx([-60 * np.log(256)] * 7, rel=1e-15)
+
+
+def test_bits_per_dimension():
+    # grey levels of equal probability: log 256 nats for each of D
+    uniform = dequantize(np.zeros((2, 3, 4), np.uint8), seed=0).log_det
+    assert torch.allclose(bits_per_dimension(uniform, 12), torch.tensor([8.0, 8.0]).double())
+    assert bits_per_dimension(-np.log(2), 1) == pytest.approx(1)
+    assert bits_per_dimension(np.array([-3.0, 0.0]), 3).tolist() == pytest.approx([1 / np.log(2), 0])
+    with pytest.raises(ValueError, match="bits_per_dimension: num_features must be at least 1, got 0"):
+        bits_per_dimension(-1.0, 0)
+
+
 def test_noise_is_uniform_and_a_function_of_the_seed():
     black = np.zeros((100, 100), dtype=np.uint8)
     first, second = (logit_transform(black, seed=seed).x for seed in (0, 1))
@@ -70,3 +96,5 @@ def test_bad_arguments_are_named(images):
         logit_transform(images, seed=0, alpha=float("nan"))
     with pytest.raises(ValueError, match=r"seed must be at least 0, got -1"):
         logit_transform(images, seed=-1)
+    with pytest.raises(TypeError, match=r"dequantize: dtype must be a floating one, got torch.uint8"):
+        dequantize(images, seed=0, dtype=torch.uint8)
