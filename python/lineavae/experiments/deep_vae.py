@@ -393,24 +393,7 @@ def train(config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: 
 
 def _train_chunk(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -> Outcome:
     vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in config.sigma2]
-    settings = _Settings(
-        objective="stochastic",
-        steps=config.steps,
-        batch_size=config.batch_size,
-        beta=1.0,
-        seed=chunk.seed,
-        history_every=config.record_every * config.steps_per_epoch,
-        kind=chunk.kind,
-        sigma2=list(config.sigma2),
-        hidden=list(config.hidden),
-        learning_rate=chunk.learning_rate,
-        annealing_epochs=chunk.annealing_epochs,
-        logits=config.logits,
-        standardise=config.standardise,
-        precision=config.precision,
-        compile=config.compile,
-        device=config.device,
-    )
+    settings = _settings(config, chunk)
     problem = _Problem(settings, Ensemble(vaes), data, config)
     name = _file_name(settings, config, data)
     checkpoint = run_dir / f"{name}.safetensors"
@@ -435,6 +418,27 @@ def _train_chunk(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path
     elbo, kl, sigma2 = of_models[:, :3].transpose(1, 0, 2)
     epochs = steps / config.steps_per_epoch
     return Outcome(chunk, epochs, elbo, kl, sigma2, of_models[:, 3:], problem.evaluations)
+
+
+def _settings(config: DeepConfig, chunk: Chunk) -> _Settings:
+    return _Settings(
+        objective="stochastic",
+        steps=config.steps,
+        batch_size=config.batch_size,
+        beta=1.0,
+        seed=chunk.seed,
+        history_every=config.record_every * config.steps_per_epoch,
+        kind=chunk.kind,
+        sigma2=list(config.sigma2),
+        hidden=list(config.hidden),
+        learning_rate=chunk.learning_rate,
+        annealing_epochs=chunk.annealing_epochs,
+        logits=config.logits,
+        standardise=config.standardise,
+        precision=config.precision,
+        compile=config.compile,
+        device=config.device,
+    )
 
 
 def _file_name(settings: _Settings, config: DeepConfig, data: DeepData) -> str:

@@ -92,7 +92,8 @@ def run(config: KLAnnealingConfig, run_dir: Path) -> Results:
 
 
 def _claims(config: KLAnnealingConfig, of: Mapping[str, Rows], snapshot: int) -> list[Claim]:
-    at, early = EPSILONS.index(0.1), f"at epoch {config.snapshot_epoch}"
+    at = EPSILONS.index(0.1)
+    early = f"at epoch {config.snapshot_epoch}, {config.snapshot_epoch * config.steps_per_epoch} steps"
     end = f"after {config.steps} steps"
     fixed, plain_fixed, learned, plain_learned = (
         of_kind(of[name], kind) for kind in _KINDS for name in ("annealed", "plain")
