@@ -13,6 +13,7 @@ deep-mnist
 deep-mnist-pixels
 collapse-curves
 kl-annealing
+deep-celeba
 theorem-1
 bernoulli-ppca
 """
@@ -103,6 +104,10 @@ EXPERIMENTS = _Experiments(
         ),
         "kl-annealing": Entry(
             "Figures 7 and 8: KL annealing, with σ² fixed and learned", ("figure-7", "figure-8")
+        ),
+        "deep-celeba": Entry(
+            "Tables 3 and 5, Figures 9 to 13: deep VAEs on CelebA",
+            ("table-3", "table-5", "figure-9", "figure-10", "figure-11", "figure-12", "figure-13"),
         ),
         "theorem-1": Entry("Theorem 1: stationary points of the ELBO, and the rotations of its proof"),
         "bernoulli-ppca": Entry("Appendix C.3: Bernoulli probabilistic PCA without sampling"),

@@ -33,19 +33,28 @@ from lineavae._io import atomic_path, write_text
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport, CollapseStatistics, WidePosteriorWarning
-from lineavae.data import logit_transform
+from lineavae.data import DataError, logit_transform
 from lineavae.experiments import processes
 from lineavae.experiments.published import Kind, gaussian_elbo
 from lineavae.experiments.runs import Config
-from lineavae.nn import Ensemble, GaussianVAE, KLAnnealing, MLPDecoder, MLPEncoder, ObservationNoise
+from lineavae.nn import (
+    ConvDecoder,
+    ConvEncoder,
+    Ensemble,
+    GaussianVAE,
+    KLAnnealing,
+    MLPDecoder,
+    MLPEncoder,
+    ObservationNoise,
+)
 from lineavae.ops import reparameterized_kl
 
 # ε in nats at which collapse is counted in the course of a training: eight for each factor of ten.
 EPSILONS = tuple(10.0 ** (k / 8) for k in range(-32, 5))
 
-# Posterior draws of each image in an evaluation, and images in one part of it.
+# Posterior draws of each image in an evaluation, and pixels in one part of it.
 _NUM_DRAWS = 2
-_EVALUATED_TOGETHER = 2000
+_EVALUATED_TOGETHER = 2000 * 784
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +72,8 @@ class DeepConfig(Config):
     latent_dim
         Latent dimensions K.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same in reverse.
+        Widths of the encoder's hidden layers; the decoder's are the same in reverse. None for convolutional
+        networks of images of 64 x 64 pixels.
     epochs, batch_size
         Epochs of Adam, and the samples of each of its steps.
     learning_rates
@@ -85,7 +95,7 @@ class DeepConfig(Config):
     sigma2: tuple[float, ...]
     seeds: tuple[int, ...]
     latent_dim: int = 200
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...] | None
     epochs: int
     batch_size: int
     learning_rates: tuple[float, ...]
@@ -98,6 +108,8 @@ class DeepConfig(Config):
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.standardise and self.hidden is None:
+            raise ValueError("standardise must be False for convolutional networks, got True")
         for name in ("sigma2", "seeds", "learning_rates"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must have at least one value, got none")
@@ -136,9 +148,10 @@ class DeepData(NamedTuple):
     """Images as the models see them."""
 
     x: Tensor
-    """(N, D), float32: dequantised pixels in [0, 1) or their logits, less ``offset``."""
+    """(N, D), or (N, C, 64, 64) for convolutional networks, float32: dequantised pixels in [0, 1) or their
+    logits, less ``offset``."""
     offset: Tensor
-    """(D,): their mean where they are standardised, else zeros."""
+    """(D,): their mean where they are standardised, else zeros of the shape of an image."""
     scale: float
     """What the encoder divides by."""
     log_det: float
@@ -149,19 +162,41 @@ class DeepData(NamedTuple):
 def prepare(config: DeepConfig) -> DeepData:
     """Dequantise the images of a configuration, and take logits of them or not."""
     images = config.images.images
+    images = np.moveaxis(images.reshape(*images.shape[:3], -1), -1, 1)  # (N, C, H, W)
     if config.logits:
-        x, log_dets = logit_transform(images, config.seed)
+        x, log_dets = logit_transform(images, config.seed, alpha=_alpha(images.shape[1]))
         log_det = log_dets.mean().item()
     else:
-        random = np.random.default_rng(config.seed)
-        pixels = images.reshape(len(images), -1)
-        x = torch.from_numpy((pixels + random.random(pixels.shape)) / 256)
+        noise = np.random.default_rng(config.seed).random(images.shape)
+        x = torch.from_numpy((images + noise) / 256).flatten(1)
         log_det = -x.shape[1] * math.log(256)
-    offset, scale = torch.zeros(x.shape[1], dtype=x.dtype), 1.0
+    if config.hidden is None:
+        if images.shape[2:] != (64, 64):
+            raise DataError(
+                f"convolutional networks take images of 64 x 64 pixels, {config.images.name} has "
+                f"{images.shape[2]} x {images.shape[3]}"
+            )
+        x = x.reshape(images.shape)
+    offset, scale = torch.zeros(x.shape[1:], dtype=x.dtype), 1.0
     if config.standardise:
         offset = x.mean(0)
         scale = (x - offset).square().mean().sqrt().item()
     return DeepData((x - offset).float().to(config.device), offset.float(), scale, log_det)
+
+
+def grey_levels(config: DeepConfig, data: DeepData, x: Tensor) -> NDArray[np.uint8]:
+    """Give what images ``data.x``, or reconstructions of such, look like: of the shape of x, 0 to 255."""
+    y = x.cpu().double() + data.offset
+    if config.logits:
+        alpha = _alpha(config.images.images[0, 0, 0].size)
+        y = (y.sigmoid() - alpha) / (1 - 2 * alpha)
+    levels: NDArray[np.uint8] = (256 * y).clamp(0, 255).byte().numpy()
+    return levels
+
+
+def _alpha(num_colours: int) -> float:
+    """Give α of the logits, as Papamakarios et al. (2017) have it for MNIST and for images in colour."""
+    return 1e-6 if num_colours == 1 else 0.05
 
 
 class ScaledEncoder(nn.Module):
@@ -179,11 +214,17 @@ class ScaledEncoder(nn.Module):
 
 def make_vae(config: DeepConfig, data: DeepData, sigma2: float, kind: Kind, seed: int) -> GaussianVAE:
     """Make a VAE before training; of one ``seed`` all begin with the same weights."""
-    num_features = data.x.shape[1]
+    size = data.x.shape[1]
+    encoder: nn.Module
+    decoder: nn.Sequential
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = MLPEncoder(num_features, config.latent_dim, config.hidden)
-        decoder = MLPDecoder(config.latent_dim, num_features, config.hidden[::-1])
+        if config.hidden is None:
+            encoder = ConvEncoder(size, config.latent_dim)
+            decoder = ConvDecoder(config.latent_dim, size)
+        else:
+            encoder = MLPEncoder(size, config.latent_dim, config.hidden)
+            decoder = MLPDecoder(config.latent_dim, size, config.hidden[::-1])
     if config.standardise:
         bias = cast(nn.Linear, decoder[-1]).bias
         with torch.no_grad():  # the data are less their mean, and so is the bias
@@ -260,7 +301,7 @@ def evaluate(vae: GaussianVAE, data: DeepData, seed: int) -> Evaluation:
     """Evaluate a model on all images; ``seed`` fixes the draws."""
     statistics = CollapseStatistics(vae_latent_dim(vae), EPSILONS).to(data.x.device)
     squared_error, kl = 0.0, 0.0
-    for index, x in enumerate(torch.split(data.x, _EVALUATED_TOGETHER)):
+    for index, x in enumerate(torch.split(data.x, max(1, _EVALUATED_TOGETHER // data.x[0].numel()))):
         mean, logvar = vae.encode(x)
         z, kls = reparameterized_kl(mean, logvar, num_draws=_NUM_DRAWS, seed=seed + index)
         x_hat = vae.decode(z.flatten(0, 1)).reshape(len(z), *x.shape)
@@ -313,7 +354,7 @@ class _Settings(Settings):
 
     kind: str
     sigma2: list[float]
-    hidden: list[int]
+    hidden: list[int] | None
     learning_rate: float
     annealing_epochs: int
     logits: bool
@@ -336,6 +377,11 @@ class _Problem(Problem):
         self._bfloat16 = config.precision == "bfloat16"
         self.evaluations: list[Evaluation] = []
 
+    @property
+    def models(self) -> list[GaussianVAE]:
+        """The models as they are, as copies."""
+        return cast("list[GaussianVAE]", self._ensemble.to_models())
+
     def objective(self, step: int) -> Tensor:
         """ELBO of the batch, by one draw of each image."""
         seed = torch.tensor(noise_seed(self.settings, step), device=self.device)
@@ -346,10 +392,7 @@ class _Problem(Problem):
 
     def exact_elbo(self) -> float:
         """Mean over the models of the ELBO of all images, by two draws of each."""
-        self.evaluations = [
-            evaluate(cast(GaussianVAE, vae), self._data, self.settings.seed)
-            for vae in self._ensemble.to_models()
-        ]
+        self.evaluations = [evaluate(vae, self._data, self.settings.seed) for vae in self.models]
         return math.fsum(evaluation.elbo for evaluation in self.evaluations) / len(self.evaluations)
 
     def record(self, elbo: float) -> tuple[float, ...]:
@@ -391,7 +434,29 @@ def train(config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: 
     return [outcomes.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
 
 
+def models_of(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -> list[GaussianVAE]:
+    """Give the models of a chunk, trained; in the order of the initial σ²."""
+    _, problem, _ = _trained(config, chunk, data, run_dir)
+    return problem.models
+
+
 def _train_chunk(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -> Outcome:
+    name, problem, history = _trained(config, chunk, data, run_dir)
+    if not problem.evaluations:  # it was finished already
+        problem.exact_elbo()
+    if not (run_dir / f"{name}.csv").exists():  # it was taken from another run
+        _write_csv(run_dir / f"{name}.csv", config, history.T)
+    steps = history[0]
+    of_models = history[2:].reshape(len(config.sigma2), -1, len(steps))
+    elbo, kl, sigma2 = of_models[:, :3].transpose(1, 0, 2)
+    epochs = steps / config.steps_per_epoch
+    return Outcome(chunk, epochs, elbo, kl, sigma2, of_models[:, 3:], problem.evaluations)
+
+
+def _trained(
+    config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path
+) -> tuple[str, _Problem, NDArray[np.float64]]:
+    """Give the name of a chunk's files, the chunk as it is after training, and its history."""
     vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in config.sigma2]
     settings = _settings(config, chunk)
     problem = _Problem(settings, Ensemble(vaes), data, config)
@@ -409,15 +474,7 @@ def _train_chunk(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path
         progress=processes.rank() == 0,
         log=_make_log(config, run_dir, name),
     )
-    if not problem.evaluations:  # it was finished already
-        problem.exact_elbo()
-    if not (run_dir / f"{name}.csv").exists():  # it was taken from another run
-        _write_csv(run_dir / f"{name}.csv", config, history.T)
-    steps = history[0]
-    of_models = history[2:].reshape(len(vaes), -1, len(steps))
-    elbo, kl, sigma2 = of_models[:, :3].transpose(1, 0, 2)
-    epochs = steps / config.steps_per_epoch
-    return Outcome(chunk, epochs, elbo, kl, sigma2, of_models[:, 3:], problem.evaluations)
+    return name, problem, history
 
 
 def _settings(config: DeepConfig, chunk: Chunk) -> _Settings:
@@ -430,7 +487,7 @@ def _settings(config: DeepConfig, chunk: Chunk) -> _Settings:
         history_every=config.record_every * config.steps_per_epoch,
         kind=chunk.kind,
         sigma2=list(config.sigma2),
-        hidden=list(config.hidden),
+        hidden=None if config.hidden is None else list(config.hidden),
         learning_rate=chunk.learning_rate,
         annealing_epochs=chunk.annealing_epochs,
         logits=config.logits,
