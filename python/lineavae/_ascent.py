@@ -113,8 +113,12 @@ def ascend(
     checkpoint_every: int,
     resume: bool,
     progress: bool,
+    log: Callable[[list[tuple[float, ...]]], None] | None = None,
 ) -> NDArray[np.float64]:
-    """Run the steps; give the history, a row for each quantity: steps, ELBO, and what the problem records."""
+    """Run the steps; give the history, a row for each quantity: steps, ELBO, and what the problem records.
+
+    ``log`` is called with all records so far when there is a new one.
+    """
     settings, caller = problem.settings, problem.settings.caller
     if torch.is_inference_mode_enabled():
         raise RuntimeError(f"{caller}: gradients must be enabled, got a call in torch.inference_mode")
@@ -140,9 +144,14 @@ def ascend(
     ) as bar:
         task = bar.add_task("", total=settings.steps, completed=run.step, elbo=math.nan)
 
+        def record(elbo: float) -> None:
+            run.record(elbo)
+            if log is not None:
+                log(run.records)
+
         def train(interrupted: Event) -> None:
             if not run.records:
-                run.record(run.finite_elbo())
+                record(run.finite_elbo())
             while run.step < settings.steps and not interrupted.is_set():
                 run.advance()
                 is_last = run.step == settings.steps
@@ -151,7 +160,7 @@ def ascend(
                 if recording or saving:
                     elbo = run.finite_elbo()
                     if recording:
-                        run.record(elbo)
+                        record(elbo)
                     if file is not None and saving:
                         file.save(run)
                 bar.update(task, completed=run.step, elbo=run.records[-1][1])
@@ -171,6 +180,11 @@ def _is_notebook_with_widgets(console: Console) -> bool:
 def noise(settings: Settings, step: int, device: torch.device) -> torch.Generator:
     """Source of the noise of a step."""
     return _generator(device, settings.seed, _NOISE, step)
+
+
+def noise_seed(settings: Settings, step: int) -> int:
+    """Seed of the noise of a step, for operators that take one in place of a generator."""
+    return _derived_seed(settings.seed, _NOISE, step) >> 1  # below 2⁶³
 
 
 def batches(settings: Settings, samples: Tensor) -> Callable[[int], Tensor]:
@@ -310,8 +324,12 @@ def _make_optimizer(
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:
     """Make a generator whose numbers are a function of ``key`` alone."""
+    return torch.Generator(device).manual_seed(_derived_seed(*key))
+
+
+def _derived_seed(*key: int) -> int:
     (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(seed))
+    return int(seed)
 
 
 def _run_flushing_denormals(train: Callable[[Event], None]) -> None:
@@ -339,12 +357,12 @@ def _identity(run: _Run) -> dict[str, Any]:
         "latent_dim": problem.latent_dim,
         "trained": list(problem.trained),
         "dtype": str(problem.dtype),
-        "data": _fingerprint(problem.data()),
+        "data": fingerprint(problem.data()),
     }
 
 
-def _fingerprint(data: list[Tensor]) -> str:
-    """Hash the values of the data."""
+def fingerprint(data: list[Tensor]) -> str:
+    """Hash the values of some data."""
     digest = hashlib.blake2b(digest_size=16)
     for part in data:
         digest.update(f"{tuple(part.shape)} {part.dtype}".encode())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,3 +63,23 @@ def check_output(option: str, path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> str:
     """Say why a file cannot be written."""
     return f"{path} cannot be written: {error.strerror or error}"
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[int, str]]:
+    """Join the processes that torchrun started, if it did: gives this one's rank and device."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_torchelastic_launched():
+        yield 0, device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    # processes wait for the slowest as long as it takes; if one dies, torchrun ends the others
+    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(weeks=4))
+    try:
+        yield dist.get_rank(), device
+    finally:
+        dist.destroy_process_group()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +31,15 @@ from lineavae.collapse.names import Keys
 from lineavae.collapse.pooling import pooling_warnings
 from lineavae.collapse.scan import ShardResults, scan_each
 from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
-from lineavae.commands._common import cannot_write, check_device, check_output, fail, show, show_json
+from lineavae.commands._common import (
+    cannot_write,
+    check_device,
+    check_output,
+    fail,
+    processes,
+    show,
+    show_json,
+)
 from lineavae.ops import LatentStatistics, collapse_statistics
 
 # Files that have a line in the printed report.
@@ -124,7 +129,7 @@ def collapse(
         fail(str(error))
     _check(thresholds, delta, plot, resume)
     results = None if resume is None else ShardResults(resume, thresholds)
-    with _processes(device) as (rank, device):
+    with processes(device) as (rank, device):
         check_device(device)
         try:
             shards = _find_shards(files, keys, event_dim)
@@ -173,23 +178,6 @@ def _check(thresholds: Sequence[float], delta: float, plot: Path | None, resume:
     if plot.suffix.removeprefix(".") not in known:
         fail(f"--plot {plot}: the name must end with one of {', '.join(f'.{kind}' for kind in known)}")
     check_output("--plot", plot)
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[tuple[int, str]]:
-    """Join the processes that torchrun started, if it did: gives this one's rank and device."""
-    if not dist.is_torchelastic_launched():
-        yield 0, device
-        return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    # processes wait for the slowest as long as it takes; if one dies, torchrun ends the others
-    dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(weeks=4))
-    try:
-        yield dist.get_rank(), device
-    finally:
-        dist.destroy_process_group()
 
 
 def _find_shards(files: Sequence[Path], keys: Keys, event_dim: int | None) -> list[Shard]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lineavae._io import finite
 from lineavae._loading import loading
-from lineavae.commands._common import cannot_write, check_device, fail, show, show_json
+from lineavae.commands._common import cannot_write, check_device, fail, processes, show, show_json
 from lineavae.experiments import EXPERIMENTS, Experiment, Run, RunDirectoryError, RunWriteError
 
 EPILOG = (
@@ -30,6 +30,7 @@ class Preset(str, Enum):
 
 
 def reproduce(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME", help="Experiments, run in this order.")
     ] = None,
@@ -72,13 +73,15 @@ def reproduce(
             experiments = {name: EXPERIMENTS[name] for name in names}
     except ImportError as error:
         fail(str(error), 1)
+    rank, _ = context.with_resource(processes(device))
     check_device(device)
     settings = {"data": data and str(data.resolve()), "seed": seed, "device": device}
     done, failure = [], None
     for name in names:
         experiment = experiments[name]
         run, failure = _run(experiment, preset, settings, out / f"{name}-{preset.value}", resume)
-        _report(experiment, run, err=as_json)
+        if rank == 0:
+            _report(experiment, run, err=as_json)
         done.append(
             {
                 "name": name,
@@ -94,7 +97,7 @@ def reproduce(
         )
         if failure is not None:
             break
-    if as_json:
+    if as_json and rank == 0:
         show_json(finite({"runs": done}))
     if failure is not None:
         fail(failure, 1)

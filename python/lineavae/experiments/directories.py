@@ -23,6 +23,7 @@ from lineavae._io import atomic_path, check_writable, write_text
 from lineavae._optional import require
 from lineavae.data import Images
 from lineavae.diagnostics import diagnose
+from lineavae.experiments import processes
 from lineavae.experiments.runs import (
     Config,
     Experiment,
@@ -73,16 +74,21 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     """
     asked = json.loads(json.dumps(asdict(config)))
     figures = {name: directory / f"{name}.png" for name in experiment.figures}
-    if _is_finished(directory, asked, resume):
+    is_first = processes.rank() == 0
+    if processes.tell(is_first and _is_finished(directory, asked, resume)):
         run = Run(directory, load_results(directory), skipped=True, figures=figures)
         missing = {name: path for name, path in figures.items() if not path.exists()}
-        if missing:
+        if missing and is_first:
             require("matplotlib", "experiments")
             try:
                 _draw(experiment, run.results, missing)
             except OSError as error:
                 raise RunWriteError(error, run) from error
         return run
+    if not is_first:  # the others take part in the work; the first writes what comes of it
+        experiment.run(config, directory)
+        processes.wait_for_all()
+        return Run(directory, load_results(directory), skipped=False, figures=figures)
     require("matplotlib", "experiments")  # before the work rather than after it
     try:
         check_writable(directory / "config.json")
@@ -107,6 +113,7 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
         _write_json(directory / "results.json", document)
     except OSError as error:
         raise RunWriteError(error, run) from error
+    processes.wait_for_all()
     return Run(directory, load_results(directory), skipped=False, figures=figures)
 
 

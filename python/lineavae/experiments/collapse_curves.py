@@ -1,0 +1,128 @@
+"""Figures 5 and 6: how much of the posterior is collapsed, for every threshold ε at once.
+
+The models are those of Tables 1 and 2. Whether a unit that no image uses counts as collapsed at ε = 0.01 is a
+matter of how long it had time to sink; at larger ε the curves differ much earlier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lineavae.experiments import deep_mnist
+from lineavae.experiments.deep_claims import claim, claims_on_noise, collapse_at, of_kind
+from lineavae.experiments.deep_tables import Rows, curves_of, label, rows_of
+from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
+from lineavae.experiments.figures import make_panels
+from lineavae.experiments.published import Kind
+from lineavae.experiments.runs import Claim, Results, quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+_THRESHOLDS = (0.01, 0.1, 1.0)
+
+
+def run(config: DeepConfig, run_dir: Path) -> Results:
+    """Train all models; measure their collapse against ε."""
+    data = prepare(config)
+    rows = rows_of(config, train(config, chunks_of(config), data, run_dir))
+    quantities = {"steps": quantity(config.steps, "1")}
+    for row in rows.values():
+        for epsilon in _THRESHOLDS:
+            quantities[f"{row.label}: collapse, ε = {epsilon:g}"] = row.quantity(collapse_at(epsilon), "%")
+    claims = [*claims_on_noise(config, rows), _claim_of_robustness(config, rows)]
+    return config.results(quantities, curves_of(rows), {}, claims)
+
+
+def _claim_of_robustness(config: DeepConfig, rows: Rows) -> Claim:
+    """Judge whether the order of the σ² is the same for all ε at which the curves are apart."""
+    fixed = of_kind(rows, "fixed")
+    epsilons = [epsilon for epsilon in EPSILONS if epsilon >= 0.01]
+    ordered = [
+        epsilon
+        for epsilon in epsilons
+        if (np.diff([row.mean(collapse_at(epsilon)) for row in fixed]) <= 0.5).all()
+    ]
+    return claim(
+        "For all ε the collapse has the same order in σ²",
+        "Section 6.2, Figure 5",
+        None if len(fixed) < 2 else len(ordered) == len(epsilons),
+        f"after {config.steps} steps more σ² means no less collapse at {len(ordered)} of {len(epsilons)} "
+        f"thresholds from 0.01 to {EPSILONS[-1]:.2g}",
+    )
+
+
+def draw_curves(axes: Axes, epsilons: ArrayLike, percent: NDArray[np.float64], **style: Any) -> None:
+    """Draw the mean over seeds, (seeds, E), and the band from the least to the most of them."""
+    axes.plot(epsilons, percent.mean(0), **style)
+    if len(percent) > 1:
+        band = percent.min(0), percent.max(0)
+        axes.fill_between(epsilons, *band, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def finish(axes: Axes) -> None:
+    """Give a panel of collapse curves its axes."""
+    axes.set_xscale("log")
+    axes.set_xlabel("ε, nats")
+    axes.set_ylabel("collapsed latents, %")
+    axes.set_ylim(-2, 102)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+
+
+def colours(sigma2: list[float]) -> dict[float, tuple[float, ...]]:
+    """Give each σ² a colour, from dark for the largest to light."""
+    from matplotlib import colormaps
+
+    shades = np.linspace(0, 0.85, len(sigma2))
+    return {value: colormaps["viridis"](shade) for value, shade in zip(sigma2, shades, strict=True)}
+
+
+def _plot(results: Results, kind: Kind) -> Figure:
+    config, curves = results["config"], results["curves"]
+    initial = "initial " if kind == "learned" else ""
+    steps = results["quantities"]["steps"]["measured"]
+    figure, (axes,) = make_panels(
+        f"Collapse with σ² {kind}, K={config['latent_dim']}, {results['data']}, N={config['num_images']}", 1
+    )
+    for sigma2, colour in colours(list(config["sigma2"])).items():
+        draw_curves(
+            axes,
+            curves["ε"],
+            curves[label(kind, sigma2)],
+            color=colour,
+            linewidth=1.8,
+            label=f"{initial}σ² = {sigma2:g}",
+        )
+    seeds = len(config["seeds"])
+    axes.set_title(
+        f"δ = 0.01, after {steps:.0f} steps" + (f", {seeds} seeds" if seeds > 1 else ""),
+        loc="left",
+        fontsize=10,
+    )
+    finish(axes)
+    return figure
+
+
+def plot_fixed(results: Results) -> Figure:
+    """Draw collapse against ε for σ² held fixed."""
+    return _plot(results, "fixed")
+
+
+def plot_learned(results: Results) -> Figure:
+    """Draw collapse against ε for σ² learned."""
+    return _plot(results, "learned")
+
+
+PRESETS = {**deep_mnist.PRESETS, "quick": replace(deep_mnist.PRESETS["quick"], seeds=(0,))}
+
+FIGURES = {"figure-5": plot_fixed, "figure-6": plot_learned}
+
+PAPER = "In the paper: the larger σ², the more latents are collapsed, at every ε; fewer where σ² is learned."
+
+HEADLINE = ()

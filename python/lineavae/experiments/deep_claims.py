@@ -1,0 +1,122 @@
+"""What the paper claims of σ² in deep VAEs, judged by models of several initial values.
+
+A verdict is on the models at hand; the evidence names their number of steps, on which collapse depends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lineavae.experiments.deep_tables import Row, Rows
+from lineavae.experiments.deep_vae import DeepConfig, Evaluation
+from lineavae.experiments.published import Kind
+from lineavae.experiments.runs import NATS, Claim, Verdict
+
+# A difference between percentages of collapsed latents that counts as one.
+LEAST_DIFFERENCE = 5.0
+
+
+def claim(text: str, source: str, holds: bool | None, evidence: str) -> Claim:
+    """Give a claim of the paper with its verdict; None is for one that these models cannot test."""
+    verdict: Verdict = "not tested" if holds is None else "holds" if holds else "does not hold"
+    return {"claim": text, "source": source, "verdict": verdict, "evidence": evidence}
+
+
+def elbo(model: Evaluation) -> float:
+    """Give the ELBO of a model."""
+    return model.elbo
+
+
+def tuned_elbo(model: Evaluation) -> float:
+    """Give the ELBO of a model with the best σ²."""
+    return model.tuned_elbo
+
+
+def collapse_at(epsilon: float) -> Callable[[Evaluation], float]:
+    """Give what tells the percentage of a model's latents that are collapsed at ε."""
+    return lambda model: model.collapse(epsilon)
+
+
+def final_sigma2(model: Evaluation) -> float:
+    """Give the σ² of a model."""
+    return model.sigma2
+
+
+def of_kind(rows: Rows, kind: Kind) -> list[Row]:
+    """Give the rows of a kind, from the largest initial σ² to the smallest."""
+    return [row for row in rows.values() if row.kind == kind]
+
+
+def by_sigma2(rows: Sequence[Row], numbers: Sequence[float], digits: int = 0) -> str:
+    """List numbers by the initial σ² of the rows that they are of."""
+    pairs = zip(rows, numbers, strict=True)
+    return ", ".join(f"{number:.{digits}f} ({row.sigma2:g})" for row, number in pairs)
+
+
+def claims_on_noise(config: DeepConfig, rows: Rows) -> list[Claim]:
+    """Judge what the paper says of σ² in section 6.2."""
+    fixed, learned = of_kind(rows, "fixed"), of_kind(rows, "learned")
+    if min(len(fixed), len(learned)) < 2:
+        return []
+    after = f"after {config.steps} steps, {len(config.seeds)} seeds, by initial σ² in brackets"
+    return [
+        _larger_noise_collapses_more(fixed, after),
+        _tuning_does_not_make_up(fixed, after),
+        _initial_noise_decides(fixed, learned, after),
+        _learned_noise_collapses(learned, after),
+    ]
+
+
+def _larger_noise_collapses_more(fixed: Sequence[Row], after: str) -> Claim:
+    collapse = [row.mean(collapse_at(0.1)) for row in fixed]
+    falls = bool((np.diff(collapse) <= 0).all())
+    return claim(
+        "With σ² fixed, the larger it is the more latents are collapsed",
+        "Sections 4.1 and 6.2, Figure 5",
+        falls and collapse[0] - collapse[-1] >= LEAST_DIFFERENCE,
+        f"collapsed in % at ε = 0.1 {after}: {by_sigma2(fixed, collapse)}",
+    )
+
+
+def _tuning_does_not_make_up(fixed: Sequence[Row], after: str) -> Claim:
+    tuned = [row.mean(tuned_elbo) for row in fixed]
+    best = int(np.argmax(tuned))
+    gap, spread = tuned[best] - tuned[0], max(_spread(fixed[0], tuned_elbo), _spread(fixed[best], tuned_elbo))
+    return claim(
+        "Too large a fixed σ² makes for worse latents: tuning σ² afterwards does not make up for it",
+        "Section 6.2, Table 1",
+        best > 0 and gap > 2 * spread,
+        f"σ²-tuned ELBO {after}: {by_sigma2(fixed, tuned)}; the largest σ² is {gap:.0f} nats below the best, "
+        f"the spread over seeds is {spread:.0f}",
+    )
+
+
+def _initial_noise_decides(fixed: Sequence[Row], learned: Sequence[Row], after: str) -> Claim:
+    elbos, elbos_fixed = ([row.mean(elbo) for row in rows] for rows in (learned, fixed))
+    gap, gap_fixed = max(elbos) - min(elbos), max(elbos_fixed) - min(elbos_fixed)
+    spread = max(_spread(row, elbo) for row in learned)
+    return claim(
+        "With σ² learned, ELBOs still depend on its initial value, if less than with σ² fixed",
+        "Section 6.2, Table 1",
+        2 * spread < gap < gap_fixed,
+        f"ELBO {after}: {by_sigma2(learned, elbos)}; they differ by {gap:.0f} nats, those with σ² fixed by "
+        f"{gap_fixed:.0f}; the spread over seeds is at most {spread:.0f}",
+    )
+
+
+def _learned_noise_collapses(learned: Sequence[Row], after: str) -> Claim:
+    collapse = [row.mean(collapse_at(0.1)) for row in learned]
+    final = [row.mean(final_sigma2) for row in learned]
+    return claim(
+        "From a large initial σ² latents collapse even where σ² is learned",
+        "Section 6.2, Figure 6",
+        collapse[0] - min(collapse) >= LEAST_DIFFERENCE,
+        f"collapsed in % at ε = 0.1 {after}: {by_sigma2(learned, collapse)}; "
+        f"σ² at the end: {by_sigma2(learned, final, 3)}",
+    )
+
+
+def _spread(row: Row, of: Callable[[Evaluation], float]) -> float:
+    return row.quantity(of, NATS)["spread"] or 0.0

@@ -1,0 +1,273 @@
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from torch.distributions import Normal, kl_divergence
+
+from lineavae._ascent import noise_seed
+from lineavae.experiments import EXPERIMENTS, deep_vae, execute
+from lineavae.experiments.deep_vae import (
+    EPSILONS,
+    Chunk,
+    chunks_of,
+    evaluate,
+    make_vae,
+    prepare,
+    train,
+)
+from lineavae.ops import reparameterized_kl
+
+EXPERIMENT = EXPERIMENTS["deep-mnist"]
+TINY = replace(
+    EXPERIMENT.presets["quick"],
+    num_images=60,
+    sigma2=(10.0, 1.0),
+    seeds=(0, 1),
+    latent_dim=3,
+    hidden=(8, 6),
+    epochs=4,
+    batch_size=25,
+    learning_rates=(3e-3,),
+    record_every=2,
+)
+PIXELS = replace(TINY, logits=False)
+RAW = replace(TINY, standardise=False)
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch.distributed as dist
+if dist.is_torchelastic_launched():
+    dist.init_process_group("gloo")
+from lineavae.experiments import EXPERIMENTS, execute
+experiment = EXPERIMENTS["deep-mnist"]
+config = replace(
+    experiment.presets["quick"], num_images=60, sigma2=(10.0, 1.0), seeds=(0, 1), latent_dim=3, hidden=(8, 6),
+    epochs=40, batch_size=25, learning_rates=(3e-3,), record_every=1,
+)
+execute(experiment, config, Path(sys.argv[1]), resume=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def data():
+    return prepare(TINY)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return execute(EXPERIMENT, TINY, tmp_path_factory.mktemp("runs") / "deep-mnist")
+
+
+@pytest.mark.parametrize("config", [TINY, PIXELS, RAW], ids=["logits", "pixels", "raw"])
+def test_data_are_the_images_less_their_offset(config):
+    data = prepare(config)
+    grey = np.floor(256 * _pixels(data, config).numpy()).astype(int).reshape(60, 28, 28)
+    # a float32 logit of a grey level next to another may come out on its other side
+    assert (np.abs(grey - config.images.images) <= (1 if config.logits else 0)).all()
+    if config.standardise:
+        assert data.x.mean(0).abs().max() < 1e-5
+        assert (data.x / data.scale).square().mean().item() == pytest.approx(1, rel=1e-5)
+    else:
+        assert (data.offset == 0).all()
+        assert data.scale == 1
+
+
+def _pixels(data, config):
+    x = data.x.double().cpu() + data.offset
+    return ((x.sigmoid() - 1e-6) / (1 - 2e-6)) if config.logits else x
+
+
+@pytest.mark.parametrize("config", [TINY, PIXELS, RAW], ids=["logits", "pixels", "raw"])
+def test_models_begin_as_if_nothing_had_been_subtracted(config):
+    """In the frame of the data themselves: the encoder standardises, the bias is the mean of the logits."""
+    data = prepare(config)
+    vae = make_vae(config, data, 0.5, "fixed", seed=3)
+    torch.manual_seed(3)
+    encoder = deep_vae.MLPEncoder(784, 3, (8, 6))
+    decoder = deep_vae.MLPDecoder(3, 784, (6, 8))
+    x = data.x + data.offset
+    if config.standardise:
+        expected = encoder((x - x.mean(0)) / (x - x.mean(0)).square().mean().sqrt())
+        if config.logits:
+            decoder[-1].bias.data.copy_(x.mean(0))
+    else:
+        expected = encoder(x)
+    for found, posterior in zip(vae.encode(data.x), expected, strict=True):
+        torch.testing.assert_close(found, posterior, rtol=1e-4, atol=1e-5)
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(vae.decode(z) + data.offset, decoder(z), rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_is_the_elbo_of_its_draws(data):
+    vae = make_vae(TINY, data, 0.7, "learned", seed=0)
+    found = evaluate(vae, data, seed=5)
+    mean, logvar = vae.encode(data.x)
+    z, _ = reparameterized_kl(mean, logvar, num_draws=2, seed=5)
+    kls = kl_divergence(Normal(mean.double(), (0.5 * logvar.double()).exp()), Normal(0.0, 1.0))
+    x_hat = vae.decode(z).double()
+
+    def elbo(sigma2):
+        likelihood = Normal(x_hat, sigma2**0.5).log_prob(data.x.double()).sum(-1).mean()
+        return (likelihood - kls.sum(1).mean()).item() + data.log_det
+
+    best = minimize_scalar(lambda log_sigma2: -elbo(np.exp(log_sigma2)), bounds=(-3, 3), method="bounded")
+    assert found.elbo == pytest.approx(elbo(0.7), rel=1e-6)
+    assert found.tuned_elbo == pytest.approx(-best.fun, rel=1e-6)
+    assert found.tuned_sigma2 == pytest.approx(np.exp(best.x), rel=1e-3)
+    assert found.tuned_elbo > found.elbo
+    assert found.bits_per_dimension == pytest.approx(-elbo(0.7) / np.log(2) / 784, rel=1e-6)
+    for epsilon in (EPSILONS[0], 0.01, 0.1, 1.0):
+        collapsed = (kls < epsilon).double().mean(0) >= 0.99
+        assert found.collapse(epsilon) == pytest.approx(100 * collapsed.double().mean().item())
+
+
+@pytest.mark.parametrize("chunk", [Chunk("learned", 1, 3e-3), Chunk("fixed", 0, 3e-3, annealing_epochs=3)])
+def test_a_chunk_trains_each_model_as_a_plain_loop_does(chunk, data, tmp_path):
+    (outcome,) = train(TINY, [chunk], data, tmp_path)
+    for index, sigma2 in enumerate(TINY.sigma2):
+        vae = make_vae(TINY, data, sigma2, chunk.kind, chunk.seed)
+        _train_plainly(vae, data, chunk)
+        expected = evaluate(vae, data, chunk.seed)
+        found = outcome.evaluations[index]
+        for name in ("elbo", "tuned_elbo", "kl", "sigma2"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=2e-5), name
+        assert outcome.elbo[index, -1] == found.elbo
+        assert outcome.collapse[index, :, -1].tolist() == [found.collapse(epsilon) for epsilon in EPSILONS]
+    assert outcome.epochs.tolist() == [0, 2, 4]
+
+
+def _train_plainly(vae, data, chunk):
+    settings = deep_vae._settings(TINY, chunk)
+    batch = deep_vae.batches(settings, data.x)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
+    for step in range(12):
+        beta = min(1.0, step / 3 / chunk.annealing_epochs) if chunk.annealing_epochs else 1.0
+        optimizer.zero_grad()
+        loss = -vae.elbo(batch(step), beta=beta, seed=noise_seed(settings, step)).elbo.mean()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_history_is_written_as_csv(run):
+    paths = sorted(run.directory.glob("*.csv"))
+    assert len(paths) == 4
+    rows = list(csv.reader(paths[0].read_text().splitlines()))
+    assert rows[0][:5] == ["step", "initial sigma2", "ELBO", "KL", "sigma2"]
+    assert [row[:2] for row in rows[1:]] == [
+        [str(step), sigma2] for step in (0, 6, 12) for sigma2 in ("10.0", "1.0")
+    ]
+
+
+def test_event_files_for_tensorboard(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(TINY, tensorboard=True)
+    (outcome,) = train(config, chunks_of(config)[:1], data, tmp_path)
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload().Scalars("ELBO/initial sigma2 10")
+    assert [event.step for event in events] == [0, 6, 12]
+    assert [event.value for event in events] == pytest.approx(outcome.elbo[0], rel=1e-6)
+
+
+def test_what_a_run_beside_has_trained_is_not_trained_again(run, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("it is trained already")
+
+    monkeypatch.setattr(deep_vae._Problem, "objective", never)
+    other = execute(EXPERIMENTS["collapse-curves"], TINY, run.directory.parent / "collapse-curves")
+    for name in ("fixed 10", "learned 1"):
+        found = other.results["quantities"][f"{name}: collapse, ε = 0.1"]
+        assert found == run.results["quantities"][f"{name}: collapse, ε = 0.1"]
+    assert len(list(other.directory.glob("*.csv"))) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent_dim": 4},
+        {"hidden": (8, 7)},
+        {"epochs": 5},
+        {"seed": 1},
+        {"logits": False},
+        {"sigma2": (10.0,)},
+    ],
+)
+def test_another_training_has_another_file(change):
+    names = set()
+    for config in (TINY, replace(TINY, **change)):
+        settings = deep_vae._settings(config, chunks_of(config)[0])
+        names.add(deep_vae._file_name(settings, config, prepare(config)))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("option", [{"precision": "bfloat16"}, {"compile": True}], ids=str)
+def test_options_of_speed_change_no_conclusion(data, option, tmp_path):
+    config = replace(TINY, epochs=40, record_every=20, **option)
+    plain = replace(TINY, epochs=40, record_every=20)
+    chunk = Chunk("learned", 0, 3e-3)
+    (found,), (expected,) = (train(setting, [chunk], data, tmp_path) for setting in (config, plain))
+    gain = expected.elbo[:, -1] - expected.elbo[:, 0]
+    np.testing.assert_allclose(found.elbo[:, -1] - found.elbo[:, 0], gain, rtol=0.02)
+    np.testing.assert_allclose(found.kl[:, -1], expected.kl[:, -1], rtol=0.05, atol=0.01)
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
+        replace(TINY, precision="float16")
+    with pytest.raises(ValueError, match="sigma2 must have at least one value, got none"):
+        replace(TINY, sigma2=())
+
+
+def start(directory, *launcher):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = directory.parent / "script.py"
+    script.write_text(SCRIPT)
+    return subprocess.Popen([sys.executable, *launcher, str(script), str(directory)], env=environment)
+
+
+def assert_same_results(directory, expected):
+    for name in ("results.json", "curves.npz", "config.json"):
+        assert (directory / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert start(directory).wait() == 0
+    return directory
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_was_not(whole, tmp_path):
+    """At random moments of training, and as soon as the file of a checkpoint is being written."""
+    directory = tmp_path / "run"
+    moments = random.Random(0)
+    for kill in range(10):
+        process = start(directory)
+        deadline = time.monotonic() + moments.uniform(2.0, 3.0)
+        while time.monotonic() < deadline and process.poll() is None:
+            if kill % 2 and list(directory.glob(".*.partial.safetensors")):
+                break
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+    assert start(directory).wait() == 0
+    assert_same_results(directory, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(whole, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert start(tmp_path / "run", *launcher).wait() == 0
+    assert_same_results(tmp_path / "run", whole)
