@@ -3,6 +3,7 @@
 # make lint   formatting, style and types
 # make bench  ours against eager PyTorch and torch.compile
 # make lower-bounds  every dependency but torch at its lower bound: the docs' examples, the commands, some tests
+# make browser  a headless Chromium, if there is no browser, where apt-get may install one: tests of reports open it
 # make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
 # make cuda-report  registers, spills, occupancy and instructions of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
@@ -26,7 +27,7 @@ GPU_PROGRAMS := build/cuda_programs
 NVCC := $(shell command -v "$${CUDACXX:-nvcc}")
 LOWER := build/lower-bounds
 
-.PHONY: demo test emulator gpu-programs lint bench lower-bounds contract cuda-report install
+.PHONY: demo test browser emulator gpu-programs lint bench lower-bounds contract cuda-report install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
@@ -59,6 +60,10 @@ gpu-programs: install
 	    -DLINEAVAE_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90 -DCMAKE_MAKE_PROGRAM="$$bin/ninja"
 	$(BIN)/ninja -C $(GPU_PROGRAMS)
 
+browser:
+	for name in chromium chromium-headless-shell google-chrome; do command -v $$name && exit; done; \
+	apt-get update && apt-get install --yes --no-install-recommends chromium-headless-shell fonts-dejavu-core
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,7 +83,7 @@ $(LOWER)/installed: pyproject.toml $(NATIVE) tests/lower_bounds.py
 lower-bounds: $(LOWER)/installed
 	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 -o filterwarnings=default -m "not slow" tests/test_documentation.py \
 	    tests/test_cli.py tests/test_diagnostics.py tests/linear/test_ppca.py tests/collapse/test_cli_collapse.py \
-	    tests/collapse/test_lightning.py
+	    tests/collapse/test_lightning.py tests/report
 
 contract: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/test_op_contract.py tests/ops tests/nn

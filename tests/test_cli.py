@@ -76,7 +76,8 @@ def test_version():
 
 
 def test_help_names_the_commands_and_an_example():
-    assert "diagnose" in invoke("--help").stdout
+    for command in ("diagnose", "collapse", "forecast", "reproduce", "report"):
+        assert command in invoke("--help").stdout
     text = " ".join(invoke("reproduce", "--help").stdout.split())
     assert "Example: lineavae reproduce analytic-vs-stochastic --preset quick" in text
     assert "LINEAVAE_DATA" in text
@@ -136,7 +137,7 @@ main()
     loaded = run_process("-c", code).stdout.rpartition("loaded")[2].split()
     assert "lineavae.cli" in loaded
     commands = [] if "reproduce" in options else ["lineavae.commands"]
-    for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "lineavae.ops", *commands):
+    for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "jinja2", "lineavae.ops", *commands):
         assert package not in loaded
 
 

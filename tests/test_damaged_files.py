@@ -16,12 +16,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lineavae.collapse import CollapseStatistics
 from lineavae.collapse.files import PosteriorFileError, find_shards
 from lineavae.collapse.scan import ShardResults, scan
 from lineavae.data import DataError, load_images, load_mnist, read_samples
-from lineavae.experiments import Config, Experiment, RunDirectoryError, execute
+from lineavae.experiments import EXPERIMENTS, Config, Experiment, RunDirectoryError, execute
 from lineavae.experiments.runs import quantity
 from lineavae.linear import LinearVAE, Moments
+from lineavae.report.collapses import CollapseFileError, read_collapse
+from lineavae.report.runs import read_run
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 
@@ -252,6 +255,33 @@ class RunDirectory:
         return json.dumps([run.results["data"], run.results["config"], run.results["quantities"], curves])
 
 
+class ReportedRun(RunDirectory):
+    """As a report reads it: what it says of the environment has no checksum."""
+
+    is_checked = False
+
+    def write(self, folder):
+        execute(self.experiment, self.config, folder)
+
+    def read(self, folder):
+        with mock.patch.dict(EXPERIMENTS.data, {"count": self.experiment}):
+            return read_run(folder)
+
+
+class CollapseJson:
+    error = CollapseFileError
+    is_checked = False
+
+    def write(self, folder):
+        statistics = CollapseStatistics(latent_dim=3)
+        statistics.update(MEAN, LOGVAR)
+        statistics.compute().at().to_json(folder / "collapse.json")
+
+    def read(self, folder):
+        with mock.patch("lineavae.report.collapses.plot_curve", return_value=Figure(figsize=(1, 1))):
+            return read_collapse(folder / "collapse.json")
+
+
 READERS = [
     NpyPair,
     Npz,
@@ -270,6 +300,8 @@ READERS = [
     Checkpoint,
     FinishedShard,
     RunDirectory,
+    ReportedRun,
+    CollapseJson,
 ]
 
 HEADER_TEXTS = [

@@ -6,6 +6,7 @@
 * :mod:`lineavae.collapse`: which latents of a VAE are collapsed, and how certain that is.
 * :mod:`lineavae.data`: MNIST.
 * :mod:`lineavae.experiments`: the paper's figures, one module each.
+* :mod:`lineavae.report`: finished runs and collapse reports as one page.
 
 All log-densities are in nats, per sample, with every constant. An ELBO is a quantity to maximise.
 
@@ -20,12 +21,12 @@ import sys
 TYPE_CHECKING = False  # not typing's: importing that takes as long as all the rest of this
 
 if TYPE_CHECKING:
-    from lineavae import collapse, data, experiments, linear, nn, ops
+    from lineavae import collapse, data, experiments, linear, nn, ops, report
     from lineavae.diagnostics import diagnose
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "nn", "ops"]
+__all__ = ["__version__", "collapse", "data", "diagnose", "experiments", "linear", "nn", "ops", "report"]
 
 
 def __getattr__(name: str) -> object:

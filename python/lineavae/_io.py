@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import math
 import os
 import tempfile
@@ -48,6 +49,18 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, most_bytes: int = 1 << 24) -> dict[str, Any]:
+    """Read an object; a ValueError, which names the file, says why there is none."""
+    try:
+        if path.stat().st_size > most_bytes:
+            raise ValueError("it is too long")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def finite(value: Any) -> Any:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "cost.",
     "reproduce": "Reproduce the paper's figures. A finished run is skipped, a killed one continues with "
     "--resume.",
+    "report": "Write finished runs and collapse reports as one HTML page, measured beside published.",
 }
 
 

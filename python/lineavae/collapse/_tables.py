@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +16,10 @@ from lineavae.collapse.verdicts import CriticalEpsilon, CriticalGap, Verdict
 
 _Strings: TypeAlias = "NDArray[np.str_]"
 _Bools = NDArray[np.bool_]
+
+# What a report says of each latent.
+NUMBERS = ("mean KL", "critical ε", "to")
+ANSWERS = ("collapsed", "at 95 %", "active", "variable")
 
 _SHORT = {"collapsed": "yes", "not collapsed": "no", "undetermined": "open"}
 
@@ -39,73 +44,86 @@ class Summary:
 
     def render(self, max_latents: int | None) -> RenderableType:
         """Tell what is broken and what is collapsed, and give latents of the largest and smallest mean KL."""
+        facts = Table.grid(padding=(0, 3, 0, 0))
+        for label, text in self.facts():
+            facts.add_row(label, text)
+        return Group(*self.warnings(), self.size, facts, "", self._latents(max_latents))
+
+    @property
+    def size(self) -> str:
+        """Samples and latents."""
+        return f"{self.num_samples} samples, {len(self.mean_kl)} latents"
+
+    def warnings(self) -> list[str]:
+        """Tell what is broken."""
         broken = (
             (self.nan, "have samples whose KL is NaN, which may be anything"),
             (self.infinite, "have samples of infinite KL, above every ε"),
         )
-        return Group(
+        return [
             *(f"{share(mask)} {what}: latents {ranges(mask)}" for mask, what in broken if mask.any()),
             *([f"Warning: {WIDE}"] if self.is_wider_than_prior else []),
-            f"{self.num_samples} samples, {len(self.mean_kl)} latents",
-            self._facts(),
-            "",
-            self._latents(max_latents),
-        )
+        ]
 
-    def _facts(self) -> Table:
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Give what is known of all latents together, label and text."""
         verdict = self.verdict
         percent = 100 * verdict.collapsed.mean()
-        facts = Table.grid(padding=(0, 3, 0, 0))
-        facts.add_row(
-            f"({self.epsilon:g}, {self.delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %"
-        )
+        yield f"({self.epsilon:g}, {self.delta:g})-collapsed", f"{share(verdict.collapsed)}, {percent:.1f} %"
         if verdict.collapsed.any():
-            facts.add_row("", f"latents {ranges(verdict.collapsed)}")
+            yield "", f"latents {ranges(verdict.collapsed)}"
         for mask, why in (
             (~self.nan, f"{self.epsilon:g} is no threshold"),
             (self.nan, "some KL is NaN"),
         ):
             if (mask & ~verdict.decided).any():
-                facts.add_row("  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}")
+                yield "  not decided", f"latents {ranges(mask & ~verdict.decided)}: {why}"
         names = ("collapsed", "not collapsed", "undetermined")
-        facts.add_row(
-            "  with 95 % confidence", ", ".join(f"{(self.test == name).sum()} {name}" for name in names)
-        )
-        facts.add_row("largest gap of critical ε", _gap(self.gap))
-        facts.add_row("active units", f"{self.active.sum()}, variance of the posterior mean >= 0.01")
+        yield "  with 95 % confidence", ", ".join(f"{(self.test == name).sum()} {name}" for name in names)
+        yield "largest gap of critical ε", _gap(self.gap)
+        yield "active units", f"{self.active.sum()}, variance of the posterior mean >= 0.01"
         names = ("passive", "mixed", "active")
-        facts.add_row("variables", ", ".join(f"{(self.kinds == name).sum()} {name}" for name in names))
+        yield "variables", ", ".join(f"{(self.kinds == name).sum()} {name}" for name in names)
         unknown = np.isnan(self.mean_kl)
         total = f"{self.mean_kl.sum():.5g} nats, sum over latents"
-        facts.add_row("mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total)
-        return facts
+        yield "mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total
+
+    def numbers(self, latent: int) -> tuple[float, float, float]:
+        """Give the numbers of a latent, `NUMBERS`."""
+        return self.mean_kl[latent], self.critical.lower[latent], self.critical.upper[latent]
+
+    def answers(self, latent: int) -> tuple[str, str, str, str]:
+        """Give what is said of a latent, `ANSWERS`."""
+        collapsed = self.verdict.collapsed[latent]
+        return (
+            "yes" if collapsed else "no" if self.verdict.decided[latent] else "open",
+            _SHORT[self.test[latent]],
+            "yes" if self.active[latent] else "no",
+            self.kinds[latent],
+        )
+
+    def ends(self, max_latents: int | None) -> tuple[list[int], list[int]]:
+        """Give the latents with the largest and those with the smallest mean KL, if some are left out."""
+        order: list[int] = np.argsort(-self.mean_kl, kind="stable").tolist()
+        if max_latents is None or len(order) <= max_latents:
+            return order, []
+        return order[: (max_latents + 1) // 2], order[len(order) - max_latents // 2 :]
 
     def _latents(self, max_latents: int | None) -> Table:
-        verdict, critical, latent_dim = self.verdict, self.critical, len(self.mean_kl)
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-        for heading in ("latent", "mean KL", "critical ε", "to"):
+        for heading in ("latent", *NUMBERS):
             table.add_column(heading, justify="right", no_wrap=True)
-        for heading in ("collapsed", "at 95 %", "active", "variable"):
+        for heading in ANSWERS:
             # where the terminal is narrow these give way, not the numbers
             table.add_column(heading, overflow="ellipsis", min_width=4 if heading == "collapsed" else None)
-        order = np.argsort(-self.mean_kl, kind="stable").tolist()
-        hidden = 0 if max_latents is None else max(latent_dim - max_latents, 0)
-        first = (latent_dim - hidden + 1) // 2 if hidden else latent_dim
-        for rank, latent in enumerate(order):
-            if first <= rank < first + hidden:
-                if rank == first:
-                    table.add_row("...", f"{hidden} more")
-                continue
-            numbers = (self.mean_kl[latent], critical.lower[latent], critical.upper[latent])
-            answer = "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open"
-            table.add_row(
-                str(latent),
-                *(f"{number:.3g}" for number in numbers),
-                answer,
-                _SHORT[self.test[latent]],
-                "yes" if self.active[latent] else "no",
-                self.kinds[latent],
-            )
+        largest, smallest = self.ends(max_latents)
+        hidden = len(self.mean_kl) - len(largest) - len(smallest)
+        for group in (largest, smallest):
+            for latent in group:
+                numbers = (f"{number:.3g}" for number in self.numbers(latent))
+                table.add_row(str(latent), *numbers, *self.answers(latent))
+            if hidden and group is largest:
+                table.add_row("...", f"{hidden} more")
         return table
 
 

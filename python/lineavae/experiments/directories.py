@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from lineavae._array_files import StoredArray, npz_arrays
-from lineavae._io import atomic_path, check_writable, write_text
+from lineavae._io import atomic_path, check_writable, read_json, write_text
 from lineavae._optional import require
 from lineavae.data import Images
 from lineavae.diagnostics import diagnose
@@ -36,9 +36,6 @@ from lineavae.experiments.runs import (
 
 # 3: with tables, claims and the spread of quantities
 SCHEMA = 3
-
-# Characters of a JSON file of a run: some thousand times as many as there are.
-_MOST_JSON = 1 << 24
 
 
 def execute(experiment: Experiment, config: Config, directory: Path, *, resume: bool = False) -> Run:
@@ -138,7 +135,7 @@ def load_results(directory: Path) -> Results:
     path = directory / "results.json"
     remedy = f"delete {path}, and the same run with --resume makes it anew from its checkpoints"
     try:
-        document = _read_json(path)
+        document = read_json(path)
         if document.get("schema") == SCHEMA:
             arrays = npz_arrays(directory / "curves.npz")
             curves = {name: _read_curve(describe()) for name, describe in arrays.items()}
@@ -183,18 +180,6 @@ def _checksum(document: Mapping[str, Any], curves: Mapping[str, NDArray[Any]]) -
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read an object; a ValueError says why there is none."""
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ValueError("it is too long")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-
-
 def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
     """Whether there is nothing left to do; raises where there is nothing that may be done."""
     config_path = directory / "config.json"
@@ -204,7 +189,7 @@ def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
             raise RunDirectoryError(f"{directory} holds files but no run: choose another --out")
         return False
     try:
-        found = _read_json(config_path)
+        found = read_json(config_path)
     except ValueError as error:
         raise RunDirectoryError(f"{error}: delete that folder") from error
     if found != asked:
