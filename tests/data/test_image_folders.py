@@ -443,7 +443,9 @@ def test_what_was_decoded_of_other_files_is_written_over(folder, load, tmp_path,
     load()
     assert len(files_of(tmp_path / "cache")) == 2
     (array,) = (tmp_path / "cache").glob("*.npy")
-    assert np.array_equal(np.load(array), [np.asarray(Image.open(folder / f"{index}.png")) for index in (1, 3)])
+    assert np.array_equal(
+        np.load(array), [np.asarray(Image.open(folder / f"{index}.png")) for index in (1, 3)]
+    )
     assert array.stat().st_size == 128 + 2 * 6 * 6 * 3
 
 
