@@ -4,7 +4,7 @@
 * :mod:`lineavae.linear`: sufficient statistics, probabilistic PCA and the linear VAE.
 * :mod:`lineavae.nn`: deep VAEs with a Gaussian decoder, built on these terms.
 * :mod:`lineavae.collapse`: which latents of a VAE are collapsed, and how certain that is.
-* :mod:`lineavae.data`: MNIST.
+* :mod:`lineavae.data`: MNIST, folders of images, arrays in files.
 * :mod:`lineavae.experiments`: the paper's figures, one module each.
 * :mod:`lineavae.report`: finished runs and collapse reports as one page.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -332,6 +333,7 @@ def noting(self, path):
 
 Preparation.decode = noting
 image_cache._BLOCK_IMAGES = 4
+print(flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -350,6 +352,7 @@ def children(folder, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        process.stdout.readline()
 
         def begin(cache):
             process.stdin.write(f"{cache}\n")
@@ -360,11 +363,19 @@ def children(folder, tmp_path):
         process.stdin.close()
 
 
-def wait_for(child):
-    """The child is not ours, but its parent's, which does not wait for it: it ends as a zombie."""
-    while (state := Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]) != "Z":
-        time.sleep(0.001)
-    return state
+def status_of(child):
+    """State and exit code; a child that ends is a zombie, since its parent does not ask for these."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[-1])
+
+
+def has_ended(child):
+    return status_of(child)[0] == "Z"
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.0005)
 
 
 def test_killed_ten_times(folder, tmp_path, children):
@@ -372,9 +383,8 @@ def test_killed_ten_times(folder, tmp_path, children):
         save(folder / f"{index:02d}.jpg", smooth(40, 40, 3))
     (folder / "30.jpg").write_text("no image")
     save(folder / "40.png", smooth(40, 40))
-    begun = time.perf_counter()
-    wait_for(children(tmp_path / "whole"))
-    duration = time.perf_counter() - begun
+    child = children(tmp_path / "whole")
+    wait_for(lambda: has_ended(child))
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert len(whole) == 2
     expected = [
@@ -384,26 +394,32 @@ def test_killed_ten_times(folder, tmp_path, children):
     ]
     np.save(tmp_path / "expected.npy", np.stack(expected))
     assert (tmp_path / "expected.npy").read_bytes() in whole.values()
-    (tmp_path / "log").write_text("")
-    chance = random.Random(0)
+    log = tmp_path / "log"
+    log.write_bytes(b"")
+    chance, killed = random.Random(0), 0
     for _ in range(10):
+        moment = log.stat().st_size + 7 * chance.randrange(24)
         child = children(tmp_path / "killed")
-        time.sleep(chance.uniform(0, duration / 3))
-        os.kill(child, 9)
-        wait_for(child)
-    wait_for(children(tmp_path / "killed"))
-    killed = {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("[!.]*")}
-    assert killed == whole
-    # each of the eleven looks at the first file, and each kill costs two blocks of four at most
-    assert len((tmp_path / "log").read_text().split()) <= 61 + 11 + 10 * 8
+        wait_for(lambda child=child, moment=moment: log.stat().st_size >= moment or has_ended(child))
+        time.sleep(chance.uniform(0, 0.01))
+        killed += not has_ended(child)
+        os.kill(child, signal.SIGKILL)
+        wait_for(lambda child=child: has_ended(child))
+    assert killed > 5
+    child = children(tmp_path / "killed")
+    wait_for(lambda: has_ended(child))
+    assert status_of(child) == ("Z", 0)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "killed").glob("[!.]*")} == whole
+    # each process looks at the first file, and each kill costs two blocks of four at most
+    assert len(log.read_text().split()) <= 61 + 11 + 10 * 8
 
 
 def test_two_processes_make_one_cache(folder, tmp_path, children):
     for index in range(30):
         save(folder / f"{index:02d}.jpg", smooth(40, 40, 3))
     both = [children(tmp_path / "cache") for _ in range(2)]
-    for child in both:
-        wait_for(child)
+    wait_for(lambda: all(map(has_ended, both)))
+    assert [status_of(child) for child in both] == [("Z", 0)] * 2
     assert len(files_of(tmp_path / "cache")) == 2
     counts = np.unique((tmp_path / "log").read_text().split(), return_counts=True)[1]
     assert counts.max() <= 2  # the first file, whose shape is looked at
@@ -415,18 +431,40 @@ def test_two_processes_make_one_cache(folder, tmp_path, children):
     assert np.array_equal(np.load(array), np.stack([np.asarray(image) for image in decoded]))
 
 
+def test_what_was_decoded_of_other_files_is_written_over(folder, load, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, "_BLOCK_IMAGES", 1)
+    for index in range(4):
+        save(folder / f"{index}.png", smooth(6, 6, 3))
+    (folder / "4.png").write_text("no image")
+    with pytest.raises(DataError, match="1 of 5 images"):
+        load()
+    for index in (0, 2, 4):
+        (folder / f"{index}.png").unlink()
+    load()
+    assert len(files_of(tmp_path / "cache")) == 2
+    (array,) = (tmp_path / "cache").glob("*.npy")
+    assert np.array_equal(
+        np.load(array), [np.asarray(Image.open(folder / f"{index}.png")) for index in (1, 3)]
+    )
+    assert array.stat().st_size == 128 + 2 * 6 * 6 * 3
+
+
 def test_a_progress_that_is_damaged_begins_again(folder, load, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "_BLOCK_IMAGES", 1)
     for index in range(4):
         save(folder / f"{index}.png", smooth(6, 6, 3))
     (folder / "3.png").write_text("no image")
-    for damage in (b"", b"{}", b"null", b'{"num_files": 2, "digest": 1, "checksum": 2}', None):
+    for damage in (b"", b"{}", b"null", None, "an image less"):
         with pytest.raises(DataError, match="1 of 4 images"):
             load()
         (progress,) = (tmp_path / "cache").glob(".*.json")
         (partial,) = (tmp_path / "cache").glob(".*.npy")
         if damage is None:
             partial.write_bytes(b"")
+        elif damage == "an image less":
+            noted = progress.read_bytes()
+            progress.write_bytes(noted.replace(b'"num_images": 3', b'"num_images": 2'))
+            assert progress.read_bytes() != noted
         else:
             progress.write_bytes(damage)
     images = load(max_corrupt=0.25)

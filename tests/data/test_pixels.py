@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +101,12 @@ def test_bad_arguments_are_named(images):
         logit_transform(images, seed=-1)
     with pytest.raises(TypeError, match=r"dequantize: dtype must be a floating one, got torch.uint8"):
         dequantize(images, seed=0, dtype=torch.uint8)
+
+
+def test_example_of_the_page(capsys):
+    page = Path(__file__).parents[2] / "docs" / "figures.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code, page.name, "exec"), {})
+    nats, bits = map(float, capsys.readouterr().out.split())
+    assert -1250 < nats < -1150  # figure 4's maximum, of all of MNIST and K = 200, is -1098
+    assert bits == pytest.approx(-nats / 784 / np.log(2))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lineavae.data import DataError, load_mnist5k
 from lineavae.experiments import Config, Experiment, RunDirectoryError, RunWriteError, execute, load_results
@@ -228,6 +229,33 @@ def test_published_values_are_those_of_mnist(tmp_path):
     assert run.results["quantities"]["sum"]["published"] is None
     assert run.results["quantities"]["sum"]["tolerance"] is None
     assert execute(make(), CONFIG, tmp_path / "mnist").results["quantities"]["sum"]["published"] == 14
+
+
+def test_published_values_may_be_those_of_other_data(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class OfFaces(SquaresConfig):
+        published_data = ("faces",)
+
+    np.save(tmp_path / "faces.npy", np.zeros((20, 5, 4, 3), np.uint8))
+    config = OfFaces(num_images=10, data=str(tmp_path / "faces.npy"))
+    assert execute(make(), config, tmp_path / "run").results["quantities"]["sum"]["published"] == 14
+    run = execute(make(), OfFaces(num_images=10), tmp_path / "mnist")
+    assert run.results["quantities"]["sum"]["published"] is None
+
+
+def test_a_run_says_what_was_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LINEAVAE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "[b]dots"
+    folder.mkdir()
+    for index in range(100):
+        Image.new("L", (2, 2), index).save(folder / f"{index}.png")
+    (folder / "letter.jpg").write_text("no image")
+    run = execute(make(), replace(CONFIG, data=str(folder)), tmp_path / "run")
+    remark = "left out: 1 of 101 images cannot be decoded: letter.jpg (neither JPEG nor PNG)"
+    assert remark in " ".join(capsys.readouterr().err.split())
+    data = json.loads((run.directory / "environment.json").read_text())["data"]
+    assert data["name"] == run.results["data"] == "[b]dots"
+    assert data["remarks"] == [remark]
 
 
 def test_the_images_are_the_seeded_subset():

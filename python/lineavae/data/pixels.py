@@ -18,7 +18,7 @@ from torch import Tensor
 from lineavae._arguments import check_integer, check_number, check_whole
 
 # Pixels of which float64 copies are held at once.
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ELEMENTS = 1 << 20
 
 _Nats = TypeVar("_Nats", float, Tensor, NDArray[np.float64])
 
