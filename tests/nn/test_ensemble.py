@@ -64,6 +64,63 @@ def test_data_of_each_model() -> None:
         torch.testing.assert_close(of_model, vae(data, beta=0.5).elbo)
 
 
+@pytest.mark.parametrize("shared_data", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_differentiate_as_those_of_each_model(shared_data: bool, bias: bool) -> None:
+    """By data and parameters, once and twice, against the layers one by one."""
+    models = [
+        nn.Sequential(nn.Linear(4, 3, bias=bias), nn.Tanh(), nn.Linear(3, 2, bias=bias)).double()
+        for _ in range(3)
+    ]
+    ensemble = Ensemble(models)
+    x = torch.randn(5, 4, dtype=torch.float64) if shared_data else torch.randn(3, 5, 4, dtype=torch.float64)
+    x.requires_grad_()
+    value = ensemble(x, shared_data=shared_data)
+    expected = torch.stack([model(data) for model, data in zip(models, x.expand(3, 5, 4), strict=True)])
+    torch.testing.assert_close(value, expected)
+    # all but the inputs' gradient are of the models' own parameters
+    upstream = torch.randn_like(value)
+    (by_x,) = torch.autograd.grad((value * upstream).sum(), x, create_graph=True)
+    (expected_by_x,) = torch.autograd.grad((expected * upstream).sum(), x, create_graph=True)
+    torch.testing.assert_close(by_x, expected_by_x)
+    names = [name for name, _ in models[0].named_parameters()]
+    for loss, expected_loss in (
+        ((value * upstream).sum(), (expected * upstream).sum()),
+        (by_x.square().sum(), expected_by_x.square().sum()),
+    ):
+        loss.backward(retain_graph=True), expected_loss.backward(retain_graph=True)
+        for name, parameter in zip(names, ensemble.parameters(), strict=True):
+            of_models = [model.get_parameter(name).grad for model in models]
+            expected_grad = torch.stack(
+                [torch.zeros_like(parameter[0]) if g is None else g for g in of_models]
+            )
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(found, expected_grad, msg=name)
+            assert found.is_contiguous()
+        ensemble.zero_grad(), [model.zero_grad() for model in models]
+
+
+@pytest.mark.parametrize("how", ["autocast", "forward mode", "compiled"])
+def test_linear_layers_elsewhere(how: str) -> None:
+    models = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)) for _ in range(2)]
+    ensemble, x = Ensemble(models), torch.randn(5, 4)
+    expected = torch.stack([model(x) for model in models])
+    if how == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            value = ensemble(x)
+        value.sum().backward()
+        assert not torch.equal(value, expected)  # the products are of bfloat16
+        torch.testing.assert_close(value, expected, rtol=0.05, atol=0.05)
+    elif how == "forward mode":
+        value, tangent = torch.func.jvp(ensemble, (x,), (torch.ones_like(x),))
+        torch.testing.assert_close(value, expected)
+        step = torch.stack([model(x + 1e-3) - model(x - 1e-3) for model in models]) / 2e-3
+        torch.testing.assert_close(tangent, step, rtol=1e-2, atol=1e-2)
+    else:
+        compiled = torch.compile(ensemble, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected)
+
+
 def test_state_and_modes() -> None:
     vaes = [make_vae(seed, linear=True, kind="closed_form") for seed in range(2)]
     ensemble, other = Ensemble(vaes), Ensemble(vaes[::-1])

@@ -90,7 +90,7 @@ PRESETS = {
     name: replace(preset, logits=False, sigma2=sigma2, seeds=seeds)
     for (name, preset), sigma2, seeds in zip(
         deep_mnist.PRESETS.items(),
-        ((30.0, 3.0, 1.0, 0.1, 0.01, 0.001), deep_mnist.PRESETS["full"].sigma2),
+        ((30.0, 10.0, 1.0, 0.1, 0.01), deep_mnist.PRESETS["full"].sigma2),
         ((0,), deep_mnist.PRESETS["full"].seeds),
         strict=True,
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
 from torch.func import functional_call, stack_module_state, vmap
+from torch.overrides import TorchFunctionMode
 
 from lineavae.nn.noise import ObservationNoise, keep_wide
 
@@ -34,6 +38,9 @@ class Ensemble(nn.Module):
     -----
     The sum of the models' losses has for each model the gradient of its own. Adam and plain gradient descent
     then train each as if alone; what mixes parameters, such as clipping of the gradient's norm, does not.
+
+    Linear layers of data (N, features) are products of our own, but for those that are compiled, under
+    autocast or in forward mode: vmap's leave gradients of weights transposed, which are then copied.
 
     Examples
     --------
@@ -85,7 +92,8 @@ class Ensemble(nn.Module):
             return functional_call(self._structure[0], state, (x,), options)
 
         in_dims = (0, None if shared_data else 0)
-        return vmap(call, in_dims, randomness="different")(self._state(), x)
+        with _linear_layers_as_products(x):
+            return vmap(call, in_dims, randomness="different")(self._state(), x)
 
     def to_models(self) -> list[nn.Module]:
         """Give the models one by one, as copies."""
@@ -124,6 +132,90 @@ class Ensemble(nn.Module):
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         parameters, buffers = ({name: getattr(self, _flat(name)) for name in names} for names in self._names)
         return parameters, buffers
+
+
+def _linear_layers_as_products(x: Tensor) -> AbstractContextManager[Any]:
+    plain = (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(x.device.type)
+        or forward_ad._current_level >= 0
+    )
+    return nullcontext() if plain else _LinearLayersAsProducts()
+
+
+class _LinearLayersAsProducts(TorchFunctionMode):
+    """Has `nn.functional.linear` of (N, features) be `_Linear`."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is nn.functional.linear and not kwargs and len(args) == 3 and args[0].ndim == 2:
+            return _Linear.apply(*args)
+        return function(*args, **(kwargs or {}))
+
+
+class _Linear(Function):
+    """A linear layer, which vmap makes the products of all models."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        by_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return by_x, grad.mT @ x, grad.sum(-2) if ctx.has_bias else None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        def of_models(tensor: Tensor, dim: int | None) -> Tensor:
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+        x = x if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        weight, bias = of_models(weight, in_dims[1]), None if bias is None else of_models(bias, in_dims[2])
+        return _LinearOfModels.apply(x, weight, bias), 0
+
+
+class _LinearOfModels(Function):
+    """From x, (M, N, I) or (N, I) for all models, weight (M, O, I) and bias (M, O) to (M, N, O).
+
+    Of data that all models share it is one product of matrices, and so is the gradient of the weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        if x.ndim == 2:
+            flat = nn.functional.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+            return flat.unflatten(1, weight.shape[:2]).transpose(0, 1)
+        if bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        by_x = None
+        if x.ndim == 2:
+            flat = grad.transpose(0, 1).flatten(1)  # (N, M·O)
+            by_weight = (flat.mT @ x).unflatten(0, weight.shape[:2])
+            if ctx.needs_input_grad[0]:
+                by_x = flat @ weight.flatten(0, 1)
+        else:
+            by_weight = grad.mT @ x
+            if ctx.needs_input_grad[0]:
+                by_x = grad @ weight
+        return by_x, by_weight, grad.sum(1) if ctx.has_bias else None
 
 
 def _flat(name: str) -> str:
