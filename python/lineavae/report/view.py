@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lineavae.experiments.runs import Claim, Verdict
 from lineavae.report.numbers import Cell, Number, Outcome
+from lineavae.report.pictures import Picture
 
 # What is said of tables that have published numbers.
 DIFFERENCE = (
@@ -24,12 +25,12 @@ Facts = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class FigureView:
-    """A picture. ``uri`` holds all of it; ``path`` is its file, None where there is none."""
+    """A figure; ``path`` is its file, None where there is none."""
 
     label: str
     caption: str
     alt: str
-    uri: str
+    picture: Picture
     path: Path | None = None
 
 
