@@ -98,7 +98,7 @@ def _summary(document: Mapping[str, Any]) -> Summary:
 
     nan = column("nan") > 0
     unknown = np.where(nan, np.nan, np.inf)
-    collapsed = column("collapsed")
+    collapsed = column("collapsed").tolist()
     return Summary(
         epsilon=epsilon,
         delta=delta,
@@ -113,7 +113,10 @@ def _summary(document: Mapping[str, Any]) -> Summary:
             floats("critical_epsilon_lower", np.inf),
             floats("critical_epsilon_upper", np.inf),
         ),
-        verdict=Verdict(np.equal(collapsed, True).astype(bool), np.not_equal(collapsed, None).astype(bool)),
+        verdict=Verdict(
+            np.array([answer is True for answer in collapsed]),
+            np.array([answer is not None for answer in collapsed]),
+        ),
         test=column("collapse_test"),
         active=column("active").astype(bool),
         kinds=column("classification"),

@@ -76,7 +76,8 @@ def in_words(outcomes: Counter[Outcome]) -> str:
     """
     judged = outcomes["within"] + outcomes["outside"]
     parts = [f"{outcomes['within']} of {judged} published numbers within their tolerance"] if judged else []
-    for outcome, what in (("in error", "known to be wrong"), ("no tolerance", "without a tolerance")):
+    others: dict[Outcome, str] = {"in error": "known to be wrong", "no tolerance": "without a tolerance"}
+    for outcome, what in others.items():
         count = outcomes[outcome]
         if count:
             parts.append(f"{count} more {what}" if parts else f"{count} published {what}")

@@ -77,7 +77,7 @@ class RunView:
     @cached_property
     def outcomes(self) -> Counter[Outcome]:
         """How many of its published numbers have each."""
-        rows = [[cell for _, cell in self.quantities]]
+        rows: list[Sequence[Cell | None]] = [[cell for _, cell in self.quantities]]
         rows += [row for table in self.tables for _, row in table.rows]
         return Counter(cell.outcome for cell in chain(*rows) if cell is not None and cell.outcome is not None)
 
