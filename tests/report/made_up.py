@@ -58,10 +58,10 @@ def plain(config, directory):
 
 
 def collapse_report():
-    """Six latents of rising KL; the first has a KL that is NaN, the last one that is infinite."""
+    """Six latents of rising KL; that of the first is NaN, and the last has one that is infinite."""
     generator = np.random.default_rng(0)
     mean = generator.standard_normal((500, 6)) * 10.0 ** np.arange(-3, 3)
-    mean[0, 0], mean[0, 5] = np.nan, np.inf
+    mean[:, 0], mean[0, 5] = np.nan, np.inf
     statistics = CollapseStatistics(latent_dim=6)
     statistics.update(mean, np.zeros_like(mean))
     return statistics.compute().at()

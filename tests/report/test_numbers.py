@@ -52,8 +52,9 @@ def test_published_numbers_keep_their_digits():
         ({"published": 10.0, "tolerance": 2.0, "published_spread": 2.0}, 1, "+1.5", "±", "in error"),
         ({"published": 10.0, "tolerance": 4.0}, 1, "+0.8", "tolerance", "within"),
         ({"published": 16.0, "tolerance": 6.0, "published_spread": 0.0}, 0, "−0.5", "tolerance", "within"),
-        ({"published": 13.0, "tolerance": 0.0}, 0, "0.0", "", "within"),
-        ({"published": 12.0, "tolerance": 0.0}, 0, "+1.0", "", "outside"),
+        ({"published": 13.0, "tolerance": 0.0}, 0, "0", "", "within"),
+        ({"published": 12.0, "tolerance": 0.0}, 0, "+1", "", "outside"),
+        ({"published": 13.0625}, 0, "−0.0625", "", "no tolerance"),
         ({"published": 13.01, "published_spread": 1.0}, 0, "0.0", "±", "no tolerance"),
         ({"published": 0.0, "published_spread": 1e-8}, 0, "+1.3 × 10⁹", "±", "no tolerance"),
     ],
@@ -71,7 +72,7 @@ def test_nothing_published():
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ({}, "nothing published to compare with"),
+        ({}, "0 published numbers"),
         ({"within": 2, "outside": 1}, "2 of 3 published numbers within their tolerance"),
         ({"no tolerance": 4}, "4 published without a tolerance"),
         (

@@ -209,9 +209,10 @@ def test_a_missing_library_is_named(tmp_path, paths, monkeypatch):
 
 def test_svg_comes_before_png(tmp_path, paths):
     run = copy(paths[0], tmp_path)
-    (run / "figure-5.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (run / "figure-5.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="144pt" height="72pt"/>')
     (figure,) = report.read([run]).runs[0].figures
-    assert figure.uri.startswith("data:image/svg+xml;base64,")
+    assert figure.picture.uri.startswith("data:image/svg+xml;base64,")
+    assert figure.picture[1:] == (240, 120)
 
 
 @pytest.mark.parametrize(

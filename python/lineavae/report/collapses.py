@@ -16,7 +16,7 @@ from lineavae.collapse._plots import plot_curve
 from lineavae.collapse._tables import ANSWERS, NUMBERS, Summary
 from lineavae.collapse.verdicts import CollapseCurve, CriticalEpsilon, CriticalGap, Verdict
 from lineavae.report.numbers import Number, write
-from lineavae.report.pictures import as_uri
+from lineavae.report.pictures import Picture, png
 from lineavae.report.view import CollapseView, FigureView, LatentView
 
 # Bytes of a file at the most: that of some 50 000 latents.
@@ -98,7 +98,7 @@ def _summary(document: Mapping[str, Any]) -> Summary:
 
     nan = column("nan") > 0
     unknown = np.where(nan, np.nan, np.inf)
-    collapsed = column("collapsed")
+    collapsed = column("collapsed").tolist()
     return Summary(
         epsilon=epsilon,
         delta=delta,
@@ -113,7 +113,10 @@ def _summary(document: Mapping[str, Any]) -> Summary:
             floats("critical_epsilon_lower", np.inf),
             floats("critical_epsilon_upper", np.inf),
         ),
-        verdict=Verdict(np.equal(collapsed, True).astype(bool), np.not_equal(collapsed, None).astype(bool)),
+        verdict=Verdict(
+            np.array([answer is True for answer in collapsed]),
+            np.array([answer is not None for answer in collapsed]),
+        ),
         test=column("collapse_test"),
         active=column("active").astype(bool),
         kinds=column("classification"),
@@ -128,11 +131,11 @@ def _files(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "files (samples)", text
 
 
-def _draw(summary: Summary) -> str:
+def _draw(summary: Summary) -> Picture:
     """Draw the curve: what is collapsed for certain rises at the upper bounds of the critical ε."""
     upper = np.sort(summary.critical.upper)
     curve = CollapseCurve(upper, *[100 * np.arange(1, len(upper) + 1) / len(upper)] * 2)
     title = f"{summary.size}, δ = {summary.delta:g}"
     figure, file = plot_curve(title, curve, summary.critical.estimate, summary.epsilon), io.BytesIO()
     figure.savefig(file, format="png", dpi=200)
-    return as_uri(file.getvalue(), "image/png")
+    return png(file.getvalue())

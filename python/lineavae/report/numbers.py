@@ -76,11 +76,12 @@ def in_words(outcomes: Counter[Outcome]) -> str:
     """
     judged = outcomes["within"] + outcomes["outside"]
     parts = [f"{outcomes['within']} of {judged} published numbers within their tolerance"] if judged else []
-    for outcome, what in (("in error", "known to be wrong"), ("no tolerance", "without a tolerance")):
+    others: dict[Outcome, str] = {"in error": "known to be wrong", "no tolerance": "without a tolerance"}
+    for outcome, what in others.items():
         count = outcomes[outcome]
         if count:
             parts.append(f"{count} more {what}" if parts else f"{count} published {what}")
-    return ", ".join(parts) or "nothing published to compare with"
+    return ", ".join(parts) or "0 published numbers"
 
 
 def write(value: float, spec: str = ".6g") -> str:
@@ -139,9 +140,9 @@ def cell(entry: Quantity, note: int = 0) -> Cell:
         return Cell(value, unit)
     difference, outcome = measured - published, _judge(measured - published, tolerance, bool(note))
     measure: Measure = "±" if entry["published_spread"] else "tolerance" if tolerance else ""
-    difference /= entry["published_spread"] or tolerance or 1.0
+    ratio = difference / (entry["published_spread"] or tolerance or 1.0)
     beside = Number(as_published(published, entry["published_spread"]), published)
-    return Cell(value, unit, beside, Number(_signed(difference), difference), measure, outcome, note)
+    return Cell(value, unit, beside, Number(_signed(ratio, measure), ratio), measure, outcome, note)
 
 
 def show_unit(unit: str) -> str:
@@ -157,6 +158,7 @@ def _judge(difference: float, tolerance: float | None, has_error: bool) -> Outco
     return "no tolerance" if tolerance is None else "outside"
 
 
-def _signed(ratio: float) -> str:
-    text = write(ratio, "+.1f" if abs(ratio) < 1e5 else "+.1e")
-    return "0.0" if text in ("+0.0", "−0.0") else text
+def _signed(ratio: float, measure: Measure) -> str:
+    """Write a difference: to a tenth of what it is measured by, or to three digits."""
+    text = write(ratio, "+.3g" if not measure else "+.1f" if abs(ratio) < 1e5 else "+.1e")
+    return text.lstrip("+−") if text in ("+0", "+0.0", "−0.0") else text

@@ -3,8 +3,12 @@
 const collator = new Intl.Collator("en", { numeric: true });
 const next = { none: "ascending", ascending: "descending", descending: "none" };
 
-// A cell is worth its number if it says one, else its text; null, which stays last, if it is empty.
-const worth = (cell) => ("value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim() || null);
+// A cell is worth its number if it says one, else its text; null, which stays last, if it is empty or NaN.
+const worth = (cell) => {
+  if (!("value" in cell.dataset)) return cell.textContent.trim() || null;
+  const number = Number(cell.dataset.value);
+  return Number.isNaN(number) ? null : number;
+};
 
 const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b));
 

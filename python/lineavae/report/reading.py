@@ -39,8 +39,8 @@ def read(paths: Iterable[Path]) -> ReportView:
         if not path.exists():
             raise ReportError(f"{path} does not exist")
         if path.is_dir() and not holds_run(path):
-            runs = sorted(str(folder) for folder in path.iterdir() if holds_run(folder))
-            raise ReportError(f"{path} holds no run" + (f"; name {' '.join(runs)}" if runs else ""))
+            others = sorted(str(folder) for folder in path.iterdir() if holds_run(folder))
+            raise ReportError(f"{path} holds no run" + (f"; name {' '.join(others)}" if others else ""))
     runs: list[RunView] = []
     collapses: list[CollapseView] = []
     problems: list[str] = []

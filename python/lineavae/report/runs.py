@@ -14,7 +14,7 @@ from lineavae._io import read_json
 from lineavae.data.mnist import is_mnist
 from lineavae.experiments import EXPERIMENTS, Experiment, Quantity, RunDirectoryError, Table, load_results
 from lineavae.report.numbers import Cell, cell, show_unit
-from lineavae.report.pictures import PictureError, data_uri
+from lineavae.report.pictures import PictureError, read_picture
 from lineavae.report.view import FigureView, RunView, TableView
 
 # Settings that have an option of their own.
@@ -91,14 +91,14 @@ def _figures(experiment: Experiment, directory: Path, data: str) -> tuple[list[F
             missing.append(f"{directory} has no {name}{_SUFFIXES[-1]}: the same command draws it again")
             continue
         try:
-            uri = data_uri(path)
+            picture = read_picture(path)
         except PictureError as error:
             missing.append(f"{error}: delete it, and the same command draws it again")
             continue
         # "Draw the ELBO against steps." says what is seen
         description = (inspect.getdoc(draw) or "").partition("\n")[0].removeprefix("Draw ")
         caption = description[:1].upper() + description[1:]
-        figures.append(FigureView(label, caption, f"{label} as drawn from this run, {data}", uri, path))
+        figures.append(FigureView(label, caption, f"{label} as drawn from this run, {data}", picture, path))
     return figures, missing
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lineavae.experiments.runs import Claim, Verdict
 from lineavae.report.numbers import Cell, Number, Outcome
+from lineavae.report.pictures import Picture
 
 # What is said of tables that have published numbers.
 DIFFERENCE = (
@@ -24,12 +25,12 @@ Facts = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class FigureView:
-    """A picture. ``uri`` holds all of it; ``path`` is its file, None where there is none."""
+    """A figure; ``path`` is its file, None where there is none."""
 
     label: str
     caption: str
     alt: str
-    uri: str
+    picture: Picture
     path: Path | None = None
 
 
@@ -76,7 +77,7 @@ class RunView:
     @cached_property
     def outcomes(self) -> Counter[Outcome]:
         """How many of its published numbers have each."""
-        rows = [[cell for _, cell in self.quantities]]
+        rows: list[Sequence[Cell | None]] = [[cell for _, cell in self.quantities]]
         rows += [row for table in self.tables for _, row in table.rows]
         return Counter(cell.outcome for cell in chain(*rows) if cell is not None and cell.outcome is not None)
 
