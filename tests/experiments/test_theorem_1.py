@@ -138,8 +138,10 @@ def test_slope_is_the_derivative(random):
 
 
 def test_figure(run):
-    points, rotations = EXPERIMENT.plot(run.results).axes
-    assert "below the global maximum, nats" in points.get_xlabel()
+    figure = EXPERIMENT.figures["theorem-1"](run.results)
+    points, rotations = figure.axes
+    assert figure.get_suptitle().startswith("None of ")
+    assert "below the global maximum (nats" in points.get_xlabel()
     labels = [text.get_text() for text in rotations.get_legend().get_texts()]
     assert labels == ["proof, order of the SVD", "proof, nearest order", "Jacobi", "symmetric saddle, proof"]
 

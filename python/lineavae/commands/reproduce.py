@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -102,7 +102,11 @@ def reproduce(
         several = None if seeds is None else parse_seeds(seeds)
         with loading():  # torch, which a list can do without
             experiments = [EXPERIMENTS[name] for name in found]
-        options = {"data_dir": data_dir and str(data_dir.resolve()), "seed": seed or 0, "device": device}
+        options: dict[str, Any] = {
+            "data_dir": data_dir and str(data_dir.resolve()),
+            "seed": seed or 0,
+            "device": device,
+        }
         configs = [
             change(replace(experiment.presets[preset.value], **options), settings or ())
             for experiment in experiments
@@ -114,23 +118,23 @@ def reproduce(
     check_device(device)
     suffixes = [choice.value for choice in formats or [Format.png]]
     calls = []
-    for experiment, config in zip(experiments, configs, strict=True):
+    for name, experiment, config in zip(found, experiments, configs, strict=True):
         if several and seed is not None and not hasattr(config, "seeds"):
-            fail(f"{experiment.name}: give either --seed or --seeds")
-        call, directory = _plan(experiment, config, several, out, preset)
-        calls.append((experiment, partial(call, resume=resume, formats=suffixes), directory))
+            fail(f"{name}: give either --seed or --seeds")
+        call, directory = _plan(name, experiment, config, several, out, preset)
+        calls.append((name, experiment, partial(call, resume=resume, formats=suffixes), directory))
     done, failure = [], None
-    for experiment, call, directory in calls:
+    for name, experiment, call, directory in calls:
         run, failure = _run(call, directory, bool(settings))
         _report(experiment, run, err=as_json)
         done.append(
             {
-                "name": experiment.name,
+                "name": name,
                 "preset": preset.value,
                 "directory": str(run.directory),
                 "figures": {
-                    name: [str(path) for path in paths if path.exists()]
-                    for name, paths in run.figures.items()
+                    figure: [str(path) for path in paths if path.exists()]
+                    for figure, paths in run.figures.items()
                 },
                 "skipped": run.skipped,
                 "data": run.results["data"],
@@ -148,14 +152,15 @@ def reproduce(
 
 
 def _plan(
-    experiment: Experiment, config: Config, seeds: Sequence[int] | None, out: Path, preset: Preset
+    name: str, experiment: Experiment, config: Config, seeds: Sequence[int] | None, out: Path, preset: Preset
 ) -> tuple[Callable[..., Run], Path]:
     """Give what runs the experiment, and where its results go."""
     from lineavae.experiments import execute, execute_seeds
 
     if seeds is not None and hasattr(config, "seeds"):  # it trains all of them together
-        config, seeds = replace(config, **{"seeds": seeds}), None
-    directory = directory_of(out, experiment.name, preset.value, seeds=seeds is not None)
+        together: dict[str, Any] = {"seeds": seeds}
+        config, seeds = replace(config, **together), None
+    directory = directory_of(out, name, preset.value, seeds=seeds is not None)
     if seeds is None:
         return partial(execute, experiment, config, directory), directory
     return partial(execute_seeds, experiment, config, seeds, directory), directory

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PUBLISHED = {("analytic", 200): (950.7, 12.0), ("stochastic", 200): (939.3, 12.0)}
 
 
-_AXES = {
+_AXES: dict[str, tuple[str, ...]] = {
     "learning_rates": ("learning_rates",),
     "steps": ("steps",),
     **dict.fromkeys(OBJECTIVES, ("learning_rates", "steps")),
@@ -90,17 +90,17 @@ def plot(results: Results) -> Figure:
     """Draw what the ELBO lacks to the optimum against steps, for the best learning rate of each objective."""
     config, curves, quantities = results["config"], results["curves"], results["quantities"]
     gaps = {objective: quantities[f"{objective}: gap to the optimum"] for objective in OBJECTIVES}
-    ends = [f"{objective} training ends {gaps[objective]['measured']:.2g}" for objective in OBJECTIVES]
+    ends = [f"{gap['measured']:.2g}" for gap in gaps.values()]
     figure, (axes,) = make_panels(
-        f"{' nats below the optimum, '.join(ends).capitalize()}",
+        f"Analytic training ends {ends[0]} nats below the optimum, stochastic {ends[1]}",
         1,
         setting(results, f"Linear VAE, $K$ = {config['latent_dim']}"),
     )
     lines = {}
     for objective, colour in OBJECTIVES.items():
         line = draw(axes, curves, "steps", f"{objective}: gap", color=colour, linewidth=1.8)
-        elbo = quantities[f"{objective}: ELBO"]
-        text = f"{objective}:\nELBO {with_spread(elbo['measured'], elbo['spread'])}"
+        gap, elbo = gaps[objective], quantities[f"{objective}: ELBO"]
+        text = f"{objective}: {with_spread(gap['measured'], gap['spread'])}\nELBO {elbo['measured']:.2f}"
         if elbo["published"] is not None:
             text += f"\n(paper: {elbo['published']})"
         lines[text] = line

@@ -31,6 +31,7 @@ from lineavae.ops import collapse_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _HISTORY_POINTS = 80
 
@@ -123,7 +124,9 @@ def plot(results: Results) -> Figure:
         setting(results, f"Bernoulli linear VAE, $K$ = {config['latent_dim']}, binarised"),
     )
     independent = measured("independent pixels: ELBO")
-    courses, bounds, spectra = {}, {}, {}
+    courses: dict[str, Line2D] = {}
+    bounds: dict[str, Line2D] = {}
+    spectra: dict[str, Line2D] = {}
     for objective, colour in OBJECTIVES.items():
         elbo, live = elbos[objective], lives[objective]
         text = f"{objective}\n{with_spread(elbo['measured'], elbo['spread'])}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
 
 from lineavae._optional import make_figure, require
 from lineavae.experiments.runs import Results
@@ -112,18 +114,23 @@ def draw(axes: Axes, curves: Mapping[str, NDArray[Any]], along: str, name: str, 
     return line
 
 
+def end_of(line: Line2D) -> tuple[float, float]:
+    """Give the last point of a line."""
+    x, y = np.asarray(line.get_xydata())[-1]
+    return float(x), float(y)
+
+
 def label_ends(axes: Axes, lines: Mapping[str, Line2D]) -> None:
     """Write beside the right end of each line what it is, in its colour, without overlaps.
 
     The limits of the axes have to be set before.
     """
     size = 9
-    figure = axes.get_figure()
-    assert figure is not None
+    figure = cast("Figure", axes.get_figure())
     # one line of text, as a part of the height that a panel has about
     pitch = 1.3 * size / 72 / (0.7 * figure.get_size_inches()[1])
     to_axes = axes.transData + axes.transAxes.inverted()
-    heights = {text: to_axes.transform(line.get_xydata()[-1])[1] for text, line in lines.items()}
+    heights = {text: to_axes.transform(end_of(line))[1] for text, line in lines.items()}
     texts = sorted(lines, key=lambda text: heights[text])
     places = [heights[text] for text in texts]
     halves = [pitch * (text.count("\n") + 1) / 2 for text in texts]

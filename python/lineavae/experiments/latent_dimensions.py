@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, draw, label_ends, make_panels, setting
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, draw, end_of, label_ends, make_panels, setting
 from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments
@@ -130,7 +130,7 @@ def plot(results: Results) -> Figure:
         )
         everything.annotate(
             "ELBO of trained\nlinear VAEs",
-            trained.get_xydata()[-1],
+            end_of(trained),
             xytext=(-8, 12),
             textcoords="offset points",
             ha="right",
