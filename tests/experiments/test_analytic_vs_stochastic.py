@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lineavae.experiments import EXPERIMENTS, analytic_vs_stochastic, execute
+from lineavae.experiments.seeds import combine
 from lineavae.linear import LinearVAE, Moments
 
 EXPERIMENT = EXPERIMENTS["analytic-vs-stochastic"]
@@ -251,3 +252,9 @@ def test_a_killed_run_ends_as_if_it_was_not(whole, tmp_path, objective):
     assert not (tmp_path / "results.json").exists()
     assert start(tmp_path).wait() == 0
     assert_same_results(tmp_path, whole)
+
+
+def test_figure_of_several_seeds(grid_run):
+    results = combine([grid_run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-3"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -6,6 +6,7 @@ import torch
 
 from lineavae.experiments import EXPERIMENTS, execute
 from lineavae.experiments.bernoulli_ppca import binarise
+from lineavae.experiments.seeds import combine
 
 EXPERIMENT = EXPERIMENTS["bernoulli-ppca"]
 TINY = replace(
@@ -112,3 +113,9 @@ def test_figure(run, measured):
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["bernoulli-ppca"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

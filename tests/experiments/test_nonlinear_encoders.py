@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 from lineavae.data import logit_transform
 from lineavae.experiments import EXPERIMENTS, execute, nonlinear_encoders
 from lineavae.experiments.nonlinear_encoders import ENCODERS, LinearDecoderVAE, standardised_logits
+from lineavae.experiments.seeds import combine
 from lineavae.linear import Moments
 
 EXPERIMENT = EXPERIMENTS["nonlinear-encoders"]
@@ -232,3 +233,9 @@ def test_presets():
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(grid_run):
+    results = combine([grid_run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-4"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments.seeds import combine
 
 EXPERIMENT = EXPERIMENTS["stationary-points"]
 TINY = replace(EXPERIMENT.presets["quick"], num_images=200, grid=11)
@@ -81,3 +82,9 @@ def test_presets():
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-1"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import expm
 
 from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments.seeds import combine
 from lineavae.experiments.theorem_1 import (
     generator_of_nearest_order,
     generator_of_proof,
@@ -148,3 +149,9 @@ def test_figure(run):
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["theorem-1"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()
