@@ -4,7 +4,7 @@ import signal
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,10 @@ def test_list():
         "name": "count",
         "title": "Figure 0: counting",
         "shows": ["figure-0"],
-        "presets": ["quick", "full"],
+        "presets": {
+            preset: {"seconds": None, "needs_gpu": False, "state": None, "seeds": {}}
+            for preset in ("quick", "full")
+        },
     }
 
 
@@ -180,6 +183,46 @@ def test_reproduce_full(tmp_path):
     assert json.loads((tmp_path / "count-full" / "config.json").read_text())["limit"] == 30
 
 
+def test_settings_seeds_and_formats(tmp_path):
+    arguments = ["reproduce", "figure-0", "--out", tmp_path, "--set", "limit=5", "--format", "svg", "--json"]
+    (run,) = json.loads(invoke(*arguments, "--seeds", "0,4").stdout)["runs"]
+    directory = tmp_path / "count-quick-seeds"
+    assert run["directory"] == str(directory)
+    assert run["quantities"]["limit"]["measured"] == 5
+    assert run["quantities"]["seed"]["measured"] == 2
+    assert run["quantities"]["seed"]["spread"] == pytest.approx(8**0.5)
+    assert run["figures"] == {"figure-0": [str(directory / "figure-0.svg")]}
+    assert not (directory / "figure-0.png").exists()
+    assert "2 ± 2.8" in invoke(*arguments[:-1], "--seeds", "0,4").stdout
+    (directory / "seed-0" / "results.json").unlink()
+    result = invoke("reproduce", "--list", "--out", tmp_path)
+    assert "seed 4 finished, seed 0 unfinished" in " ".join(result.stdout.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherConfig(CountConfig):
+    seeds: tuple[int, ...] = (0, 1)
+
+
+def test_seeds_of_an_experiment_that_trains_them_together(tmp_path, monkeypatch):
+    experiment = replace(make(), presets={"quick": TogetherConfig()})
+    monkeypatch.setitem(EXPERIMENTS, "count", experiment)
+    result = invoke("reproduce", "count", "--out", tmp_path, "--seeds", "0:3", "--seed", "7")
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "count-quick" / "config.json").read_text())
+    assert (config["seeds"], config["seed"]) == ([0, 1, 2], 7)
+
+
+def test_settings_that_an_experiment_refuses_are_said(tmp_path, monkeypatch):
+    def run(config, run_dir):
+        raise ValueError(f"limit must be positive, got {config.limit}")
+
+    monkeypatch.setitem(EXPERIMENTS, "count", make(run=run))
+    result = invoke("reproduce", "count", "--out", tmp_path, "--set", "limit=0")
+    assert result.exit_code == 2
+    assert "these settings do not fit the experiment: limit must be positive, got 0" in result.stderr
+
+
 def test_reproduce_json_alone_on_stdout(tmp_path):
     result = invoke("reproduce", "count", "--out", tmp_path, "--json")
     assert result.exit_code == 0
@@ -188,7 +231,7 @@ def test_reproduce_json_alone_on_stdout(tmp_path):
     assert run["preset"] == "quick"
     assert run["skipped"] is False
     assert run["quantities"]["limit"] == quantity(3.0, "images", published=3.5, tolerance=1.0)
-    assert run["figures"]["figure-0"] == str(tmp_path / "count-quick" / "figure-0.png")
+    assert run["figures"]["figure-0"] == [str(tmp_path / "count-quick" / "figure-0.png")]
     assert "Figure 0" in result.stderr
 
 
@@ -214,7 +257,12 @@ def test_a_finished_run_is_skipped_and_said(tmp_path):
     [
         ([], "name an experiment"),
         (["nothing"], "no experiment 'nothing', only stationary-points, latent-dimensions"),
+        (["figure-12"], "no experiment 'figure-12'"),
         (["count", "--device", "tpu9"], "--device tpu9"),
+        (["count", "--set", "size=3"], "no setting 'size', only num_images, data, seed, device, limit"),
+        (["count", "--set", "limit=x"], "limit must be a whole number, got 'x'"),
+        (["count", "--seeds", "3:1"], "seeds must be different whole numbers"),
+        (["count", "--seeds", "0:2", "--seed", "1"], "give either --seed or --seeds"),
         (["count", "--data", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -286,7 +334,7 @@ def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monk
     assert result.exit_code == 1
     (run,) = json.loads(result.stdout)["runs"]
     assert run["quantities"]["limit"]["measured"] == 3
-    assert run["figures"] == {}
+    assert run["figures"] == {"figure-0": []}
     assert f"lineavae: {tmp_path / 'count-quick'} cannot be written: File too large" in result.stderr
 
 

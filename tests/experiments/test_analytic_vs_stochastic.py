@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lineavae.experiments import EXPERIMENTS, analytic_vs_stochastic, execute
+from lineavae.experiments.seeds import combine
 from lineavae.linear import LinearVAE, Moments
 
 EXPERIMENT = EXPERIMENTS["analytic-vs-stochastic"]
@@ -78,6 +80,15 @@ def test_rotation_closes_a_part_of_the_gap(measured):
     for objective in OBJECTIVES:
         rotated = measured[f"{objective}: gap after SVD rotation"]
         assert 0 <= rotated < measured[f"{objective}: gap to the optimum"]
+
+
+def test_claim(run, measured):
+    (claim,) = run.results["claims"]
+    assert claim["verdict"] == "holds"
+    step = int(re.search(r"by step (\d+) of 1000", claim["evidence"])[1])
+    curves = run.results["curves"]
+    reached = curves["analytic"][0] >= measured["stochastic: ELBO"]
+    assert curves["steps"][reached][0] == step
 
 
 def test_noise_is_that_of_maximum_likelihood(measured):
@@ -161,15 +172,15 @@ def test_separated_directions_keep_two_percent_from_both_neighbours():
 
 
 def test_figure_shows_the_better_curves(grid_run):
-    figure = EXPERIMENT.plot(grid_run.results)
-    curves = grid_run.results["curves"]
-    for axes in figure.axes:
-        optimum, analytic, stochastic = (line.get_ydata() for line in axes.get_lines())
-        assert set(optimum) == {grid_run.results["quantities"]["pPCA optimum"]["measured"]}
-        assert np.array_equal(analytic, curves["analytic"][1])
-        assert np.array_equal(stochastic, curves["stochastic"][1])
-    assert "nats" in figure.axes[0].get_ylabel()
-    assert "MNIST-5k, N=60" in figure.get_suptitle()
+    figure = EXPERIMENT.figures["figure-3"](grid_run.results)
+    curves, measured = grid_run.results["curves"], measured_by(grid_run)
+    (axes,) = figure.axes
+    for objective, line in zip(OBJECTIVES, axes.get_lines(), strict=True):
+        assert np.array_equal(line.get_ydata(), measured["pPCA optimum"] - curves[objective][1])
+    assert axes.get_yscale() == "log"
+    assert "nats" in axes.get_ylabel()
+    assert f"ends {measured['analytic: gap to the optimum']:.2g} nats below" in figure.get_suptitle()
+    assert "MNIST-5k, N=60" in figure.get_supxlabel()
 
 
 def assert_same_results(directory, expected):
@@ -241,3 +252,9 @@ def test_a_killed_run_ends_as_if_it_was_not(whole, tmp_path, objective):
     assert not (tmp_path / "results.json").exists()
     assert start(tmp_path).wait() == 0
     assert_same_results(tmp_path, whole)
+
+
+def test_figure_of_several_seeds(grid_run):
+    results = combine([grid_run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-3"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -6,6 +6,7 @@ import torch
 
 from lineavae.experiments import EXPERIMENTS, execute
 from lineavae.experiments.bernoulli_ppca import binarise
+from lineavae.experiments.seeds import combine
 
 EXPERIMENT = EXPERIMENTS["bernoulli-ppca"]
 TINY = replace(
@@ -100,13 +101,21 @@ def test_gradient_is_lost_in_the_noise_of_sampling_at_the_end(measured):
 
 
 def test_figure(run, measured):
-    figure = EXPERIMENT.plot(run.results)
+    figure = EXPERIMENT.figures["bernoulli-ppca"](run.results)
     course, bound, spectrum = figure.axes
-    assert "binarised MNIST-5k, N=60" in figure.get_suptitle()
-    assert course.get_ylabel() == "nats per image"
-    assert f"analytic, ends at {measured['analytic: ELBO']:.2f}" in course.get_legend_handles_labels()[1]
+    assert "binarised; MNIST-5k, N=60" in figure.get_supxlabel()
+    gain = measured["analytic: ELBO"] - measured["stochastic: ELBO"]
+    assert f"ends {gain:.1f} nats higher" in figure.get_suptitle()
+    assert course.get_ylabel() == "ELBO (nats per image)"
+    assert f"analytic\n{measured['analytic: ELBO']:.2f}" in [text.get_text() for text in course.texts]
     assert bound.get_xscale() == spectrum.get_yscale() == "log"
 
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["bernoulli-ppca"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments.seeds import combine
 
 EXPERIMENT = EXPERIMENTS["latent-dimensions"]
 TINY = replace(
@@ -86,15 +87,20 @@ def test_mnist5k_has_the_papers_shape(tmp_path):
 
 
 def test_figure_shows_the_curves(run):
-    figure = EXPERIMENT.plot(run.results)
+    figure = EXPERIMENT.figures["figure-2"](run.results)
     everything, enlarged = figure.axes
     drawn = [line.get_ydata() for line in everything.get_lines()]
-    names = ("likelihood", "optimal_elbo", "trained_elbo", "frozen_likelihood")
+    names = ("likelihood", "optimal_elbo", "frozen_likelihood", "trained_elbo")
     for values, name in zip(drawn, names, strict=True):
         assert np.array_equal(values, run.results["curves"][name])
     assert np.array_equal(enlarged.get_lines()[0].get_xdata(), [3, 5, 10])
     assert "nats" in everything.get_ylabel()
-    assert "MNIST-5k, N=60" in figure.get_suptitle()
+    assert "noise of K = 3 the likelihood is highest at K = 10" in figure.get_suptitle()
+    assert "MNIST-5k, N=60" in figure.get_supxlabel()
+
+
+def test_claims(run):
+    assert [claim["verdict"] for claim in run.results["claims"]] == ["holds", "does not hold", "holds"]
 
 
 def test_presets():
@@ -104,3 +110,9 @@ def test_presets():
         assert preset.num_images == 1000
         assert preset.frozen_latent_dim in preset.latent_dims
         assert set(preset.trained_latent_dims) <= set(preset.latent_dims)
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-2"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

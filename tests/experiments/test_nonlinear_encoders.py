@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 from lineavae.data import logit_transform
 from lineavae.experiments import EXPERIMENTS, execute, nonlinear_encoders
 from lineavae.experiments.nonlinear_encoders import ENCODERS, LinearDecoderVAE, standardised_logits
+from lineavae.experiments.seeds import combine
 from lineavae.linear import Moments
 
 EXPERIMENT = EXPERIMENTS["nonlinear-encoders"]
@@ -192,20 +193,24 @@ def test_a_run_interrupted_amid_a_training_ends_as_if_it_was_not(grid_run, tmp_p
 
 
 def test_figure_shows_the_better_curves(grid_run):
-    figure = EXPERIMENT.plot(grid_run.results)
-    curves = grid_run.results["curves"]
-    maximum = grid_run.results["quantities"]["pPCA maximum likelihood"]["measured"]
-    course, gap = figure.axes
-    bound, *drawn = [line.get_ydata() for line in course.get_lines()]
-    assert set(bound) == {maximum}
-    for elbo, below, name in zip(
-        drawn, [line.get_ydata() for line in gap.get_lines()], ENCODERS, strict=True
-    ):
-        assert np.array_equal(elbo, curves[name][1])
-        assert np.array_equal(below, maximum - curves[name][1])
-    assert course.get_lines()[1].get_xdata()[-1] == GRID.epochs
-    assert "nats" in course.get_ylabel()
-    assert "MNIST-5k, N=60" in figure.get_suptitle()
+    figure = EXPERIMENT.figures["figure-4"](grid_run.results)
+    curves, quantities = grid_run.results["curves"], grid_run.results["quantities"]
+    maximum = quantities["pPCA maximum likelihood"]["measured"]
+    (axes,) = figure.axes
+    for name, line in zip(ENCODERS, axes.get_lines(), strict=True):
+        assert np.array_equal(line.get_ydata(), maximum - curves[name][1])
+    assert axes.get_lines()[0].get_xdata()[-1] == GRID.epochs
+    assert "nats" in axes.get_ylabel()
+    best = max(ENCODERS, key=lambda name: quantities[f"{name}: ELBO"]["measured"])
+    assert figure.get_suptitle().startswith(f"{best.capitalize()} encoding ends highest")
+    assert "MNIST-5k, N=60" in figure.get_supxlabel()
+
+
+def test_claims_are_of_the_numbers(run):
+    better, bounded = run.results["claims"]
+    rise = run.results["quantities"]["best deeper encoder: above the linear"]["measured"]
+    assert better["verdict"] == ("does not hold" if rise > 0 else "holds")
+    assert bounded["verdict"] == "holds"
 
 
 def test_published_values_stand_beside_the_papers_model_only(run, tmp_path, monkeypatch):
@@ -228,3 +233,9 @@ def test_presets():
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(grid_run):
+    results = combine([grid_run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-4"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -11,7 +11,7 @@ from lineavae.data import DataError, load_mnist5k
 from lineavae.experiments import Config, Experiment, RunDirectoryError, RunWriteError, execute, load_results
 from lineavae.experiments.runs import quantity
 
-FILES = {"config.json", "environment.json", "curves.npz", "figure-0.png", "results.json"}
+FILES = {"config.json", "environment.json", "curves", "curves.npz", "figure-0.png", "results.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ def test_a_run_leaves_its_files(tmp_path):
     environment = json.loads((run.directory / "environment.json").read_text())
     assert environment["data"]["name"] == "MNIST-5k"
     assert environment["threads"] >= 1
-    assert run.figures["figure-0"].read_bytes().startswith(b"\x89PNG")
+    (figure,) = run.figures["figure-0"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
     assert not run.skipped
 
 
@@ -199,8 +200,10 @@ def test_a_damaged_result_says_what_to_delete(tmp_path, name, content):
 
 def test_a_missing_figure_is_drawn_again(tmp_path):
     run = execute(make(), CONFIG, tmp_path)
-    run.figures["figure-0"].unlink()
-    assert execute(make(run=never), CONFIG, tmp_path).figures["figure-0"].read_bytes().startswith(b"\x89PNG")
+    (figure,) = run.figures["figure-0"]
+    figure.unlink()
+    (again,) = execute(make(run=never), CONFIG, tmp_path).figures["figure-0"]
+    assert again.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("full_disk")
@@ -273,3 +276,46 @@ def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunDirectoryError, match=r"config\.json is damaged"):
         execute(make(), CONFIG, tmp_path)
+
+
+def test_curves_come_as_csv_with_all_digits(tmp_path):
+    def run(config, run_dir):
+        results = squares(config, run_dir)
+        results["curves"] |= {
+            "steps": np.array([0, 10]),
+            "elbo": np.random.default_rng(0).random((3, 2)),
+            "best": np.array([0.1, 1 / 3]),
+        }
+        results["axes"] = {"steps": ["steps"], "best": ["steps"], "elbo": ["rate", "steps"]}
+        return results
+
+    folder = execute(make(run=run), CONFIG, tmp_path).directory / "curves"
+    assert sorted(path.name for path in folder.iterdir()) == ["rate-steps.csv", "squares.csv", "steps.csv"]
+    curves = load_results(tmp_path)["curves"]
+    steps, rate = (
+        np.genfromtxt(folder / f"{name}.csv", delimiter=",", names=True) for name in ("steps", "rate-steps")
+    )
+    assert steps.dtype.names == ("steps", "best")
+    assert np.array_equal(steps["best"], curves["best"])
+    assert np.array_equal(rate["elbo"].reshape(3, 2), curves["elbo"])
+    assert rate["rate"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert rate["steps"].tolist() == [0, 10] * 3
+    squared = np.genfromtxt(folder / "squares.csv", delimiter=",", skip_header=1)
+    assert squared.tolist() == [[0, 1], [1, 4], [2, 9]]
+
+
+def test_figures_in_several_formats(tmp_path):
+    def plot(results):
+        figure = Figure()
+        figure.suptitle("finding")
+        return figure
+
+    execute(make(plot=plot), CONFIG, tmp_path)
+    execute(make(run=never, plot=plot), CONFIG, tmp_path, formats=("pdf", "svg"))
+    checksum = json.loads((tmp_path / "results.json").read_text())["checksum"]
+    assert Image.open(tmp_path / "figure-0.png").text["Description"] == f"results {checksum}"
+    pdf, svg = (tmp_path / "figure-0.pdf").read_bytes(), (tmp_path / "figure-0.svg").read_text()
+    assert b"/FontFile2" in pdf  # TrueType
+    assert ">finding</text>" in svg
+    assert checksum in svg
+    assert checksum.encode() in pdf

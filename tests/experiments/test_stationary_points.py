@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments.seeds import combine
 
 EXPERIMENT = EXPERIMENTS["stationary-points"]
 TINY = replace(EXPERIMENT.presets["quick"], num_images=200, grid=11)
@@ -54,14 +55,23 @@ def test_verdicts(run, eigenvalues):
 
 
 def test_figure_prints_the_verdicts(run):
-    figure = EXPERIMENT.plot(run.results)
+    figure = EXPERIMENT.figures["figure-1"](run.results)
     titles = [axes.get_title(loc="left") for axes in figure.axes[:3]]
-    assert "rises along neither;\na maximum in all directions" in titles[0]
-    assert "rises along u5;\na saddle with 4 directions" in titles[1]
-    assert "rises along u5 and u7;\na saddle with 8 directions" in titles[2]
-    assert "MNIST-5k, N=200" in figure.get_suptitle()
-    assert "u5" in figure.axes[0].get_xlabel()
-    assert "u7" in figure.axes[0].get_ylabel()
+    assert "rises along neither;\na maximum over all directions" in titles[0]
+    assert "rises along $u_5$;\na saddle with 4 directions" in titles[1]
+    assert "rises along $u_5$ and $u_7$;\na saddle with 8 directions" in titles[2]
+    assert "rises along 0, 1 and 2 of two" in figure.get_suptitle()
+    assert "MNIST-5k, N=200" in figure.get_supxlabel()
+    assert "u_5" in figure.axes[0].get_xlabel()
+    assert "u_7" in figure.axes[0].get_ylabel()
+    assert run.results["claims"][0]["verdict"] == "holds"
+
+
+def test_figure_has_one_scale_centred_at_the_point(run):
+    *panels, bar = EXPERIMENT.figures["figure-1"](run.results).axes
+    highest = max(curve.max() - curve[5, 5] for curve in run.results["curves"]["log_likelihood"])
+    assert {panel.collections[0].get_clim() for panel in panels} == {(-highest, highest)}
+    assert "nats" in bar.get_ylabel()
 
 
 def test_presets():
@@ -72,3 +82,9 @@ def test_presets():
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["figure-1"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import expm
 
 from lineavae.experiments import EXPERIMENTS, execute
+from lineavae.experiments.seeds import combine
 from lineavae.experiments.theorem_1 import (
     generator_of_nearest_order,
     generator_of_proof,
@@ -138,11 +139,19 @@ def test_slope_is_the_derivative(random):
 
 
 def test_figure(run):
-    points, rotations = EXPERIMENT.plot(run.results).axes
-    assert "below the global maximum, nats" in points.get_xlabel()
+    figure = EXPERIMENT.figures["theorem-1"](run.results)
+    points, rotations = figure.axes
+    assert figure.get_suptitle().startswith("None of ")
+    assert "below the global maximum (nats" in points.get_xlabel()
     labels = [text.get_text() for text in rotations.get_legend().get_texts()]
     assert labels == ["proof, order of the SVD", "proof, nearest order", "Jacobi", "symmetric saddle, proof"]
 
 
 def test_headline_names_quantities(run):
     assert set(EXPERIMENT.headline) <= set(run.results["quantities"])
+
+
+def test_figure_of_several_seeds(run):
+    results = combine([run.results] * 2, (0, 1))
+    figure = EXPERIMENT.figures["theorem-1"](results)
+    assert "means of 2 seeds" in figure.get_supxlabel()

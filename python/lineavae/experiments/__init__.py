@@ -21,7 +21,8 @@ bernoulli-ppca
 from __future__ import annotations
 
 from collections import UserDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,13 @@ from lineavae.experiments.runs import (
 )
 
 if TYPE_CHECKING:
-    from lineavae.experiments.directories import execute, load_results
+    from lineavae.experiments.directories import execute, execute_seeds, load_results
+
+# All figures and tables of the paper, by what a run calls them.
+PAPER = (*(f"figure-{number}" for number in range(1, 14)), *(f"table-{number}" for number in range(1, 6)))
+
+# Where `Entry.seconds` were measured.
+MACHINE = "two cores of an Intel Xeon, with torch 2.13"
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,16 @@ class Entry:
         The paper's figures and tables, and their subject.
     shows
         Those figures and tables by name, each of which names the experiment too.
+    seconds
+        What each preset takes on `MACHINE`, about; None for one that needs a GPU.
     """
 
     title: str
     shows: tuple[str, ...] = ()
+    seconds: Mapping[str, float | None] = field(default_factory=dict)
 
 
-class _Experiments(UserDict[str, Experiment]):
+class Experiments(UserDict[str, Experiment]):
     """Experiments by name; each is imported when it is asked for.
 
     A module has PRESETS, run, FIGURES, PAPER and HEADLINE, as `Experiment` explains them.
@@ -74,26 +84,41 @@ class _Experiments(UserDict[str, Experiment]):
         if isinstance(found, Entry):
             module = import_module(f"{__name__}.{name.replace('-', '_')}")
             parts = (module.PRESETS, module.run, module.FIGURES, module.PAPER, module.HEADLINE)
-            found = self.data[name] = Experiment(name, found.title, *parts, shows=found.shows)
+            found = self.data[name] = Experiment(name, found.title, *parts, found.shows, found.seconds)
         return found
 
     def entry(self, name: str) -> Entry:
         """Give what is known of an experiment, and import nothing."""
         found: Experiment | Entry = self.data[name]
-        return found if isinstance(found, Entry) else Entry(found.title, found.shows)
+        return found if isinstance(found, Entry) else Entry(found.title, found.shows, found.seconds)
 
 
-EXPERIMENTS = _Experiments(
+EXPERIMENTS = Experiments(
     {
         "stationary-points": Entry(
-            "Figure 1: stability of a stationary point under three noises", ("figure-1",)
+            "Figure 1: stability of a stationary point under three noises",
+            ("figure-1",),
+            {"quick": 1, "full": 1},
         ),
         "latent-dimensions": Entry(
-            "Figure 2: likelihood and optimal ELBO over latent dimensions", ("figure-2",)
+            "Figure 2: likelihood and optimal ELBO over latent dimensions",
+            ("figure-2",),
+            {"quick": 1, "full": 1},
         ),
-        "analytic-vs-stochastic": Entry("Figure 3: analytic against stochastic training", ("figure-3",)),
+        "analytic-vs-stochastic": Entry(
+            "Figure 3: analytic against stochastic training", ("figure-3",), {"quick": 1, "full": 1}
+        ),
         "nonlinear-encoders": Entry(
-            "Figure 4: linear decoders trained with linear and deeper encoders", ("figure-4",)
+            "Figure 4: linear decoders trained with linear and deeper encoders",
+            ("figure-4",),
+            {"quick": 1, "full": None},
+        ),
+        "theorem-1": Entry(
+            "Theorem 1: stationary points of the ELBO, and the rotations of its proof",
+            seconds={"quick": 1, "full": 1},
+        ),
+        "bernoulli-ppca": Entry(
+            "Appendix C.3: Bernoulli probabilistic PCA without sampling", seconds={"quick": 1, "full": 1}
         ),
         "deep-mnist": Entry(
             "Tables 1 and 2: deep VAEs on logits of MNIST, σ² fixed and learned", ("table-1", "table-2")
@@ -109,17 +134,18 @@ EXPERIMENTS = _Experiments(
             "Tables 3 and 5, Figures 9 to 13: deep VAEs on CelebA",
             ("table-3", "table-5", "figure-9", "figure-10", "figure-11", "figure-12", "figure-13"),
         ),
-        "theorem-1": Entry("Theorem 1: stationary points of the ELBO, and the rotations of its proof"),
-        "bernoulli-ppca": Entry("Appendix C.3: Bernoulli probabilistic PCA without sampling"),
     }
 )
 
 __all__ = [
     "EXPERIMENTS",
+    "MACHINE",
+    "PAPER",
     "Claim",
     "Config",
     "Entry",
     "Experiment",
+    "Experiments",
     "Quantity",
     "Results",
     "Run",
@@ -127,11 +153,12 @@ __all__ = [
     "RunWriteError",
     "Table",
     "execute",
+    "execute_seeds",
     "load_results",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("execute", "load_results"):  # which need torch
+    if name in ("execute", "execute_seeds", "load_results"):  # which need torch
         return getattr(import_module("lineavae.experiments.directories"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

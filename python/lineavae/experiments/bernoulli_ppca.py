@@ -24,15 +24,23 @@ from torch import Tensor
 
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport
-from lineavae.experiments.figures import BLACK, OBJECTIVES, Objective, make_panels
-from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, OBJECTIVES, Objective, draw, label_ends, make_panels, setting
+from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity, with_spread
 from lineavae.linear import BernoulliHistory, BernoulliLinearVAE
 from lineavae.ops import collapse_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _HISTORY_POINTS = 80
+
+# Latents are in descending order of their critical ε.
+_AXES = {name: (name,) for name in ("steps", "bound_samples", "latents")} | {
+    f"{objective}: {name}": (along,)
+    for objective in OBJECTIVES
+    for name, along in (("ELBO", "steps"), ("bound", "bound_samples"), ("critical ε", "latents"))
+}
 
 # Draws of the gradient by which its noise is judged.
 _GRADIENT_DRAWS = 10
@@ -68,7 +76,10 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
         "independent pixels: ELBO": quantity(_elbo_of_independent_pixels(x), NATS),
         "correlation matrix: eigenvalues above 1": quantity(_eigenvalues_above_one(x), "directions"),
     }
-    curves = {"bound_samples": np.array(config.bound_samples)}
+    curves = {
+        "bound_samples": np.array(config.bound_samples),
+        "latents": np.arange(1, config.latent_dim + 1),
+    }
     quantities |= _judge_gradient("start", _initial_model(config, x).double(), x, config.seed)
     for objective in OBJECTIVES:
         model, history = _train(config, x, objective, run_dir / f"{objective}.safetensors")
@@ -92,59 +103,77 @@ def run(config: BernoulliPPCAConfig, run_dir: Path) -> Results:
     final = curves["stochastic: ELBO"][-1]
     overtaken = curves["steps"][(curves["analytic: ELBO"] >= final).argmax()]
     quantities["analytic: steps to stochastic end"] = quantity(overtaken, f"of {config.steps}")
-    return config.results(quantities, curves)
+    return config.results(quantities, curves, axes=_AXES)
 
 
 def plot(results: Results) -> Figure:
     """Draw the ELBO in the course of training, the bounds on the likelihood, and which latents live."""
     config, curves, quantities = results["config"], results["curves"], results["quantities"]
+
+    def measured(name: str) -> float:
+        return quantities[name]["measured"]
+
+    elbos = {objective: quantities[f"{objective}: ELBO"] for objective in OBJECTIVES}
+    lives = {objective: quantities[f"{objective}: live latents"] for objective in OBJECTIVES}
+    gain = elbos["analytic"]["measured"] - elbos["stochastic"]["measured"]
     figure, (course, bound, spectrum) = make_panels(
-        f"Bernoulli linear VAE, K={config['latent_dim']}, on binarised {results['data']}, "
-        f"N={config['num_images']}",
+        f"Without sampling the ELBO ends {abs(gain):.1f} nats {'higher' if gain > 0 else 'lower'}, and "
+        f"{config['latent_dim'] - lives['analytic']['measured']:.0f} of {config['latent_dim']} latents "
+        f"collapse; by samples {config['latent_dim'] - lives['stochastic']['measured']:.0f}",
         3,
+        setting(results, f"Bernoulli linear VAE, $K$ = {config['latent_dim']}, binarised"),
     )
-    independent = quantities["independent pixels: ELBO"]["measured"]
-    course.axhline(independent, color=BLACK, linestyle="--", linewidth=1, label="independent pixels")
+    independent = measured("independent pixels: ELBO")
+    courses: dict[str, Line2D] = {}
+    bounds: dict[str, Line2D] = {}
+    spectra: dict[str, Line2D] = {}
     for objective, colour in OBJECTIVES.items():
-        elbo = quantities[f"{objective}: ELBO"]["measured"]
-        live = quantities[f"{objective}: live latents"]["measured"]
-        course.plot(
-            curves["steps"],
-            curves[f"{objective}: ELBO"],
-            color=colour,
-            linewidth=1.8,
-            label=f"{objective}, ends at {elbo:.2f}",
+        elbo, live = elbos[objective], lives[objective]
+        text = f"{objective}\n{with_spread(elbo['measured'], elbo['spread'])}"
+        courses[text] = draw(course, curves, "steps", f"{objective}: ELBO", color=colour, linewidth=1.8)
+        bounds[objective] = draw(
+            bound, curves, "bound_samples", f"{objective}: bound", color=colour, marker="o", markersize=4
         )
-        bound.plot(
-            curves["bound_samples"],
-            curves[f"{objective}: bound"],
-            color=colour,
-            marker="o",
-            markersize=4,
-            label=objective,
+        bound.axhline(elbo["measured"], color=colour, linestyle=":", linewidth=1.2)
+        text = f"{objective}\n{with_spread(live['measured'], live['spread'], 0)} live"
+        spectra[text] = draw(
+            spectrum, curves, "latents", f"{objective}: critical ε", color=colour, linewidth=1.8
         )
-        bound.axhline(elbo, color=colour, linestyle=":", linewidth=1.2)
-        critical = curves[f"{objective}: critical ε"]
-        label = f"{objective}, {live:.0f} live"
-        spectrum.plot(np.arange(1, len(critical) + 1), critical, color=colour, linewidth=1.8, label=label)
-    best = quantities["analytic: ELBO"]["measured"]
+    best = elbos["analytic"]["measured"]
+    course.axhline(independent, color=BLACK, linestyle="--", linewidth=1)
+    course.annotate(
+        "independent pixels",
+        (config["steps"], independent),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
     course.set_ylim(independent - 0.06 * (best - independent), best + 0.06 * (best - independent))
     course.set_xlim(0, config["steps"])
     course.set_title("ELBO in the course of training", loc="left", fontsize=10)
-    course.set_xlabel("step of Adam, full batch")
-    course.set_ylabel(NATS)
-    course.legend(loc="center right", frameon=False, fontsize=9)
+    course.set_xlabel("step of Adam, all images at each")
+    course.set_ylabel(f"ELBO ({NATS})")
+    label_ends(course, courses)
     bound.set_xscale("log")
-    bound.set_title("importance-weighted bound; dotted: ELBO", loc="left", fontsize=10)
+    bound.set_title("Importance-weighted bound; dotted: ELBO", loc="left", fontsize=10)
     bound.set_xlabel("posterior samples")
-    bound.set_ylabel(NATS)
-    bound.legend(loc="upper left", frameon=False, fontsize=9)
-    spectrum.axhline(EPSILON, color=BLACK, linestyle="--", linewidth=1, label=f"ε = {EPSILON}")
+    bound.set_ylabel(f"bound on the log-likelihood\n({NATS})")
+    label_ends(bound, bounds)
+    spectrum.axhline(EPSILON, color=BLACK, linestyle="--", linewidth=1)
+    spectrum.annotate(
+        rf"$\varepsilon$ = {EPSILON}",
+        (1, EPSILON),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize=9,
+    )
     spectrum.set_yscale("log")
+    spectrum.set_xlim(0, config["latent_dim"])
     spectrum.set_title(f"KL of each latent, exceeded by {DELTA:.0%} of images", loc="left", fontsize=10)
     spectrum.set_xlabel("latent, in descending order")
-    spectrum.set_ylabel("critical ε, nats")
-    spectrum.legend(loc="lower left", frameon=False, fontsize=9)
+    spectrum.set_ylabel(r"critical $\varepsilon$ (nats)")
+    label_ends(spectrum, spectra)
     return figure
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from lineavae._array_files import StoredArray, npz_arrays
 from lineavae._io import atomic_path, check_writable, read_json, write_text
@@ -24,6 +25,8 @@ from lineavae._optional import require
 from lineavae.data import Images
 from lineavae.diagnostics import diagnose
 from lineavae.experiments import processes
+from lineavae.experiments.curve_tables import write_tables
+from lineavae.experiments.figures import FORMATS, save
 from lineavae.experiments.runs import (
     Config,
     Experiment,
@@ -32,13 +35,22 @@ from lineavae.experiments.runs import (
     Run,
     RunDirectoryError,
     RunWriteError,
+    state_of,
 )
+from lineavae.experiments.seeds import combine
 
 # 3: with tables, claims and the spread of quantities
 SCHEMA = 3
 
 
-def execute(experiment: Experiment, config: Config, directory: Path, *, resume: bool = False) -> Run:
+def execute(
+    experiment: Experiment,
+    config: Config,
+    directory: Path,
+    *,
+    resume: bool = False,
+    formats: Sequence[str] = ("png",),
+) -> Run:
     """Run an experiment into its directory, unless it is finished there already.
 
     Parameters
@@ -51,6 +63,8 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
         The run directory; made where it does not exist.
     resume
         Continue an unfinished run from its checkpoints instead of refusing it.
+    formats
+        Of the figures: "png", "pdf", "svg".
 
     Returns
     -------
@@ -69,49 +83,80 @@ def execute(experiment: Experiment, config: Config, directory: Path, *, resume: 
     OSError
         A checkpoint cannot be written.
     """
-    asked = json.loads(json.dumps(asdict(config)))
-    figures = {name: directory / f"{name}.png" for name in experiment.figures}
-    is_first = processes.rank() == 0
-    if processes.tell(is_first and _is_finished(directory, asked, resume)):
-        run = Run(directory, load_results(directory), skipped=True, figures=figures)
-        missing = {name: path for name, path in figures.items() if not path.exists()}
-        if missing and is_first:
-            require("matplotlib", "experiments")
-            try:
-                _draw(experiment, run.results, missing)
-            except OSError as error:
-                raise RunWriteError(error, run) from error
-        return run
-    if not is_first:  # the others take part in the work; the first writes what comes of it
+    asked = _plain(config)
+    if processes.tell(processes.rank() == 0 and _is_finished(directory, asked, resume)):
+        return _skip(experiment, directory, formats)
+    if processes.rank() > 0:  # takes part in the work; the first writes what comes of it
         experiment.run(config, directory)
         processes.wait_for_all()
-        return Run(directory, load_results(directory), skipped=False, figures=figures)
-    require("matplotlib", "experiments")  # before the work rather than after it
-    try:
-        check_writable(directory / "config.json")
-    except OSError as error:
-        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}") from error
-    environment = _environment(config)
-    _write_json(directory / "config.json", asked)
-    _write_json(directory / "environment.json", environment)
+        return _read(experiment, directory, formats, skipped=False)
+    _begin(directory, asked, _environment(config))
     results = experiment.run(config, directory)
     if results["data"] not in config.published_data:
         for entry in _quantities(results):
             entry["published"] = entry["tolerance"] = entry["published_spread"] = entry["note"] = None
-    run = Run(directory, results, skipped=False, figures=figures)
-    summary = {key: value for key, value in results.items() if key != "curves"}
-    curves: dict[str, Any] = results["curves"]  # no allow_pickle beside them: NumPy 1 would store it
-    try:
-        with atomic_path(directory / "curves.npz") as temporary:
-            np.savez_compressed(temporary, **curves)
-        _draw(experiment, results, figures)
-        document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
-        document["checksum"] = _checksum(document, curves)
-        _write_json(directory / "results.json", document)
-    except OSError as error:
-        raise RunWriteError(error, run) from error
+    run = _write(experiment, results, directory, formats)
     processes.wait_for_all()
-    return Run(directory, load_results(directory), skipped=False, figures=figures)
+    return run
+
+
+def execute_seeds(
+    experiment: Experiment,
+    config: Config,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    resume: bool = False,
+    formats: Sequence[str] = ("png",),
+) -> Run:
+    """Run an experiment with each seed, in directories of their own, and combine the results beside them.
+
+    A seed that is finished there is not run again, also if it was asked for with others.
+
+    Parameters
+    ----------
+    experiment, config, resume, formats
+        As in :func:`execute`; the seed of the configuration is of no account.
+    seeds
+        Seeds, all different.
+    directory
+        Holds ``seed-<seed>`` for each, a run directory, and the files of the combined result.
+
+    Returns
+    -------
+    Run
+        Means over the seeds with their spread, as :func:`lineavae.experiments.seeds.combine` gives them.
+
+    Raises
+    ------
+    RunDirectoryError, DataError, RunWriteError, OSError
+        As in :func:`execute`.
+    """
+    asked = {**_plain(config), "seeds": list(seeds)}
+    del asked["seed"]
+    is_first = processes.rank() == 0
+    if processes.tell(
+        is_first
+        and _find(directory, asked, except_for="seeds") == asked
+        and state_of(directory) == "finished"
+    ):
+        return _skip(experiment, directory, formats)
+    if is_first:
+        environment = _environment(config)
+        del environment["data"]  # each seed has its own images
+        (directory / "results.json").unlink(missing_ok=True)
+        _begin(directory, asked, environment)
+    console, runs = Console(stderr=True), []
+    for number, seed in enumerate(seeds, 1):
+        console.print(f"seed {seed}, {number} of {len(seeds)}")
+        run_directory = directory / f"seed-{seed}"
+        runs.append(
+            execute(experiment, replace(config, seed=seed), run_directory, resume=resume, formats=formats)
+        )
+    if is_first:
+        _write(experiment, combine([run.results for run in runs], seeds), directory, formats)
+    processes.wait_for_all()
+    return _read(experiment, directory, formats, skipped=False)
 
 
 def load_results(directory: Path) -> Results:
@@ -148,8 +193,9 @@ def load_results(directory: Path) -> Results:
             f"{directory} holds results of schema {document.get('schema')} where this lineavae reads "
             f"{SCHEMA}: {remedy}"
         )
-    fields = ("data", "config", "quantities", "tables", "claims")
-    return cast(Results, {"curves": curves, **{field: document[field] for field in fields}})
+    fields = ("data", "config", "quantities", "tables", "claims", "axes")
+    found = {field: document[field] for field in fields if field in document}
+    return cast(Results, {"curves": curves, **found})
 
 
 def _read_curve(array: StoredArray) -> NDArray[Any]:
@@ -159,10 +205,78 @@ def _read_curve(array: StoredArray) -> NDArray[Any]:
     return curve
 
 
-def _draw(experiment: Experiment, results: Results, figures: Mapping[str, Path]) -> None:
-    for name, path in figures.items():
-        with atomic_path(path) as temporary:
-            experiment.figures[name](results).savefig(temporary, dpi=200)
+def _plain(config: Config) -> dict[str, Any]:
+    """Give a configuration as JSON has it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _skip(experiment: Experiment, directory: Path, formats: Sequence[str]) -> Run:
+    """Read a finished run; make what else is asked for of it and not there."""
+    run = _read(experiment, directory, formats, skipped=True)
+    if processes.rank() > 0:
+        return run
+    missing = {name: [path for path in paths if not path.exists()] for name, paths in run.figures.items()}
+    try:
+        if any(missing.values()):
+            require("matplotlib", "experiments")
+            _draw(experiment, run.results, missing)
+        if not (directory / "curves").exists():
+            write_tables(run.results, directory / "curves")
+    except OSError as error:
+        raise RunWriteError(error, run) from error
+    return run
+
+
+def _read(experiment: Experiment, directory: Path, formats: Sequence[str], *, skipped: bool) -> Run:
+    return Run(directory, load_results(directory), skipped, _figures(experiment, directory, formats))
+
+
+def _begin(directory: Path, asked: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    require("matplotlib", "experiments")  # before the work rather than after it
+    try:
+        check_writable(directory / "config.json")
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}") from error
+    _write_json(directory / "config.json", asked)
+    _write_json(directory / "environment.json", environment)
+
+
+def _write(experiment: Experiment, results: Results, directory: Path, formats: Sequence[str]) -> Run:
+    figures = _figures(experiment, directory, formats)
+    curves: dict[str, Any] = results["curves"]  # no allow_pickle beside them: NumPy 1 would store it
+    try:
+        with atomic_path(directory / "curves.npz") as temporary:
+            np.savez_compressed(temporary, **curves)
+        write_tables(results, directory / "curves")
+        for path in (directory / f"{name}.{suffix}" for name in figures for suffix in FORMATS):
+            path.unlink(missing_ok=True)  # drawn from what seeds had been run before
+        _draw(experiment, results, figures)
+        _write_json(directory / "results.json", _document(experiment, results))
+    except OSError as error:
+        raise RunWriteError(error, Run(directory, results, skipped=False, figures=figures)) from error
+    return _read(experiment, directory, formats, skipped=False)
+
+
+def _figures(experiment: Experiment, directory: Path, formats: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    return {name: tuple(directory / f"{name}.{suffix}" for suffix in formats) for name in experiment.figures}
+
+
+def _document(experiment: Experiment, results: Results) -> dict[str, Any]:
+    """Give the content of ``results.json``."""
+    summary = {key: value for key, value in results.items() if key != "curves"}
+    document = {"schema": SCHEMA, "experiment": experiment.name, **summary}
+    return {**document, "checksum": _checksum(document, results["curves"])}
+
+
+def _draw(experiment: Experiment, results: Results, figures: Mapping[str, Sequence[Path]]) -> None:
+    checksum = _document(experiment, results)["checksum"]
+    for name, paths in figures.items():
+        if paths:
+            figure = experiment.figures[name](results)
+            for path in paths:
+                with atomic_path(path) as temporary:
+                    save(figure, temporary, checksum)
 
 
 def _quantities(results: Results) -> Iterator[Quantity]:
@@ -180,34 +294,39 @@ def _checksum(document: Mapping[str, Any], curves: Mapping[str, NDArray[Any]]) -
     return digest.hexdigest()
 
 
-def _is_finished(directory: Path, asked: dict[str, Any], resume: bool) -> bool:
+def _is_finished(directory: Path, asked: Mapping[str, Any], resume: bool) -> bool:
     """Whether there is nothing left to do; raises where there is nothing that may be done."""
+    found = _find(directory, asked)
+    if state_of(directory) == "finished":
+        return True
+    if found and not resume:
+        raise RunDirectoryError(
+            f"{directory} holds an unfinished run: pass --resume, or choose another --out"
+        )
+    return False
+
+
+def _find(directory: Path, asked: Mapping[str, Any], except_for: str = "") -> dict[str, Any] | None:
+    """Give the configuration of the run that is there, if any; raises where it is another one."""
     config_path = directory / "config.json"
     if not config_path.exists():
         # a run killed while it wrote config.json leaves a hidden temporary file
         if directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise RunDirectoryError(f"{directory} holds files but no run: choose another --out")
-        return False
+        return None
     try:
         found = read_json(config_path)
     except ValueError as error:
         raise RunDirectoryError(f"{error}: delete that folder") from error
-    if found != asked:
-        differences = ", ".join(
-            f"{key} {found.get(key)!r} instead of {asked.get(key)!r}"
-            for key in {**asked, **found}
-            if found.get(key) != asked.get(key)
-        )
+    differences = [
+        key for key in {**asked, **found} if found.get(key) != asked.get(key) and key != except_for
+    ]
+    if differences:
+        said = ", ".join(f"{key} {found.get(key)!r} instead of {asked.get(key)!r}" for key in differences)
         raise RunDirectoryError(
-            f"{directory} holds a run with {differences}: choose another --out, or delete that folder"
+            f"{directory} holds a run with {said}: choose another --out, or delete that folder"
         )
-    if (directory / "results.json").exists():
-        return True
-    if not resume:
-        raise RunDirectoryError(
-            f"{directory} holds an unfinished run: pass --resume, or choose another --out"
-        )
-    return False
+    return found
 
 
 def _environment(config: Config) -> dict[str, Any]:

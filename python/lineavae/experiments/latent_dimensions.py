@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, make_panels
-from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, draw, end_of, label_ends, make_panels, setting
+from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments
 
@@ -29,6 +29,19 @@ _REPORTED = (50, 100, 200, 500)
 
 # Read from the paper's text for the noise of K=50: the likelihood falls "after 200"; the curve is flat there.
 _PUBLISHED_PEAK = (200.0, 50.0)
+
+
+_AXES = {
+    "latent_dims": ("latent_dims",),
+    "likelihood": ("latent_dims",),
+    "optimal_elbo": ("latent_dims",),
+    "frozen_likelihood": ("latent_dims",),
+    "trained_latent_dims": ("trained_latent_dims",),
+    "trained_elbo": ("trained_latent_dims",),
+}
+
+# Largest gap in nats to the optimum at which training counts as having ended there.
+_NEGLIGIBLE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,63 +105,105 @@ def run(config: LatentDimensionsConfig, run_dir: Path) -> Results:
         "trained_latent_dims": np.array(config.trained_latent_dims, dtype=np.int64),
         "trained_elbo": trained,
     }
-    return config.results(_judge(curves, config.frozen_latent_dim), curves)
+    quantities = _judge(curves, config.frozen_latent_dim)
+    return config.results(quantities, curves, claims=_claims(curves, config.frozen_latent_dim), axes=_AXES)
 
 
 def plot(results: Results) -> Figure:
     """Draw likelihoods and ELBOs against K, and the likelihood under the frozen noise enlarged."""
     config, curves = results["config"], results["curves"]
     latent_dims, frozen_latent_dim = curves["latent_dims"], config["frozen_latent_dim"]
+    peak = latent_dims[curves["frozen_likelihood"].argmax()]
     figure, (everything, enlarged) = make_panels(
-        f"Probabilistic PCA of {results['data']}, N={config['num_images']}", 2
+        f"With the noise of K = {frozen_latent_dim} the likelihood is highest at K = {peak}",
+        2,
+        setting(results, "Probabilistic PCA"),
     )
-    everything.plot(
-        latent_dims, curves["likelihood"], color=GREEN, linewidth=4, alpha=0.5, label="likelihood, best noise"
+    best = draw(everything, curves, "latent_dims", "likelihood", color=GREEN, linewidth=4, alpha=0.5)
+    optimal_elbo = draw(
+        everything, curves, "latent_dims", "optimal_elbo", color=BLACK, linestyle="--", linewidth=1.2
     )
-    everything.plot(
-        latent_dims, curves["optimal_elbo"], color=BLACK, linestyle="--", linewidth=1.2, label="optimal ELBO"
-    )
+    frozen = draw(everything, curves, "latent_dims", "frozen_likelihood", color=BLUE, linewidth=1.8)
+    everything.set_xlim(0, latent_dims[-1])
     if config["trained_latent_dims"]:
-        everything.plot(
-            curves["trained_latent_dims"],
-            curves["trained_elbo"],
+        trained = draw(
+            everything,
+            curves,
+            "trained_latent_dims",
+            "trained_elbo",
             color=BLACK,
             linestyle="none",
             marker="o",
             markerfacecolor="white",
-            label="ELBO of trained linear VAEs",
         )
-    everything.plot(
-        latent_dims,
-        curves["frozen_likelihood"],
-        color=BLUE,
-        linewidth=1.8,
-        label=f"likelihood, noise of K={frozen_latent_dim}",
+        everything.annotate(
+            "ELBO of trained\nlinear VAEs",
+            end_of(trained),
+            xytext=(-8, 12),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+        )
+    label_ends(
+        everything,
+        {
+            "likelihood,\nbest $\\sigma^2$ for each $K$": best,
+            "optimal ELBO": optimal_elbo,
+            f"likelihood, $\\sigma^2$\nof $K$ = {frozen_latent_dim}": frozen,
+        },
     )
-    everything.set_title("noise at its best for each K, and frozen", loc="left", fontsize=10)
-    everything.set_xlim(0, latent_dims[-1])
-    everything.legend(loc="lower right", frameon=False, fontsize=9)
+    everything.set_title(r"$\sigma^2$ at its best for each $K$, and frozen", loc="left", fontsize=10)
 
     beyond = latent_dims >= frozen_latent_dim
-    latent_dims, frozen = latent_dims[beyond], curves["frozen_likelihood"][beyond]
-    peak = frozen.argmax()
-    enlarged.plot(latent_dims, frozen, color=BLUE, linewidth=1.8, marker=".")
+    part = {name: curve[beyond] for name, curve in curves.items() if len(curve) == len(latent_dims)}
+    draw(enlarged, part, "latent_dims", "frozen_likelihood", color=BLUE, linewidth=1.8, marker=".")
     enlarged.annotate(
-        f"highest at K={latent_dims[peak]}",
-        (latent_dims[peak], frozen[peak]),
+        f"highest at $K$ = {peak}",
+        (peak, curves["frozen_likelihood"].max()),
         xytext=(0, 8),
         textcoords="offset points",
         color=BLUE,
         ha="center",
         fontsize=9,
     )
-    enlarged.set_title(f"noise of K={frozen_latent_dim} alone", loc="left", fontsize=10)
+    enlarged.set_title(rf"$\sigma^2$ of $K$ = {frozen_latent_dim}, enlarged", loc="left", fontsize=10)
     enlarged.set_xlim(frozen_latent_dim, latent_dims[-1])
     enlarged.margins(y=0.12)
-    for axes in (everything, enlarged):
-        axes.set_xlabel("latent dimensions K")
-        axes.set_ylabel(NATS)
+    for axes, what in ((everything, "log-likelihood or ELBO"), (enlarged, "log-likelihood")):
+        axes.set_xlabel("latent dimensions $K$")
+        axes.set_ylabel(f"{what} ({NATS})")
     return figure
+
+
+def _claims(curves: dict[str, NDArray[Any]], frozen_latent_dim: int) -> list[Claim]:
+    latent_dims, frozen = curves["latent_dims"], curves["frozen_likelihood"]
+    deviation = np.abs(curves["likelihood"] - curves["optimal_elbo"]).max()
+    peak = frozen.argmax()
+    trained = curves["trained_latent_dims"]
+    gaps = curves["optimal_elbo"][np.isin(latent_dims, trained)] - curves["trained_elbo"]
+    return [
+        claim(
+            "The optimal ELBO of a linear VAE is the maximum likelihood of probabilistic PCA",
+            "Lemma 1, Figure 2",
+            bool(deviation < 1e-6),
+            f"they differ by at most {deviation:.1g} nats at {len(latent_dims)} values of K",
+        ),
+        claim(
+            f"With the noise of K = {frozen_latent_dim} more latents at first raise the likelihood, "
+            "in the end they lower it",
+            "Section 6.1, Figure 2",
+            bool(frozen_latent_dim < latent_dims[peak] < latent_dims[-1]),
+            f"highest at K = {latent_dims[peak]}, {frozen[peak] - frozen[-1]:.1f} nats above K = "
+            f"{latent_dims[-1]}",
+        ),
+        claim(
+            "Trained linear VAEs end at the maximum likelihood",
+            "Section 6.1, Figure 2",
+            bool(gaps.max() < _NEGLIGIBLE) if len(gaps) else None,
+            ", ".join(f"K = {k}: {gap:.2f} nats below" for k, gap in zip(trained, gaps, strict=True))
+            or "none is trained",
+        ),
+    ]
 
 
 def _judge(curves: dict[str, NDArray[Any]], frozen_latent_dim: int) -> dict[str, Quantity]:

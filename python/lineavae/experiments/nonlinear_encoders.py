@@ -25,8 +25,17 @@ from torch import Tensor, nn
 
 from lineavae._ascent import Problem, Settings, ascend, batches
 from lineavae.data import Images, RealPixels, logit_transform
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
-from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
+from lineavae.experiments.figures import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    VERMILION,
+    draw,
+    label_ends,
+    make_panels,
+    setting,
+)
+from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity, with_spread
 from lineavae.linear import PPCA, Moments
 from lineavae.linear.closed_forms import Marginal
 from lineavae.nn import GaussianVAE, MLPEncoder, ObservationNoise
@@ -112,6 +121,13 @@ ENCODERS: dict[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "deep linear": lambda d, k, hidden: LinearEncoder(d, *hidden, k),
     "one ReLU layer": lambda d, k, hidden: MLPEncoder(d, k, hidden[:1], logvar_bound=None),
     "two ReLU layers": lambda d, k, hidden: MLPEncoder(d, k, hidden, logvar_bound=None),
+}
+
+_AXES = {
+    "learning_rates": ("learning_rates",),
+    "epochs": ("epochs",),
+    **dict.fromkeys(ENCODERS, ("learning_rates", "epochs")),
+    **{f"{name}: gap": ("epochs",) for name in ENCODERS},
 }
 
 # The deep linear encoder runs along the linear one for long.
@@ -218,7 +234,7 @@ def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:
         history_every=steps_per_epoch * max(1, config.epochs // _HISTORY_POINTS),
     )
     quantities = {"pPCA maximum likelihood": quantity(maximum, NATS)}
-    curves: dict[str, NDArray[Any]] = {}
+    curves: dict[str, NDArray[Any]] = {"learning_rates": np.array(config.learning_rates)}
     for name in ENCODERS:
         vaes, elbos = [], []
         for lr in config.learning_rates:
@@ -237,6 +253,7 @@ def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:
             elbos.append(history + log_det)
         curves["epochs"], curves[name] = steps / steps_per_epoch, np.stack(elbos)
         best = curves[name][:, -1].argmax()
+        curves[f"{name}: gap"] = maximum - curves[name][best]
         elbo = curves[name][best, -1]
         likelihood = vaes[best].log_marginal_likelihood(moments).item() + log_det
         quantities |= {
@@ -250,7 +267,7 @@ def run(config: NonlinearEncodersConfig, run_dir: Path) -> Results:
     if (config.latent_dim, config.num_images) == _PUBLISHED_FOR:
         for name, published in _PUBLISHED.items():
             quantities[name] = quantity(quantities[name]["measured"], NATS, *published)
-    return config.results(quantities, curves)
+    return config.results(quantities, curves, claims=_claims(quantities), axes=_AXES)
 
 
 def _compare(curves: dict[str, NDArray[Any]], quantities: dict[str, Quantity]) -> dict[str, Quantity]:
@@ -267,29 +284,54 @@ def _compare(curves: dict[str, NDArray[Any]], quantities: dict[str, Quantity]) -
     }
 
 
+def _claims(quantities: dict[str, Quantity]) -> list[Claim]:
+    above = {
+        name: quantities[f"{name}: above the linear encoder"]["measured"]
+        for name in ENCODERS
+        if name != "linear"
+    }
+    excess = quantities["highest ELBO of all runs: above the maximum"]["measured"]
+    return [
+        claim(
+            "No deeper encoder of a linear decoder outperforms the linear one",
+            "Section 6.1, Figure 4",
+            max(above.values()) <= 0,
+            f"{NATS} above the linear encoder: "
+            + ", ".join(f"{name} {rise:.2f}" for name, rise in above.items()),
+        ),
+        claim(
+            "No encoder has an ELBO above the maximum likelihood of probabilistic PCA",
+            "Lemma 1",
+            excess <= 0,
+            f"the highest of all is {-excess:.2f} {NATS} below it",
+        ),
+    ]
+
+
 def plot(results: Results) -> Figure:
-    """Draw the ELBO against epochs, and what it lacks to the maximum likelihood."""
+    """Draw what the ELBO lacks to the maximum likelihood against epochs, for each encoder."""
     config, curves = results["config"], results["curves"]
-    maximum = results["quantities"]["pPCA maximum likelihood"]["measured"]
-    figure, (course, gap) = make_panels(
-        f"Linear decoders, K={config['latent_dim']}, logits of {results['data']}, N={config['num_images']}", 2
+    gaps = {name: results["quantities"][f"{name}: gap to the maximum"] for name in ENCODERS}
+    best, *others = sorted(gaps, key=lambda name: gaps[name]["measured"])
+    lower = [gaps[name]["measured"] - gaps[best]["measured"] for name in others]
+    figure, (axes,) = make_panels(
+        f"{best.capitalize()} encoding ends highest, {gaps[best]['measured']:.2f} nats below the maximum; "
+        f"the others end {lower[0]:.2f} to {lower[-1]:.2f} lower",
+        1,
+        setting(results, f"Linear decoders, $K$ = {config['latent_dim']}, logits"),
     )
-    course.axhline(maximum, color=BLACK, linestyle="--", linewidth=1, label="pPCA maximum likelihood")
+    lines = {}
     for name, (colour, style) in _LINES.items():
-        elbo = curves[name][curves[name][:, -1].argmax()]
-        course.plot(curves["epochs"], elbo, color=colour, linestyle=style, linewidth=1.8, label=name)
-        label = f"{name}, ends {maximum - elbo[-1]:.2f} below"
-        gap.plot(curves["epochs"], maximum - elbo, color=colour, linestyle=style, linewidth=1.8, label=label)
-    course.set_title("whole course, by encoder", loc="left", fontsize=10)
-    course.set_ylabel(f"ELBO, {NATS}")
-    course.legend(loc="lower right", frameon=False, fontsize=9)
-    gap.set_title("below the maximum likelihood", loc="left", fontsize=10)
-    gap.set_ylabel(NATS)
-    gap.set_yscale("log")
-    gap.legend(loc="upper right", frameon=False, fontsize=9)
-    for axes in (course, gap):
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0, config["epochs"])
+        gap = gaps[name]
+        text = f"{name}\n{with_spread(gap['measured'], gap['spread'])}"
+        lines[text] = draw(
+            axes, curves, "epochs", f"{name}: gap", color=colour, linestyle=style, linewidth=1.8
+        )
+    axes.set_yscale("log")
+    axes.set_xlim(0, config["epochs"])
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"below the maximum likelihood ({NATS})")
+    label_ends(axes, lines)
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lineavae.data import Images, Samples
 
 NATS = "nats per image"
+
+POINTS = "points"
 
 
 class RunDirectoryError(ValueError):
@@ -106,6 +108,7 @@ class Config:
         curves: dict[str, NDArray[Any]],
         tables: Mapping[str, Table] | None = None,
         claims: Sequence[Claim] = (),
+        axes: Mapping[str, Sequence[str]] | None = None,
     ) -> Results:
         """Give what a run with this configuration found."""
         return {
@@ -115,6 +118,7 @@ class Config:
             "curves": curves,
             "tables": dict(tables or {}),
             "claims": list(claims),
+            "axes": {name: list(names) for name, names in (axes or {}).items()},
         }
 
 
@@ -155,8 +159,18 @@ class Claim(TypedDict):
     evidence: str
 
 
-class Results(TypedDict):
-    """What a run found: everything that its figures and tables need."""
+class _Axes(TypedDict, total=False):
+    axes: dict[str, list[str]]
+
+
+class Results(_Axes):
+    """What a run found: everything that its figures and tables need.
+
+    ``axes`` names the axes of curves, one name for each dimension. A curve that is its own only axis holds
+    the values along it, such as the steps of a training; those are the same whatever the seed. Entries along
+    an axis whose name begins with `POINTS` have no order. Where there are several seeds, ``<name>.spread``
+    beside a curve is its standard deviation over them.
+    """
 
     data: str
     config: dict[str, Any]
@@ -188,6 +202,8 @@ class Experiment:
         The quantities that the command line shows, of all in ``results.json``; all where empty.
     shows
         All figures and tables by the paper's names, each of which names the experiment too.
+    seconds
+        What each preset takes, about; None for one that needs a GPU.
     """
 
     name: str
@@ -198,16 +214,32 @@ class Experiment:
     paper: str = ""
     headline: tuple[str, ...] = ()
     shows: tuple[str, ...] = ()
+    seconds: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; ``skipped`` where it was found finished. ``figures`` are files, by the paper's names."""
+    """A finished run; ``skipped`` where it was found finished.
+
+    ``figures`` are files by the paper's names, one for each format.
+    """
 
     directory: Path
     results: Results
     skipped: bool
-    figures: Mapping[str, Path]
+    figures: Mapping[str, tuple[Path, ...]]
+
+
+def directory_of(out: Path, name: str, preset: str, *, seeds: bool = False) -> Path:
+    """Give the directory of an experiment's run, or of its runs with several seeds."""
+    return out / f"{name}-{preset}{'-seeds' if seeds else ''}"
+
+
+def state_of(directory: Path) -> Literal["finished", "unfinished"] | None:
+    """Tell how far the run in a directory is; None where there is none."""
+    if (directory / "results.json").exists():
+        return "finished"
+    return "unfinished" if (directory / "config.json").exists() else None
 
 
 def quantity(
@@ -230,3 +262,14 @@ def quantity(
         "published_spread": published_spread,
         "note": note,
     }
+
+
+def claim(text: str, source: str, holds: bool | None, evidence: str) -> Claim:
+    """Give a claim of the paper with its verdict; None is for one that the run cannot test."""
+    verdict: Verdict = "not tested" if holds is None else "holds" if holds else "does not hold"
+    return {"claim": text, "source": source, "verdict": verdict, "evidence": evidence}
+
+
+def with_spread(measured: float, spread: float | None, digits: int = 2) -> str:
+    """Write a number for people, with its standard deviation where there is one."""
+    return f"{measured:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")

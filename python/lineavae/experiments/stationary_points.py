@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from lineavae.experiments.figures import BLACK, VERMILION, make_panels
-from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, make_panels, setting
+from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.linear import Landscape, Moments, Stability, StationaryPoint, landscape, stability
 
 if TYPE_CHECKING:
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 # How many of the two components each noise lets the model capture, by the caption of the paper's figure.
 _PUBLISHED_CAPTURED = (0.0, 1.0, 2.0)
+
+# The first and the second zero column move along the axes of a plane.
+_AXES = {
+    "sigma2": ("panel",),
+    "coordinates": ("panel", "first"),
+    "log_likelihood": ("panel", "first", "second"),
+    "elbo": ("panel", "first", "second"),
+    "curvature": ("panel", "column", "component"),
+    "index": ("panel",),
+    "is_maximum": ("panel",),
+}
 
 # The planes reach this many times as far as the highest point that any of them has.
 _MARGIN = 1.4
@@ -50,7 +61,7 @@ class StationaryPointsConfig(Config):
     kept: tuple[int, ...] = (1, 2, 3)
     directions: tuple[int, int] = (5, 7)
     noise_components: tuple[int, int, int] = (4, 6, 8)
-    grid: int = 41
+    grid: int = 121
 
     @property
     def min_features(self) -> int:
@@ -101,37 +112,68 @@ def run(config: StationaryPointsConfig, run_dir: Path) -> Results:
         "index": np.array([verdict.index for verdict in verdicts]),
         "is_maximum": np.array([verdict.kind == "maximum" for verdict in verdicts]),
     }
-    return config.results(quantities, curves)
+    return config.results(quantities, curves, claims=[_claim(config, quantities, verdicts)], axes=_AXES)
+
+
+def _claim(
+    config: StationaryPointsConfig, quantities: dict[str, Quantity], verdicts: list[Stability]
+) -> Claim:
+    names = [f"σ² = λ{component}" for component in config.noise_components]
+    captured = [quantities[f"{name}: components captured"]["measured"] for name in names]
+    return claim(
+        "σ² decides on the stability of a stationary point: where it is too large for a component, a zero "
+        "column does not rise along it",
+        "Section 4.1, Figure 1",
+        tuple(captured) == _PUBLISHED_CAPTURED and verdicts[0].kind == "maximum",
+        "; ".join(
+            f"{name}: rises along {number:.0f} of 2, a {verdict.kind} over all directions"
+            for name, number, verdict in zip(names, captured, verdicts, strict=True)
+        ),
+    )
 
 
 def plot(results: Results) -> Figure:
     """Draw the likelihood over the plane under each noise, the largest noise on the left."""
-    config, curves = results["config"], results["curves"]
+    config, curves, quantities = results["config"], results["curves"], results["quantities"]
     first, second = config["directions"]
-    kept = ", ".join(f"u{component}" for component in config["kept"])
+    kept = ", ".join(f"u_{component}" for component in config["kept"])
+    captured = [
+        f"{quantities[f'σ² = λ{component}: components captured']['measured']:g}"
+        for component in config["noise_components"]
+    ]
     figure, panels = make_panels(
-        f"Likelihood of probabilistic PCA of {results['data']}, N={config['num_images']}, in nats above that "
-        f"of W = ({kept}, 0, 0); white: as high",
-        len(config["noise_components"]),
+        f"As the noise gets smaller, the likelihood rises along {', '.join(captured[:-1])} and "
+        f"{captured[-1]} of two components",
+        len(captured),
+        setting(results, f"Probabilistic PCA around $W$ = (${kept}$, 0, 0), the cross; black: as high"),
+        panel_width=3.5,
     )
+    middle = curves["coordinates"].shape[1] // 2
+    relative = curves["log_likelihood"] - curves["log_likelihood"][:, middle, middle, None, None]
+    # what is far below the point is all of one colour, so that the little that is above it is seen
+    span = relative.max() or -relative.min()
     for index, (axes, component) in enumerate(zip(panels, config["noise_components"], strict=True)):
-        coordinates, surface = curves["coordinates"][index], curves["log_likelihood"][index]
-        middle = len(coordinates) // 2
-        relative = surface - surface[middle, middle]
-        filled = axes.contourf(coordinates, coordinates, relative.T, levels=24, cmap="cividis")
-        axes.contour(coordinates, coordinates, relative.T, levels=[0], colors="white", linewidths=0.8)
-        axes.plot(0, 0, color=VERMILION, marker="o", markeredgecolor="white", markersize=7)
-        figure.colorbar(filled, ax=axes, shrink=0.85, format="%.2g").ax.tick_params(labelsize=8)
+        x, y = curves["coordinates"][index], curves["coordinates"][index]
+        mesh = axes.pcolormesh(
+            x, y, relative[index].T, cmap="RdBu_r", vmin=-span, vmax=span, shading="gouraud", rasterized=True
+        )
+        levels = span * np.arange(-20, 4) / 4
+        axes.contour(x, y, relative[index].T, levels, colors="0.35", linewidths=0.3, linestyles="solid")
+        axes.contour(x, y, relative[index].T, levels=[0], colors=BLACK, linewidths=1)
+        axes.plot(0, 0, color=BLACK, marker="+", markersize=9, markeredgewidth=1.5)
         axes.set_title(
-            f"σ² = λ{component} = {curves['sigma2'][index]:.2f}, {_verdict(curves, config, index)}",
+            rf"$\sigma^2 = \lambda_{component}$ = {curves['sigma2'][index]:.2f}: "
+            f"{_verdict(curves, config, index)}",
             loc="left",
             fontsize=9,
-            color=BLACK,
         )
         axes.set_aspect("equal")
         axes.grid(visible=False)
-        axes.set_xlabel(f"first zero column, along u{first}")
-        axes.set_ylabel(f"second zero column, along u{second}")
+        axes.set_xlabel(f"first zero column, along $u_{first}$")
+        axes.set_ylabel(f"second zero column, along $u_{second}$")
+    bar = figure.colorbar(mesh, ax=panels, shrink=0.85, extend="min")
+    bar.set_label(f"log-likelihood above the point\n({NATS})", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -139,19 +181,19 @@ def _verdict(curves: dict[str, Any], config: dict[str, Any], index: int) -> str:
     """Say what the panel shows, and what the point is in all directions together."""
     first_empty = len(config["kept"])
     rises = [
-        f"u{component}"
+        f"$u_{component}$"
         for column, component in enumerate(config["directions"], first_empty)
         if curves["curvature"][index, column, component - 1] > 0
     ]
     shown = f"rises along {' and '.join(rises)}" if rises else "rises along neither"
-    if curves["is_maximum"][index]:
-        return f"{shown};\na maximum in all directions"
-    return f"{shown};\na saddle with {curves['index'][index]} directions of ascent in all"
+    if curves["is_maximum"][index] == 1:
+        return f"{shown};\na maximum over all directions"
+    return f"{shown};\na saddle with {curves['index'][index]:g} directions of ascent in all"
 
 
 PRESETS = {
     "quick": StationaryPointsConfig(),
-    "full": StationaryPointsConfig(grid=121),
+    "full": StationaryPointsConfig(grid=241),
 }
 
 FIGURES = {"figure-1": plot}

@@ -25,8 +25,8 @@ from scipy.linalg import expm, schur
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
-from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, draw, make_panels, setting
+from lineavae.experiments.runs import NATS, POINTS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 
@@ -37,6 +37,20 @@ Array = NDArray[Any]
 
 _SEARCHES = ("Newton", "ascent")
 _ROTATIONS = ("proof, order of the SVD", "proof, nearest order", "Jacobi")
+
+_AXES = {
+    "part": ("part",),
+    **{f"path: {name}": ("part",) for name in (*_ROTATIONS, "symmetric saddle")},
+    **{
+        f"{noise}, {search}: {key}": (f"{POINTS}: {noise}, {search}",)
+        for noise in ("fixed", "learned")
+        for search in _SEARCHES
+        for key in ("shortfall", "curvature", "cosine")
+    },
+}
+
+# Points of a path that are kept, evenly along it.
+_PARTS = 241
 
 # A point counts as found at this norm of the gradient, as the global maximum at this distance in nats, and as
 # curved upwards from this eigenvalue on; W is in units of the data's largest standard deviation.
@@ -95,7 +109,7 @@ def run(config: TheoremConfig, run_dir: Path) -> Results:
     best = StationaryPoint(moments, range(config.latent_dim))
     generator = torch.Generator().manual_seed(config.seed)
     quantities: dict[str, Quantity] = {}
-    curves: dict[str, Array] = {}
+    curves: dict[str, Array] = {"part": np.linspace(0, 1, _PARTS)}
     for noise in ("fixed", "learned"):
         problem = _Problem(moments, config.latent_dim, best.sigma2 if noise == "fixed" else None)
         starts = problem.draw(config.num_starts, generator)
@@ -116,19 +130,55 @@ def run(config: TheoremConfig, run_dir: Path) -> Results:
                 f"{noise}, {search}: {key}": values
                 for key, values in zip(("shortfall", "curvature", "cosine"), found, strict=True)
             }
-    for part in (_leave_a_symmetric_saddle(moments, best), _rotate_random_weights(config, best)):
-        quantities |= part[0]
-        curves |= part[1]
-    return config.results(quantities, curves)
+    for found_quantities, paths in (
+        _leave_a_symmetric_saddle(moments, best),
+        _rotate_random_weights(config, best),
+    ):
+        quantities |= found_quantities
+        for name, path in paths.items():
+            curves[name] = np.interp(curves["part"], np.linspace(0, 1, len(path)), path)
+    return config.results(quantities, curves, claims=_claims(quantities), axes=_AXES)
+
+
+def _claims(quantities: dict[str, Quantity]) -> list[Claim]:
+    def total(kind: str) -> float:
+        return sum(entry["measured"] for name, entry in quantities.items() if name.endswith(f": {kind}"))
+
+    falls = [quantities[f"random W: ELBO falls at first, {name}"]["measured"] for name in _ROTATIONS]
+    return [
+        claim(
+            "The ELBO of a linear VAE has no local maximum that is not global",
+            "Theorem 1",
+            total("other maxima") == 0,
+            f"{total('stationary points'):.0f} stationary points found: {total('global maxima'):.0f} global "
+            f"maxima, {total('saddles'):.0f} saddles, {total('other maxima'):.0f} other maxima",
+        ),
+        claim(
+            "A small part of the rotation that makes the columns of W orthogonal raises the ELBO",
+            "Proof of Theorem 1",
+            falls[0] == 0,
+            f"from random W it falls at first in {falls[0]:.1f} % of cases with the order of the singular "
+            f"value decomposition, in {falls[1]:.1f} % with the nearest order, in {falls[2]:.1f} % with "
+            "Jacobi's rotations",
+        ),
+    ]
 
 
 def plot(results: Results) -> Figure:
     """Draw the stationary points by height and curvature, and the ELBO along the rotations."""
     config, curves = results["config"], results["curves"]
+    shortfall, curvature = (
+        np.concatenate([curve for name, curve in curves.items() if name.endswith(key)])
+        for key in (": shortfall", ": curvature")
+    )
+    others = ((shortfall >= _NEGLIGIBLE) & (curvature <= _NEGLIGIBLE)).sum()
     figure, (points, rotations) = make_panels(
-        f"ELBO of linear VAEs with K={config['latent_dim']} on {config['num_features']} principal components "
-        f"of {results['data']}, N={config['num_images']}",
+        f"{others or 'None'} of {len(shortfall)} stationary points found is a maximum below the global one",
         2,
+        setting(
+            results,
+            f"Linear VAEs, $K$ = {config['latent_dim']}, on {config['num_features']} principal components",
+        ),
     )
     for noise, marker in (("fixed", "o"), ("learned", "^")):
         shortfall, curvature, cosine = (
@@ -147,24 +197,28 @@ def plot(results: Results) -> Figure:
                 linestyle="none",
                 markersize=5,
                 markerfacecolor="none",
-                label=f"{kind}, σ² {noise}",
+                label=rf"{kind}, $\sigma^2$ {noise}",
             )
     points.axhline(0, color=BLACK, linewidth=0.8)
-    points.set_xlabel(f"below the global maximum, {NATS}")
-    points.set_ylabel("largest eigenvalue of the Hessian")
-    points.set_title("stationary points: all above 0 are saddles", loc="left", fontsize=10)
+    points.set_xlabel(f"below the global maximum ({NATS})")
+    points.set_ylabel("largest eigenvalue of the Hessian (nats)")
+    points.set_title("Stationary points: all above 0 are saddles", loc="left", fontsize=10)
     points.legend(loc="upper left", frameon=False, fontsize=8)
     for name, colour in zip(_ROTATIONS, (VERMILION, BLUE, GREEN), strict=True):
-        path = curves[f"path: {name}"]
-        rotations.plot(np.linspace(0, 1, len(path)), path, color=colour, label=name)
-    path = curves["path: symmetric saddle"]
-    rotations.plot(
-        np.linspace(0, 1, len(path)), path, color=BLACK, linestyle="--", label="symmetric saddle, proof"
+        draw(rotations, curves, "part", f"path: {name}", color=colour, label=name)
+    draw(
+        rotations,
+        curves,
+        "part",
+        "path: symmetric saddle",
+        color=BLACK,
+        linestyle="--",
+        label="symmetric saddle, proof",
     )
     rotations.axhline(0, color=BLACK, linewidth=0.8)
     rotations.set_xlabel("part of the way to orthogonal columns")
-    rotations.set_ylabel(f"ELBO above the start, {NATS}")
-    rotations.set_title("rotations of one random W, and of a saddle", loc="left", fontsize=10)
+    rotations.set_ylabel(f"ELBO above the start ({NATS})")
+    rotations.set_title("Rotations of one random $W$, and of a saddle", loc="left", fontsize=10)
     low, high = rotations.get_ylim()
     rotations.set_ylim(low, high + 0.25 * (high - low))
     rotations.legend(loc="upper center", ncols=2, frameon=False, fontsize=8)

@@ -1,0 +1,36 @@
+"""Take pictures and numbers of finished runs into docs/.
+
+    python docs/update.py runs/latent-dimensions-quick runs/nonlinear-encoders-quick
+
+results.json has what the pages state, by experiment; a test compares it with them and with the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from lineavae._io import write_text
+from lineavae.experiments import load_results
+
+DOCS = Path(__file__).parent
+path = DOCS / "results.json"
+documented = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+for directory in map(Path, sys.argv[1:]):
+    results = load_results(directory)
+    document = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    pictures = sorted(directory.glob("*.png"))
+    for picture in pictures:
+        shutil.copyfile(picture, DOCS / picture.name)
+    documented[document["experiment"]] = {
+        "checksum": document["checksum"],
+        "data": results["data"],
+        "config": results["config"],
+        "pictures": [picture.name for picture in pictures],
+        "quantities": {
+            name: [entry["measured"], entry["spread"]] for name, entry in results["quantities"].items()
+        },
+    }
+write_text(path, json.dumps(documented, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,93 @@
+"""What the pages state and show is what the documented runs found: docs/update.py takes it from them."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lineavae.experiments import EXPERIMENTS, Config
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+PAGES = {
+    name: " ".join((ROOT / name).read_text(encoding="utf-8").split())
+    for name in ("README.md", "docs/figures.md")
+}
+
+
+def measured(experiment):
+    return {name: number for name, (number, _) in DOCUMENTED[experiment]["quantities"].items()}
+
+
+def statements():
+    """Give each sentence that has a number of a run, by its page."""
+    figures, readme = "docs/figures.md", "README.md"
+    found = measured("latent-dimensions")
+    yield (
+        figures,
+        f"deviates by at most {found['optimal ELBO: largest deviation']:.0e} nats".replace("e-0", "e-"),
+    )
+    yield figures, f"highest at K = {found['noise of K=50: best K']:.0f} and"
+    yield figures, f"loses {found['noise of K=50: lost from there to K=500']:.1f} nats from there to K = 500"
+    found = measured("analytic-vs-stochastic")
+    optimum, analytic, stochastic = (
+        f"{found[name]:.2f}" for name in ("pPCA optimum", "analytic: ELBO", "stochastic: ELBO")
+    )
+    yield figures, f"Here they end at {analytic} and {stochastic}."
+    yield figures, f"which are not the paper's, is {optimum}"
+    yield readme, f"| pPCA optimum of these images | {optimum} |"
+    yield readme, f"| trained by the analytic ELBO | {analytic} | 950.7 |"
+    yield readme, f"| trained by the stochastic ELBO | {stochastic} | 939.3 |"
+    assert found["analytic: learning rate"] == found["stochastic: learning rate"] == 0.001  # says the README
+    found = measured("nonlinear-encoders")
+    gaps = {name: f"{number:.2f}" for name, number in found.items() if name.endswith(": gap to the maximum")}
+    linear, deep, one, two = gaps.values()
+    yield (
+        figures,
+        f"The linear encoder ends {linear} nats below it, deep linear {deep}, one ReLU layer {one}, two",
+    )
+    yield figures, f"two ReLU layers {two}."
+    found = measured("bernoulli-ppca")
+    yield (
+        figures,
+        (
+            f"800 steps by samples reach, {found['stochastic: ELBO']:.1f} nats per image, after "
+            f"{found['analytic: steps to stochastic end']:.0f}, and ends at {found['analytic: ELBO']:.1f}."
+        ),
+    )
+    yield figures, f"{150 - found['analytic: live latents']:.0f} of 150 latents collapse without sampling"
+    assert found["stochastic: live latents"] == 150  # "none by samples"
+    found = measured("stationary-points")
+    assert found["σ² = λ6: directions of ascent"] == 4  # "four ways up"
+
+
+@pytest.mark.parametrize(("page", "statement"), statements())
+def test_numbers(page, statement):
+    assert statement in PAGES[page]
+
+
+def test_pictures_are_of_these_results():
+    for entry in DOCUMENTED.values():
+        for name in entry["pictures"]:
+            description = Image.open(ROOT / "docs" / name).text["Description"]
+            assert description == f"results {entry['checksum']}"
+    pictures = {name for entry in DOCUMENTED.values() for name in entry["pictures"]}
+    assert pictures == {path.name for path in (ROOT / "docs").glob("*.png")}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_runs_are_of_a_preset_as_it_is(name):
+    ours = {field.name for field in fields(Config)} - {"num_images"}
+    config = DOCUMENTED[name]["config"]
+    (preset,) = (
+        preset
+        for preset, settings in EXPERIMENTS[name].presets.items()
+        if all(
+            config[key] == json.loads(json.dumps(value))
+            for key, value in vars(settings).items()
+            if key not in ours
+        )
+    )
+    assert f"lineavae reproduce {name} --preset {preset}" in PAGES["docs/figures.md"]
