@@ -153,7 +153,7 @@ def test_corrupt_files_are_named_and_left_out(folder, load, name):
     (remark,) = images.remarks
     assert f"left out: 1 of 4 images cannot be decoded: {name} (" in remark
     assert reason in remark
-    with pytest.raises(DataError, match=rf"faces: 1 of 4 images .*{name} .*; at most 0.01 of them may be"):
+    with pytest.raises(DataError, match=rf"faces: 1 of 4 images .*{name} .*; at most 1.000% may be"):
         load()
 
 

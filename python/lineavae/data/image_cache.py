@@ -236,8 +236,8 @@ class ImageCache:
     def _check(self, left_out: Mapping[str, str]) -> None:
         if len(left_out) > self._max_corrupt * len(self.files):
             raise DataError(
-                f"{self.folder}: {self.describe(left_out)}; at most {self._max_corrupt:.3g} of them may be "
-                "left out (max_corrupt)"
+                f"{self.folder}: {self.describe(left_out)}; at most {self._max_corrupt:.3%} may be left out "
+                "(max_corrupt)"
             )
 
     def describe(self, left_out: Mapping[str, str]) -> str:
