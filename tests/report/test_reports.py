@@ -225,6 +225,7 @@ def test_svg_comes_before_png(tmp_path, paths):
             ["--preset", "quick", "--data-dir", "'/my data'", "--seed", "4"],
         ),
         ({"num_images": 20}, ["--preset", "quick", "--set", "num_images=20"]),
+        ({"seeds": [0, 1], "dims": [5, 2.5]}, ["--preset", "quick", "--seeds", "0,1", "--set", "dims=5,2.5"]),
     ],
 )
 def test_the_command_that_runs_a_configuration_again(paths, changes, options):

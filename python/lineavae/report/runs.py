@@ -18,7 +18,7 @@ from lineavae.report.pictures import PictureError, read_picture
 from lineavae.report.view import FigureView, RunView, TableView
 
 # Settings that have an option of their own.
-_OPTIONS = {"data_dir": "--data-dir", "seed": "--seed", "device": "--device"}
+_OPTIONS = {"data_dir": "--data-dir", "seed": "--seed", "seeds": "--seeds", "device": "--device"}
 
 # What a page can show, best first.
 _SUFFIXES = (".svg", ".png")
@@ -129,7 +129,8 @@ def _command(experiment: Experiment, config: Mapping[str, Any]) -> str:
     preset = min(presets, key=lambda name: len(changed(name)))
     words = ["lineavae", "reproduce", experiment.name, "--preset", preset]
     for key, value in changed(preset).items():
-        text = value if isinstance(value, str) else json.dumps(value)
+        parts = value if isinstance(value, list) else [value]
+        text = ",".join(part if isinstance(part, str) else json.dumps(part) for part in parts)
         words += [_OPTIONS[key], text] if key in _OPTIONS else ["--set", f"{key}={text}"]
     return shlex.join(words)
 

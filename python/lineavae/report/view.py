@@ -15,8 +15,8 @@ from lineavae.report.pictures import Picture
 
 # What is said of tables that have published numbers.
 DIFFERENCE = (
-    "The difference is measured minus published, divided by the published ± (× ±) or, where there is none, "
-    "by the tolerance (× tolerance)."
+    "The difference is measured minus published, divided by the published ± (×\N{NO-BREAK SPACE}±) or, where "
+    "there is none, by the tolerance (×\N{NO-BREAK SPACE}tolerance)."
 )
 
 # Label and text, one a line.
