@@ -257,7 +257,7 @@ def test_a_finished_run_is_skipped_and_said(tmp_path):
     [
         ([], "name an experiment"),
         (["nothing"], "no experiment 'nothing', only stationary-points, latent-dimensions"),
-        (["figure-12"], "no experiment 'figure-12'"),
+        (["figure-14"], "no experiment 'figure-14'"),
         (["count", "--device", "tpu9"], "--device tpu9"),
         (["count", "--set", "size=3"], "no setting 'size', only num_images, data, seed, device, limit"),
         (["count", "--set", "limit=x"], "limit must be a whole number, got 'x'"),

@@ -195,4 +195,8 @@ def consistency(
 
 def curves_of(rows: Rows) -> dict[str, NDArray[np.float64]]:
     """Give what figures need of the collapse at the end: percentages (seeds, E) against ε."""
-    return {"ε": np.array(EPSILONS), **{row.label: row.curves[:, :, -1] for row in rows.values()}}
+    curves = {
+        row.label: np.array([[model.collapse(epsilon) for epsilon in EPSILONS] for model in row.evaluations])
+        for row in rows.values()
+    }
+    return {"ε": np.array(EPSILONS), **curves}

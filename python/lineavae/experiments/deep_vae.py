@@ -299,7 +299,9 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(vae: GaussianVAE, data: DeepData, seed: int) -> Evaluation:
     """Evaluate a model on all images; ``seed`` fixes the draws."""
-    statistics = CollapseStatistics(vae_latent_dim(vae), EPSILONS).to(data.x.device)
+    # not synchronised: other processes have other models
+    latent_dim = cast(Any, vae.decoder).latent_dim
+    statistics = CollapseStatistics(latent_dim, EPSILONS, sync_on_compute=False).to(data.x.device)
     squared_error, kl = 0.0, 0.0
     for index, x in enumerate(torch.split(data.x, max(1, _EVALUATED_TOGETHER // data.x[0].numel()))):
         mean, logvar = vae.encode(x)
@@ -321,11 +323,6 @@ def evaluate(vae: GaussianVAE, data: DeepData, seed: int) -> Evaluation:
         kl=kl / num_samples,
         report=report,
     )
-
-
-def vae_latent_dim(vae: GaussianVAE) -> int:
-    """Latent dimensions K of a VAE with one of the paper's decoders."""
-    return int(cast(Any, vae.decoder).latent_dim)
 
 
 class Outcome(NamedTuple):

@@ -197,10 +197,8 @@ class _LinearOfModels(Function):
         ctx.has_bias = bias is not None
         if x.ndim == 2:
             flat = nn.functional.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
-            return flat.unflatten(1, weight.shape[:2]).transpose(0, 1)
-        if bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            return flat.reshape(len(x), *weight.shape[:2]).transpose(0, 1)
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -208,7 +206,7 @@ class _LinearOfModels(Function):
         by_x = None
         if x.ndim == 2:
             flat = grad.transpose(0, 1).flatten(1)  # (N, M·O)
-            by_weight = (flat.mT @ x).unflatten(0, weight.shape[:2])
+            by_weight = (flat.mT @ x).reshape(weight.shape)
             if ctx.needs_input_grad[0]:
                 by_x = flat @ weight.flatten(0, 1)
         else:
