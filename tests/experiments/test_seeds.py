@@ -33,7 +33,13 @@ def noisy(config, run_dir):
     return config.results(
         {"number": quantity(number, "1", published=0.5, tolerance=0.1)},
         {"steps": np.arange(config.size), "curve": curve, "found": random.random(config.seed + 1)},
-        {"table-1": {"caption": "T", "columns": ["a", "b"], "rows": {"row": [quantity(number, "1"), None]}}},
+        {
+            "table-1": {
+                "caption": "T",
+                "columns": ["a", "b"],
+                "rows": {"row": [quantity(number, "1"), None if config.seed == 3 else quantity(number, "1")]},
+            }
+        },
         [claim("it holds", "Section 0", config.seed != 3, f"seed {config.seed}")],
         {"steps": ["steps"], "curve": ["steps"], "found": ["points"]},
     )

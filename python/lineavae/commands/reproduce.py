@@ -71,7 +71,11 @@ def reproduce(
     ),
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the preset; several times."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting of the preset; several times. A name that is none lists them all.",
+        ),
     ] = None,
     seed: Annotated[
         int | None,

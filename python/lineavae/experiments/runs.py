@@ -271,5 +271,6 @@ def claim(text: str, source: str, holds: bool | None, evidence: str) -> Claim:
 
 
 def with_spread(measured: float, spread: float | None, digits: int = 2) -> str:
-    """Write a number for people, with its standard deviation where there is one."""
-    return f"{measured:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    """Write a number for a figure, with its standard deviation where there is one."""
+    words = f"{measured:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    return words.replace("-", "−")

@@ -297,7 +297,7 @@ def slope_of_elbo(weight: Array, sigma2: float, generator: Array) -> float:
     return -float(((precision @ generator).diagonal() / precision.diagonal()).sum())
 
 
-def path_of_elbo(weight: Array, sigma2: float, generators: list[Array], parts: int = 40) -> Array:
+def path_of_elbo(weight: Array, sigma2: float, generators: list[Array], parts: int = 120) -> Array:
     """ELBO above its start along rotations one after the other, each in so many parts, (1 + parts · r,)."""
     turns = [turn for generator in generators for turn in [expm(generator / parts)] * parts]
     logs = []
