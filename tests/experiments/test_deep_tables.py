@@ -43,8 +43,8 @@ def outcomes(**changes):
     found = {
         "fixed0": (2.0, 20.0, 3),
         "fixed1": (1.5, 90.0, 1),
-        "learned0": (1.4, 40.0, 3),
-        "learned1": (1.2, 90.0, 1),
+        "learned0": (1.45, 40.0, 3),
+        "learned1": (1.25, 90.0, 1),
         **changes,
     }
     return [
@@ -106,6 +106,20 @@ def test_claims_hold_or_do_not(changes, number):
     assert all("after 200 steps" in claim["evidence"] for claim in claims)
     claims = claims_on_noise(CONFIG, rows_of(CONFIG, outcomes(**changes)))
     assert claims[number]["verdict"] == "does not hold"
+
+
+def test_models_whose_noise_is_still_moving_are_no_evidence():
+    claims = claims_on_noise(CONFIG, rows_of(CONFIG, outcomes(learned0=(3.0, 40.0, 3))))
+    assert claims[2]["verdict"] == "not tested"
+    assert "still moving: 1.400 (10)" in claims[2]["evidence"]
+
+
+def test_one_seed_proves_no_difference_in_elbo():
+    claims = claims_on_noise(
+        CONFIG, rows_of(CONFIG, [found for found in outcomes() if found.chunk.seed == 0])
+    )
+    assert [claim["verdict"] for claim in claims] == ["holds", "not tested", "not tested", "holds"]
+    assert "one seed has no spread" in claims[1]["evidence"]
 
 
 def test_forecast_counts_eigenvalues():

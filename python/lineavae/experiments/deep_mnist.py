@@ -96,8 +96,7 @@ def plot(results: Results) -> Figure:
         if name.startswith("fixed ")
     }
     figure, (axes,) = make_panels(
-        f"Deep VAEs and their linear forecast, K={config['latent_dim']}, {results['data']}, "
-        f"N={config['num_images']}",
+        f"Collapse and its linear forecast, {results['data']}, N={config['num_images']}",
         1,
     )
     for name, colour, marker in (
@@ -151,6 +150,6 @@ PRESETS = {
 
 FIGURES = {"linear-forecast": plot}
 
-PAPER = "In the paper: 60 000 images, 300 times as many steps, larger networks; the tables have its rows."
+PAPER = "In the paper: 60 000 images, 1000 epochs and larger networks; the tables have its rows."
 
 HEADLINE = ()
