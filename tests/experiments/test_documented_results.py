@@ -64,7 +64,7 @@ def statements():
     assert found["σ² = λ6: directions of ascent"] == 4  # "four ways up"
 
 
-@pytest.mark.parametrize(("page", "statement"), statements())
+@pytest.mark.parametrize(("page", "statement"), list(statements()))
 def test_numbers(page, statement):
     assert statement in PAGES[page]
 
