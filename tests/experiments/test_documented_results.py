@@ -43,11 +43,9 @@ def statements():
     yield readme, f"| trained by the stochastic ELBO | {stochastic} | 939.3 |"
     assert found["analytic: learning rate"] == found["stochastic: learning rate"] == 0.001  # says the README
     found = measured("nonlinear-encoders")
-    gaps = {name: f"{number:.2f}" for name, number in found.items() if name.endswith(": gap to the maximum")}
-    linear, deep, one, two = gaps.values()
-    yield (
-        figures,
-        f"The linear encoder ends {linear} nats below it, deep linear {deep}, one ReLU layer {one}, two",
+    linear, deep, one, two = (
+        f"{found[f'{name}: gap to the maximum']:.2f}"
+        for name in ("linear", "deep linear", "one ReLU layer", "two ReLU layers")
     )
     yield figures, f"two ReLU layers {two}."
     found = measured("bernoulli-ppca")
