@@ -203,7 +203,7 @@ class Experiment:
     shows
         All figures and tables by the paper's names, each of which names the experiment too.
     seconds
-        What each preset takes, about; None for one that needs a GPU.
+        What presets take, about, where it was measured; None for one that needs a GPU.
     """
 
     name: str
