@@ -87,7 +87,7 @@ def test_runs_are_those_of_the_commands(name):
     preset, settings, seeds = re.search(command, PAGES["docs/figures.md"]).groups()
     config = change(EXPERIMENTS[name].presets[preset], settings.split(" --set ")[1:])
     found = DOCUMENTED[name]["config"]
-    where = {"data_dir", "device", "seed"}
+    where = {"data", "device", "seed"}
     for key, value in vars(config).items():
         assert key in where or found[key] == json.loads(json.dumps(value)), key
     assert found.get("seed") == (None if seeds else 0)

@@ -29,8 +29,8 @@ class AllConfig(Config):
         ("flag=true", True),
         ("kind=two", "two"),
         ("device=cuda:0", "cuda:0"),
-        ("data_dir=a=b", "a=b"),
-        ("data_dir=none", None),
+        ("data=a=b", "a=b"),
+        ("data=none", None),
     ],
 )
 def test_settings_are_read_by_their_types(setting, value):
@@ -44,7 +44,7 @@ def test_settings_are_read_by_their_types(setting, value):
     ("setting", "message"),
     [
         ("num_images", "must be name=value, got 'num_images'"),
-        ("latents=3", "no setting 'latents', only num_images, data_dir, seed, device, rate, rates, pair"),
+        ("latents=3", "no setting 'latents', only num_images, data, image_size, seed, device, rate, rates, pair"),
         ("num_images=1.5", "num_images must be a whole number, got '1.5'"),
         ("rate=fast", "rate must be a number, got 'fast'"),
         ("rate=inf", "rate must be a number, got 'inf'"),

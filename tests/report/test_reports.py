@@ -221,15 +221,15 @@ def test_svg_comes_before_png(tmp_path, paths):
         ({}, ["--preset", "quick"]),
         ({"num_images": 1000}, ["--preset", "full"]),
         (
-            {"seed": 4, "data_dir": "/my data"},
-            ["--preset", "quick", "--data-dir", "'/my data'", "--seed", "4"],
+            {"seed": 4, "data": "/my data"},
+            ["--preset", "quick", "--data", "'/my data'", "--seed", "4"],
         ),
         ({"num_images": 20}, ["--preset", "quick", "--set", "num_images=20"]),
         ({"seeds": [0, 1], "dims": [5, 2.5]}, ["--preset", "quick", "--seeds", "0,1", "--set", "dims=5,2.5"]),
     ],
 )
 def test_the_command_that_runs_a_configuration_again(paths, changes, options):
-    config = {"num_images": 10, "data_dir": None, "seed": 0, "device": "cpu", **changes}
+    config = {"num_images": 10, "data": None, "seed": 0, "device": "cpu", **changes}
     assert runs._command(EXPERIMENTS["deep"], config) == " ".join(["lineavae reproduce deep", *options])
 
 

@@ -210,8 +210,7 @@ def _report(experiment: Experiment, run: Run, *, err: bool) -> None:
         spread = "" if value["spread"] is None else f" ± {value['spread']:.2g}"
         table.add_row(name, f"{value['measured']:.5g}{spread}", published, value["unit"])
     lines = [f"{claim['verdict']}: {claim['claim']} ({claim['evidence']})" for claim in run.results["claims"]]
-    published_data = experiment.presets["quick"].published_data
-    lines += [experiment.paper] if run.results["data"] in published_data else []
+    lines += filter(None, [experiment.paper_on(run.results["data"])])
     if run.skipped:
         lines.append(f"{experiment.name}: finished earlier, not run again")
     lines += [str(path) for paths in run.figures.values() for path in paths if path.exists()]

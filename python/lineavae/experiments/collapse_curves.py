@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lineavae.experiments import deep_mnist
-from lineavae.experiments.deep_claims import claim, claims_on_noise, collapse_at, of_kind
+from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, of_kind
 from lineavae.experiments.deep_tables import Rows, curves_of, label, rows_of
 from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
 from lineavae.experiments.figures import make_panels
 from lineavae.experiments.published import Kind
-from lineavae.experiments.runs import Claim, Results, quantity
+from lineavae.experiments.runs import Claim, Results, claim, quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

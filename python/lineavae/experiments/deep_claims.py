@@ -12,16 +12,10 @@ import numpy as np
 from lineavae.experiments.deep_tables import Row, Rows
 from lineavae.experiments.deep_vae import DeepConfig, Evaluation
 from lineavae.experiments.published import Kind
-from lineavae.experiments.runs import NATS, Claim, Verdict
+from lineavae.experiments.runs import NATS, Claim, claim
 
 # A difference between percentages of collapsed latents that counts as one.
 LEAST_DIFFERENCE = 5.0
-
-
-def claim(text: str, source: str, holds: bool | None, evidence: str) -> Claim:
-    """Give a claim of the paper with its verdict; None is for one that these models cannot test."""
-    verdict: Verdict = "not tested" if holds is None else "holds" if holds else "does not hold"
-    return {"claim": text, "source": source, "verdict": verdict, "evidence": evidence}
 
 
 def elbo(model: Evaluation) -> float:

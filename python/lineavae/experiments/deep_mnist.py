@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lineavae.experiments.deep_claims import claim, claims_on_noise, collapse_at, elbo
+from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo
 from lineavae.experiments.deep_tables import Rows, consistency, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepConfig, chunks_of, prepare, train
 from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
 from lineavae.experiments.published import TABLE_1, TABLE_2
-from lineavae.experiments.runs import NATS, Claim, Quantity, Results, quantity
+from lineavae.experiments.runs import NATS, Claim, Quantity, Results, claim, quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

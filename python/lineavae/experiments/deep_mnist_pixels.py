@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lineavae.experiments import deep_mnist
-from lineavae.experiments.deep_claims import claim, claims_on_noise, collapse_at, elbo
+from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo
 from lineavae.experiments.deep_tables import Rows, consistency, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepConfig, DeepData, chunks_of, prepare, train
 from lineavae.experiments.published import TABLE_4, gaussian_elbo
-from lineavae.experiments.runs import NATS, Claim, Results, quantity
+from lineavae.experiments.runs import NATS, Claim, Results, claim, quantity
 
 
 def collapsed_elbo(data: DeepData, sigma2: float) -> float:

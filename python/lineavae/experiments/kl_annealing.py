@@ -20,7 +20,6 @@ from lineavae.experiments.collapse_curves import colours, draw_curves, finish
 from lineavae.experiments.deep_claims import (
     LEAST_DIFFERENCE,
     by_sigma2,
-    claim,
     collapse_at,
     elbo,
     final_sigma2,
@@ -30,7 +29,7 @@ from lineavae.experiments.deep_tables import Row, Rows, label, rows_of
 from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
 from lineavae.experiments.figures import make_panels
 from lineavae.experiments.published import Kind
-from lineavae.experiments.runs import NATS, Claim, Results, quantity
+from lineavae.experiments.runs import NATS, Claim, Results, claim, quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

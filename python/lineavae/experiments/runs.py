@@ -216,6 +216,11 @@ class Experiment:
     shows: tuple[str, ...] = ()
     seconds: Mapping[str, float | None] = field(default_factory=dict)
 
+    def paper_on(self, data: str) -> str:
+        """Give what the paper reports if it is of these data, else nothing."""
+        config = next(iter(self.presets.values()))
+        return self.paper if data in config.published_data else ""
+
 
 @dataclass(frozen=True)
 class Run:

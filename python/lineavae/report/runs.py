@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lineavae._io import read_json
-from lineavae.data.mnist import is_mnist
 from lineavae.experiments import EXPERIMENTS, Experiment, Quantity, RunDirectoryError, Table, load_results
 from lineavae.report.numbers import Cell, cell, show_unit
 from lineavae.report.pictures import PictureError, read_picture
 from lineavae.report.view import FigureView, RunView, TableView
 
 # Settings that have an option of their own.
-_OPTIONS = {"data_dir": "--data-dir", "seed": "--seed", "seeds": "--seeds", "device": "--device"}
+_OPTIONS = {"data": "--data", "seed": "--seed", "seeds": "--seeds", "device": "--device"}
 
 # What a page can show, best first.
 _SUFFIXES = (".svg", ".png")
@@ -68,7 +67,7 @@ def read_run(directory: Path) -> tuple[RunView, list[str]]:
     run = RunView(
         name=directory.resolve().name,
         title=experiment.title,
-        paper=experiment.paper if is_mnist(results["data"]) else "",
+        paper=experiment.paper_on(results["data"]),
         data=data,
         figures=figures,
         quantities=[(name, shown(entry)) for name, entry in results["quantities"].items()],
