@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "common/cuda.cuh"
-#include "common/row_pieces.h"
 
 namespace lineavae::cuda {
 

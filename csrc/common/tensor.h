@@ -13,7 +13,6 @@
 #include "common/device.h"
 #include "common/half.h"
 #include "common/kl_weight.h"
-#include "common/row_pieces.h"
 #include "common/torch.h"
 
 namespace lineavae {
@@ -93,11 +92,9 @@ inline Tensor empty(const std::vector<int64_t>& shape, const Tensor& like, std::
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-// Work space for the sums of pieces of rows, or `values`, one of each row, where they have none.
-template <class Device>
-Tensor piece_sums(const Tensor& values, int64_t columns) {
-  const int64_t pieces = std::is_same_v<Device, Cuda> ? most_pieces(columns) : 1;
-  return pieces > 1 ? empty({values.size(0), pieces}, values) : values;
+// Work space for the sums of pieces of rows (common/pieces.h), or `values`, one of each row, where that is the piece.
+inline Tensor piece_sums(const Tensor& values, int64_t pieces) {
+  return pieces > 1 ? empty({values.numel(), pieces}, values) : values;
 }
 
 // The scalar types of torch and of the kernels have the same layout.

@@ -16,7 +16,7 @@ Tensor forward(const Tensor& x_, const Tensor& logits_) {
   const Backend<Device> backend(logits);
   const Pieces pieces = pieces_of(backend.device(), M * N, D);
   Tensor value = empty({M, N}, logits, value_dtype(logits));
-  Tensor sums = pieces.count > 1 ? empty({M, N, pieces.count}, value) : value;
+  Tensor sums = piece_sums(value, pieces.count);
   dispatch_all_floating(kOp, logits, [&]<class T>() {
     using A = accumulate_t<T>;
     bernoulli_log_likelihood(backend.device(),

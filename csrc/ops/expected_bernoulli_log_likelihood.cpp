@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x_, con
   Tensor variance = empty({M, N, K}, x), squared_weight = empty({M, D, K}, x), value = empty({M, N}, x),
          scale = empty({M, N}, x);
   const Pieces pieces = pieces_of(backend.device(), M * N, D);
-  Tensor sums = pieces.count > 1 ? empty({M, N, pieces.count}, x) : value;
+  Tensor sums = piece_sums(value, pieces.count);
   dispatch_floating(kOp, x, [&]<class T>() {
     variances(backend.device(), Variances<T>{M * N, K, input<T>(logvar), output<T>(variance), output<T>(scale)});
     squared_weights(backend.device(), SquaredWeights<T>{M * D * K, input<T>(weight), output<T>(squared_weight)});

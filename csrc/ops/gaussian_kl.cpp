@@ -16,8 +16,8 @@ Tensor value(const Tensor& mean_, const Tensor& logvar_, const std::optional<Ten
   const Tensor mean = checked("mean", mean_, {N, K}), logvar = checked("logvar", logvar_, {N, K});
   const std::optional<Tensor> weight = checked.kl_weight(kl_weight, N, K);
   Tensor kl = R == Reduction::kRow ? empty({N}, mean, value_dtype(mean)) : empty({N, K}, mean, value_dtype(mean));
-  Tensor sums = R == Reduction::kRow ? piece_sums<Device>(kl, K) : kl;
   const Backend<Device> backend(mean);
+  Tensor sums = R == Reduction::kRow ? piece_sums(kl, most_pieces(backend.device(), K)) : kl;
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
     gaussian_kl(backend.device(), GaussianKL<T>{R, N, K, input<T>(mean), input<T>(logvar), input_kl_weight<T>(weight),

@@ -20,7 +20,7 @@
 #include "common/expm1.h"
 #include "common/half.h"
 #include "common/kl_weight.h"
-#include "common/row_pieces.h"
+#include "common/pieces.h"
 
 namespace lineavae {
 
@@ -36,7 +36,7 @@ struct GaussianKL {
   const T* logvar;        // (rows, latents)
   KLWeight<T> kl_weight;  // of the latents; for kRow alone
   accumulate_t<T>* kl;    // (rows) or (rows, latents)
-  accumulate_t<T>* sums;  // of the pieces of rows: (rows, most_pieces(latents)), or kl itself where that is one
+  accumulate_t<T>* sums;  // of the pieces of rows: (rows, most_pieces(device, latents)); kl itself where that is 1
 };
 
 template <class T>

@@ -54,8 +54,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& mean, const Tensor& logvar, con
   STD_TORCH_CHECK(num_draws >= 1, kOp, ": num_draws must be at least 1, got ", num_draws);
   const Inputs in = check(kOp, mean, logvar, seed, kl_weight);
   Tensor z = empty({in.models * num_draws, in.rows, in.latents}, mean, value_dtype(mean));
-  Tensor kl = empty({in.models * in.rows}, mean, value_dtype(mean)), sums = piece_sums<Device>(kl, in.latents);
+  Tensor kl = empty({in.models * in.rows}, mean, value_dtype(mean));
   const Backend<Device> backend(mean);
+  Tensor sums = piece_sums(kl, most_pieces(backend.device(), in.latents));
   dispatch_all_floating(kOp, mean, [&]<class T>() {
     using A = accumulate_t<T>;
     reparameterized_kl(backend.device(),

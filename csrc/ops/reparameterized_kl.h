@@ -21,7 +21,7 @@
 #include "common/half.h"
 #include "common/kl_weight.h"
 #include "common/normal.h"
-#include "common/row_pieces.h"
+#include "common/pieces.h"
 #include "ops/gaussian_kl.h"
 
 namespace lineavae {
@@ -38,9 +38,10 @@ struct GaussianPosterior {
 
 template <class T>
 struct ReparameterizedKL : GaussianPosterior<T> {
-  accumulate_t<T>* z;     // (models, samples, rows, latents)
-  accumulate_t<T>* kl;    // (models, rows)
-  accumulate_t<T>* sums;  // of the pieces of rows: (models, rows, most_pieces(latents)), or kl itself where that is one
+  accumulate_t<T>* z;   // (models, samples, rows, latents)
+  accumulate_t<T>* kl;  // (models, rows)
+  accumulate_t<T>*
+      sums;  // of the pieces of rows: (models, rows, most_pieces(device, latents)); kl itself where that is 1
 };
 
 template <class T>

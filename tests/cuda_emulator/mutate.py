@@ -135,7 +135,8 @@ def equivalent() -> dict[tuple[str, str, str], str]:
 
 def main(names: list[str]) -> int:
     """Print a line per mutant; the exit status says whether all is as it should be."""
-    files = [CSRC / "common" / "cuda.cuh", *sorted((CSRC / "ops" / "cuda").glob("*.cu"))]
+    shared = [CSRC / "common" / name for name in ("cuda.cuh", "row_tiles.cuh")]
+    files = [*shared, *sorted((CSRC / "ops" / "cuda").glob("*.cu"))]
     chosen = [path for path in files if not names or path.name in names]
     candidates = [m for path in chosen for m in mutants(str(path.relative_to(CSRC)), path.read_text("utf-8"))]
     reasons = equivalent()

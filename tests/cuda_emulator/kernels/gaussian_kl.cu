@@ -76,7 +76,8 @@ void forward(const Shape& s, size_t offset, Weights weights) {
   const T* mean = c.input<T>("mean", posterior.mean, offset);
   const T* logvar = c.input<T>("logvar", posterior.logvar);
   Value* out = c.output<Value>("kl", expected.size());
-  Value* sums = most_pieces(s.latents) > 1 ? c.output<Value>("sums", s.rows * most_pieces(s.latents)) : out;
+  const int64_t pieces = most_pieces(Cuda{}, s.latents);
+  Value* sums = pieces > 1 ? c.output<Value>("sums", s.rows * pieces) : out;
   const KLWeight<T> weight = posterior.kl_weight(c);
   c.run([&] { gaussian_kl(Cuda{}, GaussianKL<T>{R, s.rows, s.latents, mean, logvar, weight, out, sums}); });
   c.expect(out, expected);

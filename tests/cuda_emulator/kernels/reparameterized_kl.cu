@@ -118,7 +118,8 @@ void forward(const Shape& s, size_t offset) {
   Case c(name<T>("reparameterized_kl", s, offset));
   const GaussianPosterior<T> arguments = p.arguments(c, offset);
   Value *out_z = c.output<Value>("z", z.size()), *out_kl = c.output<Value>("kl", kl.size());
-  Value* sums = most_pieces(s.latents) > 1 ? c.output<Value>("sums", kl.size() * most_pieces(s.latents)) : out_kl;
+  const int64_t pieces = most_pieces(Cuda{}, s.latents);
+  Value* sums = pieces > 1 ? c.output<Value>("sums", kl.size() * pieces) : out_kl;
   c.run([&] { reparameterized_kl(Cuda{}, ReparameterizedKL<T>{arguments, out_z, out_kl, sums}); });
   c.expect(out_z, rounded<Value>(z));
   c.expect(out_kl, rounded<Value>(kl));
