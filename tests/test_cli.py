@@ -259,7 +259,10 @@ def test_a_finished_run_is_skipped_and_said(tmp_path):
         (["nothing"], "no experiment 'nothing', only stationary-points, latent-dimensions"),
         (["figure-14"], "no experiment 'figure-14'"),
         (["count", "--device", "tpu9"], "--device tpu9"),
-        (["count", "--set", "size=3"], "no setting 'size', only num_images, data, image_size, seed, device, limit"),
+        (
+            ["count", "--set", "size=3"],
+            "no setting 'size', only num_images, data, image_size, seed, device",
+        ),
         (["count", "--set", "limit=x"], "limit must be a whole number, got 'x'"),
         (["count", "--seeds", "3:1"], "seeds must be different whole numbers"),
         (["count", "--seeds", "0:2", "--seed", "1"], "give either --seed or --seeds"),

@@ -107,7 +107,8 @@ def test_figure(run, measured):
     gain = measured["analytic: ELBO"] - measured["stochastic: ELBO"]
     assert f"ends {gain:.1f} nats higher" in figure.get_suptitle()
     assert course.get_ylabel() == "ELBO (nats per image)"
-    assert f"analytic\n{measured['analytic: ELBO']:.2f}" in [text.get_text() for text in course.texts]
+    elbo = f"{measured['analytic: ELBO']:.2f}".replace("-", "\N{MINUS SIGN}")
+    assert f"analytic\n{elbo}" in [text.get_text() for text in course.texts]
     assert bound.get_xscale() == spectrum.get_yscale() == "log"
 
 

@@ -58,7 +58,7 @@ def test_other_data(tmp_path, name, data):
         return
     run = execute(EXPERIMENTS[name], config, tmp_path / "run")
     assert run.results["data"] == data
-    assert all(path.exists() for path in run.figures.values())
+    assert all(path.exists() for paths in run.figures.values() for path in paths)
     assert all(quantity["published"] is None for quantity in run.results["quantities"].values())
 
 

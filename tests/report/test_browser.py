@@ -70,11 +70,9 @@ def click(table, column):
 
 
 def test_every_image_is_loaded_and_no_script_of_others_runs(page):
-    assert page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)") == [
-        pytest.approx(1080, rel=0.1),
-        pytest.approx(1080, rel=0.1),
-        1280,
-    ]
+    widths = page.evaluate("[...document.images].map(image => image.complete ? image.naturalWidth : 0)")
+    assert len(widths) == 3
+    assert min(widths) > 1000
     assert page.title() == "Published and measured"
     assert page.locator("script").count() == 1
 

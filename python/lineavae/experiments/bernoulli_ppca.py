@@ -139,7 +139,8 @@ def plot(results: Results) -> Figure:
         spectra[text] = draw(
             spectrum, curves, "latents", f"{objective}: critical ε", color=colour, linewidth=1.8
         )
-    best = elbos["analytic"]["measured"]
+    levels = (independent, *(elbo["measured"] for elbo in elbos.values()))
+    margin = 0.06 * (max(levels) - min(levels))
     course.axhline(independent, color=BLACK, linestyle="--", linewidth=1)
     course.annotate(
         "independent pixels",
@@ -149,7 +150,7 @@ def plot(results: Results) -> Figure:
         ha="right",
         fontsize=9,
     )
-    course.set_ylim(independent - 0.06 * (best - independent), best + 0.06 * (best - independent))
+    course.set_ylim(min(levels) - margin, max(levels) + margin)
     course.set_xlim(0, config["steps"])
     course.set_title("ELBO in the course of training", loc="left", fontsize=10)
     course.set_xlabel("step of Adam, all images at each")
