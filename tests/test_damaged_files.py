@@ -6,6 +6,7 @@ FUZZ_CASES in the environment sets how many damaged files each reader meets.
 import json
 import os
 import random
+import shutil
 import struct
 import tracemalloc
 from unittest import mock
@@ -246,7 +247,8 @@ class RunDirectory:
 
     def write(self, folder):
         execute(self.experiment, self.config, folder)
-        (folder / "environment.json").unlink()  # which nothing reads
+        (folder / "environment.json").unlink()  # which nothing reads, nor these tables for people
+        shutil.rmtree(folder / "curves")
 
     def read(self, folder):
         run = execute(self.experiment, self.config, folder)
@@ -262,6 +264,7 @@ class ReportedRun(RunDirectory):
 
     def write(self, folder):
         execute(self.experiment, self.config, folder)
+        shutil.rmtree(folder / "curves")
 
     def read(self, folder):
         with mock.patch.dict(EXPERIMENTS.data, {"count": self.experiment}):

@@ -1,4 +1,4 @@
-"""The paper's figures, one module each, and the directories that their runs leave.
+"""The paper's figures and tables, an experiment for each training, and the directories that their runs leave.
 
 Examples
 --------
@@ -9,13 +9,13 @@ stationary-points
 latent-dimensions
 analytic-vs-stochastic
 nonlinear-encoders
+theorem-1
+bernoulli-ppca
 deep-mnist
 deep-mnist-pixels
 collapse-curves
 kl-annealing
 deep-celeba
-theorem-1
-bernoulli-ppca
 """
 
 from __future__ import annotations
