@@ -3,19 +3,8 @@
 Examples
 --------
 >>> from lineavae.experiments import EXPERIMENTS
->>> for name in EXPERIMENTS:
-...     print(name)
-stationary-points
-latent-dimensions
-analytic-vs-stochastic
-nonlinear-encoders
-theorem-1
-bernoulli-ppca
-deep-mnist
-deep-mnist-pixels
-collapse-curves
-kl-annealing
-deep-celeba
+>>> EXPERIMENTS["deep-mnist"].shows
+('table-1', 'table-2')
 """
 
 from __future__ import annotations
