@@ -318,7 +318,7 @@ def test_a_full_disk(folder, load):
 
 # Forks a child for each line of the input, which decodes a folder and notes each file.
 CHILDREN = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from lineavae.data import image_cache, load_images
 from lineavae.data.image_files import Preparation
@@ -329,6 +329,7 @@ decode = Preparation.decode
 def noting(self, path):
     with open(log, "a") as file:
         file.write(f"{path.name}\\n")
+    time.sleep(0.003)  # longer than a busy machine takes to kill
     return decode(self, path)
 
 Preparation.decode = noting
@@ -398,14 +399,14 @@ def test_killed_ten_times(folder, tmp_path, children):
     log.write_bytes(b"")
     chance, killed = random.Random(0), 0
     for _ in range(10):
-        moment = log.stat().st_size + 7 * chance.randrange(24)
+        moment = log.stat().st_size + 7 * chance.randrange(12)
         child = children(tmp_path / "killed")
         wait_for(lambda child=child, moment=moment: log.stat().st_size >= moment or has_ended(child))
         time.sleep(chance.uniform(0, 0.01))
         killed += not has_ended(child)
         os.kill(child, signal.SIGKILL)
         wait_for(lambda child=child: has_ended(child))
-    assert killed > 1  # the others had ended: how many is a matter of the machine
+    assert killed > 5
     child = children(tmp_path / "killed")
     wait_for(lambda: has_ended(child))
     assert status_of(child) == ("Z", 0)

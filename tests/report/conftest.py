@@ -6,7 +6,7 @@ from made_up import collapse_report, deep, experiment, plain
 from lineavae.experiments import EXPERIMENTS, Config, execute
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the experiments are known in these tests alone
 def paths(tmp_path_factory):
     """Two runs, of experiments that are known for as long, and a collapse report."""
     folder = tmp_path_factory.mktemp("runs")

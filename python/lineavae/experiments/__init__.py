@@ -3,8 +3,19 @@
 Examples
 --------
 >>> from lineavae.experiments import EXPERIMENTS
->>> EXPERIMENTS["deep-mnist"].shows
-('table-1', 'table-2')
+>>> for name in EXPERIMENTS:
+...     print(name)
+stationary-points
+latent-dimensions
+analytic-vs-stochastic
+nonlinear-encoders
+theorem-1
+bernoulli-ppca
+deep-mnist
+deep-mnist-pixels
+collapse-curves
+kl-annealing
+deep-celeba
 """
 
 from __future__ import annotations
