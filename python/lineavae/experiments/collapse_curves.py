@@ -6,8 +6,9 @@ matter of how long it had time to sink; at larger ε the curves differ much earl
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from lineavae.experiments.runs import Claim, Results, claim, quantity
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import ArrayLike, NDArray
 
 _THRESHOLDS = (0.01, 0.1, 1.0)
 
@@ -57,16 +57,20 @@ def _claim_of_robustness(config: DeepConfig, rows: Rows) -> Claim:
     )
 
 
-def draw_curves(axes: Axes, epsilons: ArrayLike, percent: NDArray[np.float64], **style: Any) -> None:
-    """Draw the mean over seeds, (seeds, E), and the band from the least to the most of them."""
-    axes.plot(epsilons, percent.mean(0), **style)
-    if len(percent) > 1:
-        band = percent.min(0), percent.max(0)
-        axes.fill_between(epsilons, *band, color=style["color"], alpha=0.15, linewidth=0)
+def draw_curves(axes: Axes, results: Results, lines: Mapping[float, tuple[str, str]]) -> None:
+    """Draw the collapse of the models of each σ² against ε, and give the panel its axes and legend.
 
-
-def finish(axes: Axes) -> None:
-    """Give a panel of collapse curves its axes."""
+    A line is the mean over seeds, its band goes from the least to the most of them. ``lines`` has for each σ²
+    the name of its curve, (seeds, E), and what the legend says of it.
+    """
+    curves = results["curves"]
+    for sigma2, colour in colours(list(lines)).items():
+        name, text = lines[sigma2]
+        percent = curves[name]
+        axes.plot(curves["ε"], percent.mean(0), color=colour, linewidth=1.8, label=text)
+        if len(percent) > 1:
+            band = percent.min(0), percent.max(0)
+            axes.fill_between(curves["ε"], *band, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel("ε, nats")
     axes.set_ylabel("collapsed latents, %")
@@ -74,7 +78,7 @@ def finish(axes: Axes) -> None:
     axes.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def colours(sigma2: list[float]) -> dict[float, tuple[float, ...]]:
+def colours(sigma2: Sequence[float]) -> dict[float, tuple[float, ...]]:
     """Give each σ² a colour, from dark for the largest to light."""
     from matplotlib import colormaps
 
@@ -83,28 +87,19 @@ def colours(sigma2: list[float]) -> dict[float, tuple[float, ...]]:
 
 
 def _plot(results: Results, kind: Kind) -> Figure:
-    config, curves = results["config"], results["curves"]
+    config, seeds = results["config"], len(results["config"]["seeds"])
     initial = "initial " if kind == "learned" else ""
     steps = results["quantities"]["steps"]["measured"]
     figure, (axes,) = make_panels(
         f"Collapse with σ² {kind}, K={config['latent_dim']}, {results['data']}, N={config['num_images']}", 1
     )
-    for sigma2, colour in colours(list(config["sigma2"])).items():
-        draw_curves(
-            axes,
-            curves["ε"],
-            curves[label(kind, sigma2)],
-            color=colour,
-            linewidth=1.8,
-            label=f"{initial}σ² = {sigma2:g}",
-        )
-    seeds = len(config["seeds"])
+    lines = {sigma2: (label(kind, sigma2), f"{initial}σ² = {sigma2:g}") for sigma2 in config["sigma2"]}
+    draw_curves(axes, results, lines)
     axes.set_title(
         f"δ = 0.01, after {steps:.0f} steps" + (f", {seeds} seeds" if seeds > 1 else ""),
         loc="left",
         fontsize=10,
     )
-    finish(axes)
     return figure
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lineavae.experiments import deep_mnist
-from lineavae.experiments.collapse_curves import colours, draw_curves, finish, plot_fixed, plot_learned
+from lineavae.experiments.collapse_curves import draw_curves, plot_fixed, plot_learned
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo, final_sigma2
 from lineavae.experiments.deep_tables import curves_of, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepData, chunks_of, grey_levels, models_of, prepare, train
@@ -92,7 +92,7 @@ def _pictures(config: DeepCelebAConfig, data: DeepData, vae: GaussianVAE) -> dic
 
 def plot_annealing(results: Results) -> Figure:
     """Draw collapse against ε where σ² is learned, annealed and not."""
-    config, curves = results["config"], results["curves"]
+    config = results["config"]
     steps = results["quantities"]["steps"]["measured"]
     figure, panels = make_panels(
         f"KL annealing with σ² learned, K={config['latent_dim']}, {results['data']}, "
@@ -100,18 +100,13 @@ def plot_annealing(results: Results) -> Figure:
         2,
     )
     for axes, suffix, how in zip(panels, (", annealed", ""), ("annealed", "not annealed"), strict=True):
-        for sigma2, colour in colours(list(config["sigma2"])).items():
-            final = results["quantities"][f"learned {sigma2:g}{suffix}: final σ²"]["measured"]
-            draw_curves(
-                axes,
-                curves["ε"],
-                curves[f"learned {sigma2:g}{suffix}"],
-                color=colour,
-                linewidth=1.8,
-                label=f"σ² = {sigma2:g} to {final:.3g}",
-            )
+        lines = {}
+        for sigma2 in config["sigma2"]:
+            name = f"learned {sigma2:g}{suffix}"
+            final = results["quantities"][f"{name}: final σ²"]["measured"]
+            lines[sigma2] = (name, f"σ² = {sigma2:g} to {final:.3g}")
+        draw_curves(axes, results, lines)
         axes.set_title(f"{how}, {steps:.0f} steps", loc="left", fontsize=10)
-        finish(axes)
     return figure
 
 

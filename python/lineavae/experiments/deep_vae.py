@@ -33,7 +33,7 @@ from lineavae._io import atomic_path, write_text
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport, CollapseStatistics, WidePosteriorWarning
-from lineavae.data import DataError, logit_transform
+from lineavae.data import DataError, bits_per_dimension, dequantize, logit_transform
 from lineavae.experiments import processes
 from lineavae.experiments.published import Kind, gaussian_elbo
 from lineavae.experiments.runs import Config
@@ -165,11 +165,8 @@ def prepare(config: DeepConfig) -> DeepData:
     images = np.moveaxis(images.reshape(*images.shape[:3], -1), -1, 1)  # (N, C, H, W)
     if config.logits:
         x, log_dets = logit_transform(images, config.seed, alpha=_alpha(images.shape[1]))
-        log_det = log_dets.mean().item()
     else:
-        noise = np.random.default_rng(config.seed).random(images.shape)
-        x = torch.from_numpy((images + noise) / 256).flatten(1)
-        log_det = -x.shape[1] * math.log(256)
+        x, log_dets = dequantize(images, config.seed)
     if config.hidden is None:
         if images.shape[2:] != (64, 64):
             raise DataError(
@@ -181,7 +178,7 @@ def prepare(config: DeepConfig) -> DeepData:
     if config.standardise:
         offset = x.mean(0)
         scale = (x - offset).square().mean().sqrt().item()
-    return DeepData((x - offset).float().to(config.device), offset.float(), scale, log_det)
+    return DeepData((x - offset).float().to(config.device), offset.float(), scale, log_dets.mean().item())
 
 
 def grey_levels(config: DeepConfig, data: DeepData, x: Tensor) -> NDArray[np.uint8]:
@@ -277,7 +274,7 @@ class Evaluation:
     @property
     def bits_per_dimension(self) -> float:
         """What the ELBO promises of a code for the grey levels."""
-        return -self.elbo / (self.num_features * math.log(2))
+        return bits_per_dimension(self.elbo, self.num_features)
 
     def collapse(self, epsilon: float = EPSILON) -> float:
         """Percentage of the latents that are (ε, 0.01)-collapsed, for one of `EPSILONS`."""

@@ -90,7 +90,7 @@ def execute(
         experiment.run(config, directory)
         processes.wait_for_all()
         return _read(experiment, directory, formats, skipped=False)
-    _begin(directory, asked, _environment(config))
+    _begin(directory, asked, {**_environment(), "data": _description(config)})
     results = experiment.run(config, directory)
     if results["data"] not in config.published_data:
         for entry in _quantities(results):
@@ -142,10 +142,8 @@ def execute_seeds(
     ):
         return _skip(experiment, directory, formats)
     if is_first:
-        environment = _environment(config)
-        del environment["data"]  # each seed has its own images
         (directory / "results.json").unlink(missing_ok=True)
-        _begin(directory, asked, environment)
+        _begin(directory, asked, _environment())  # each seed has its own images
     console, runs = Console(stderr=True), []
     for number, seed in enumerate(seeds, 1):
         console.print(f"seed {seed}, {number} of {len(seeds)}")
@@ -220,7 +218,8 @@ def _skip(experiment: Experiment, directory: Path, formats: Sequence[str]) -> Ru
     try:
         if any(missing.values()):
             require("matplotlib", "experiments")
-            _draw(experiment, run.results, missing)
+            checksum = _document(experiment, run.results)["checksum"]
+            _draw(experiment, run.results, missing, checksum)
         if not (directory / "curves").exists():
             write_tables(run.results, directory / "curves")
     except OSError as error:
@@ -251,8 +250,9 @@ def _write(experiment: Experiment, results: Results, directory: Path, formats: S
         write_tables(results, directory / "curves")
         for path in (directory / f"{name}.{suffix}" for name in figures for suffix in FORMATS):
             path.unlink(missing_ok=True)  # drawn from what seeds had been run before
-        _draw(experiment, results, figures)
-        _write_json(directory / "results.json", _document(experiment, results))
+        document = _document(experiment, results)
+        _draw(experiment, results, figures, document["checksum"])
+        _write_json(directory / "results.json", document)
     except OSError as error:
         raise RunWriteError(error, Run(directory, results, skipped=False, figures=figures)) from error
     return _read(experiment, directory, formats, skipped=False)
@@ -269,8 +269,9 @@ def _document(experiment: Experiment, results: Results) -> dict[str, Any]:
     return {**document, "checksum": _checksum(document, results["curves"])}
 
 
-def _draw(experiment: Experiment, results: Results, figures: Mapping[str, Sequence[Path]]) -> None:
-    checksum = _document(experiment, results)["checksum"]
+def _draw(
+    experiment: Experiment, results: Results, figures: Mapping[str, Sequence[Path]], checksum: str
+) -> None:
     for name, paths in figures.items():
         if paths:
             figure = experiment.figures[name](results)
@@ -329,18 +330,18 @@ def _find(directory: Path, asked: Mapping[str, Any], except_for: str = "") -> di
     return found
 
 
-def _environment(config: Config) -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
+    return {**diagnose().to_dict(), "numpy": np.__version__, "threads": torch.get_num_threads()}
+
+
+def _description(config: Config) -> dict[str, Any]:
+    """Describe the data that a run sees."""
     data = config.samples
     pixels = data.images if isinstance(data, Images) else data.samples
     return {
-        **diagnose().to_dict(),
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-        "data": {
-            "name": data.name,
-            "sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
-            "remarks": data.remarks,
-        },
+        "name": data.name,
+        "sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+        "remarks": data.remarks,
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineavae.experiments import deep_mnist
-from lineavae.experiments.collapse_curves import colours, draw_curves, finish
+from lineavae.experiments.collapse_curves import colours, draw_curves
 from lineavae.experiments.deep_claims import (
     LEAST_DIFFERENCE,
     by_sigma2,
@@ -147,22 +147,16 @@ def _plot(results: Results, kind: Kind) -> Figure:
     )
     initial = "initial " if kind == "learned" else ""
     for axes, name in zip(panels, ("annealed", "plain"), strict=True):
-        for sigma2, colour in colours(list(config["sigma2"])).items():
-            key = f"{label(kind, sigma2)}, {name}"
-            draw_curves(
-                axes,
-                curves["ε"],
-                curves[key],
-                color=colour,
-                linewidth=1.8,
-                label=f"{initial}σ² = {sigma2:g}",
-            )
-            axes.plot(
-                curves["ε"], curves[f"{key}, {snapshot}"].mean(0), color=colour, linestyle="--", linewidth=1.2
-            )
+        lines = {
+            sigma2: (f"{label(kind, sigma2)}, {name}", f"{initial}σ² = {sigma2:g}")
+            for sigma2 in config["sigma2"]
+        }
+        draw_curves(axes, results, lines)
+        for sigma2, colour in colours(config["sigma2"]).items():
+            early = curves[f"{lines[sigma2][0]}, {snapshot}"].mean(0)
+            axes.plot(curves["ε"], early, color=colour, linestyle="--", linewidth=1.2)
         how = f"annealed over {config['annealing_epochs']} epochs" if name == "annealed" else "not annealed"
         axes.set_title(f"{how}: {steps:.0f} steps, dashed: {snapshot}", loc="left", fontsize=10)
-        finish(axes)
     return figure
 
 
