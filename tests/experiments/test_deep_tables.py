@@ -35,7 +35,9 @@ def evaluation(tuned_sigma2, kl, num_collapsed, sigma2=1.0):
 def outcome(kind, seed, lr, *evaluations):
     collapse = np.array([[found.collapse(epsilon) for epsilon in EPSILONS] for found in evaluations])
     one = np.zeros((len(evaluations), 1))
-    return Outcome(Chunk(kind, seed, lr), one[0], one, one, one, collapse[:, :, None], list(evaluations))
+    return Outcome(
+        Chunk(kind, CONFIG.sigma2, seed, lr), one[0], one, one, one, collapse[:, :, None], list(evaluations)
+    )
 
 
 def outcomes(**changes):

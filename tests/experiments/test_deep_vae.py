@@ -1,5 +1,6 @@
 import csv
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -119,10 +120,17 @@ def test_evaluation_is_the_elbo_of_its_draws(data):
         assert found.collapse(epsilon) == pytest.approx(100 * collapsed.double().mean().item())
 
 
-@pytest.mark.parametrize("chunk", [Chunk("learned", 1, 3e-3), Chunk("fixed", 0, 3e-3, annealing_epochs=3)])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        Chunk("learned", TINY.sigma2, 1, 3e-3),
+        Chunk("fixed", TINY.sigma2, 0, 3e-3, annealing_epochs=3),
+        Chunk("learned", (1.0,), 0, 3e-3, annealing_epochs=3),
+    ],
+)
 def test_a_chunk_trains_each_model_as_a_plain_loop_does(chunk, data, tmp_path):
     (outcome,) = train(TINY, [chunk], data, tmp_path)
-    for index, sigma2 in enumerate(TINY.sigma2):
+    for index, sigma2 in enumerate(chunk.sigma2):
         vae = make_vae(TINY, data, sigma2, chunk.kind, chunk.seed)
         _train_plainly(vae, data, chunk)
         expected = evaluate(vae, data, chunk.seed)
@@ -148,12 +156,12 @@ def _train_plainly(vae, data, chunk):
 
 def test_a_history_is_written_as_csv(run):
     paths = sorted(run.directory.glob("*.csv"))
-    assert len(paths) == 4
-    rows = list(csv.reader(paths[0].read_text().splitlines()))
-    assert rows[0][:5] == ["step", "initial sigma2", "ELBO", "KL", "sigma2"]
-    assert [row[:2] for row in rows[1:]] == [
-        [str(step), sigma2] for step in (0, 6, 12) for sigma2 in ("10.0", "1.0")
-    ]
+    assert len(paths) == 8
+    tables = [list(csv.reader(path.read_text().splitlines())) for path in paths]
+    assert {tuple(table[0][:5]) for table in tables} == {("step", "initial sigma2", "ELBO", "KL", "sigma2")}
+    assert sorted(tuple(row[:2]) for table in tables for row in table[1:]) == sorted(
+        (str(step), sigma2) for step in (0, 6, 12) for sigma2 in ("10.0", "1.0") for _ in range(4)
+    )
 
 
 def test_event_files_for_tensorboard(data, tmp_path):
@@ -176,7 +184,7 @@ def test_what_a_run_beside_has_trained_is_not_trained_again(run, monkeypatch):
     for name in ("fixed 10", "learned 1"):
         found = other.results["quantities"][f"{name}: collapse, ε = 0.1"]
         assert found == run.results["quantities"][f"{name}: collapse, ε = 0.1"]
-    assert len(list(other.directory.glob("*.csv"))) == 4
+    assert len(list(other.directory.glob("*.csv"))) == 8
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,7 @@ def test_what_a_run_beside_has_trained_is_not_trained_again(run, monkeypatch):
         {"epochs": 5},
         {"seed": 1},
         {"logits": False},
-        {"sigma2": (10.0,)},
+        {"sigma2": (1.0,)},
     ],
 )
 def test_another_training_has_another_file(change):
@@ -208,7 +216,7 @@ def test_another_training_has_another_file(change):
 )
 def test_options_of_speed_change_no_conclusion(data, option, tolerance, tmp_path):
     plain = replace(TINY, epochs=40, record_every=20)
-    chunk = Chunk("learned", 0, 3e-3)
+    chunk = Chunk("learned", TINY.sigma2, 0, 3e-3)
     found, expected = (
         train(config, [chunk], data, tmp_path)[0] for config in (replace(plain, **option), plain)
     )
@@ -286,22 +294,36 @@ def test_a_run_that_is_killed_ten_times_ends_as_if_it_was_not(whole, tmp_path, w
 
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
-from test_deep_vae import run_long
-dist.init_process_group("gloo")
-run_long(Path(sys.argv[2]))
-dist.destroy_process_group()
+from test_deep_vae import execute, EXPERIMENT, LONG
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    execute(EXPERIMENT, LONG, Path(sys.argv[2]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(whole, tmp_path):
+@pytest.mark.parametrize(
+    "launcher",
+    [("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), ()],
+    ids=["torchrun", ""],
+)
+def test_two_processes_find_what_one_finds(whole, tmp_path, launcher):
+    """Those of torchrun, and those that there are for two threads."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     here = str(Path(__file__).parent)
-    subprocess.run([*launcher, str(script), here, str(tmp_path / "run")], check=True)
+    threads = {} if launcher else {"OMP_NUM_THREADS": "2"}
+    subprocess.run(
+        [sys.executable, *launcher, str(script), here, str(tmp_path / "run")],
+        check=True,
+        env=os.environ | threads,
+    )
     assert_same_results(tmp_path / "run", whole)

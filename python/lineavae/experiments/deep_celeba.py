@@ -52,8 +52,12 @@ def run(config: DeepCelebAConfig, run_dir: Path) -> Results:
     for row in rows_annealed.values():
         curves[f"{row.label}, annealed"] = row.curves[:, :, -1]
     best = max(rows_annealed.values(), key=lambda row: row.mean(elbo))
-    chunk = next(chunk for chunk in annealed if chunk.learning_rate == best.learning_rate)
-    vae = models_of(config, chunk, data, run_dir)[config.sigma2.index(best.sigma2)]
+    chunk = next(
+        chunk
+        for chunk in annealed
+        if chunk.learning_rate == best.learning_rate and best.sigma2 in chunk.sigma2
+    )
+    vae = models_of(config, chunk, data, run_dir)[chunk.sigma2.index(best.sigma2)]
     curves |= _pictures(config, data, vae)
 
     of_pixels = replace(config, logits=False)

@@ -127,7 +127,7 @@ PRESETS = {
     "quick": DeepConfig(
         num_images=2000,
         logits=True,
-        sigma2=(10.0, 1.0, 0.1, 0.01, 0.001),
+        sigma2=(10.0, 1.0, 0.1),
         seeds=(0, 1, 2),
         hidden=(256, 128),
         epochs=200,

@@ -97,22 +97,23 @@ def label(kind: Kind, sigma2: float) -> str:
 def rows_of(config: DeepConfig, outcomes: Sequence[Outcome]) -> Rows:
     """Sort trained models into rows; each takes the learning rate with the best mean ELBO, as the paper."""
     rows: dict[tuple[Kind, float], Row] = {}
-    for index, sigma2 in enumerate(config.sigma2):
+    for sigma2 in config.sigma2:
         for kind in dict.fromkeys(outcome.chunk.kind for outcome in outcomes):
             candidates = [
                 Row(
                     kind,
                     sigma2,
                     lr,
-                    [outcome.evaluations[index] for outcome in found],
-                    np.stack([outcome.collapse[index] for outcome in found]),
+                    [outcome.evaluations[index] for outcome, index in found],
+                    np.stack([outcome.collapse[index] for outcome, index in found]),
                 )
                 for lr in config.learning_rates
                 if (
                     found := [
-                        outcome
+                        (outcome, outcome.chunk.sigma2.index(sigma2))
                         for outcome in outcomes
                         if (outcome.chunk.kind, outcome.chunk.learning_rate) == (kind, lr)
+                        and sigma2 in outcome.chunk.sigma2
                     ]
                 )
             ]

@@ -1,9 +1,11 @@
 """How the experiments train deep Gaussian VAEs, and what they measure of them.
 
-What trains together is a chunk: the models of one seed with one kind of noise, one for each initial σ². They
-begin with the same weights, see the same batches and the same noise, and are one `Ensemble`. A chunk has a
-checkpoint of its own, and its composition never depends on the machine; so the results are the same however
-many processes share the chunks, and whatever interrupts them.
+What trains together is a chunk: models of one seed with one kind of noise that differ in their initial σ².
+They begin with the same weights and see the same batches and the same noise. On a GPU all σ² are one chunk,
+which is an `Ensemble`; on a CPU each is one, since there products of matrices of this size are as fast one
+after another, and what is between them faster (``bench/bench_ensemble.py``). A chunk has a checkpoint of its
+own, and on a CPU a thread of its own; so the results are the same however many processes share the chunks,
+and whatever interrupts them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from lineavae._ascent import Problem, Settings, ascend, batches, fingerprint, noise_seed
 from lineavae._io import atomic_path, write_text
@@ -127,21 +130,34 @@ class DeepConfig(Config):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Models that train together: all initial σ² of a configuration."""
+    """Models that train together, one for each initial σ²."""
 
     kind: Kind
+    sigma2: tuple[float, ...]
     seed: int
     learning_rate: float
     annealing_epochs: int = 0
 
     def __str__(self) -> str:
         annealed = f", KL annealed over {self.annealing_epochs} epochs" if self.annealing_epochs else ""
-        return f"{self.kind} σ², seed {self.seed}, learning rate {self.learning_rate:g}{annealed}"
+        sigma2 = ", ".join(f"{value:g}" for value in self.sigma2)
+        return f"{self.kind} σ² {sigma2}, seed {self.seed}, learning rate {self.learning_rate:g}{annealed}"
 
 
 def chunks_of(config: DeepConfig, kinds: Iterable[Kind] = ("fixed", "learned")) -> list[Chunk]:
     """Give all chunks of a configuration without annealing."""
-    return [Chunk(kind, seed, lr) for kind in kinds for seed in config.seeds for lr in config.learning_rates]
+    alone = [(value,) for value in config.sigma2]
+    return [
+        Chunk(kind, sigma2, seed, lr)
+        for kind in kinds
+        for seed in config.seeds
+        for lr in config.learning_rates
+        for sigma2 in (alone if _is_on_cpu(config) else [config.sigma2])
+    ]
+
+
+def _is_on_cpu(config: DeepConfig) -> bool:
+    return torch.device(config.device).type == "cpu"
 
 
 class DeepData(NamedTuple):
@@ -361,10 +377,13 @@ class _Settings(Settings):
 class _Problem(Problem):
     """The sum over the models of a chunk of their ELBO, which has for each the gradient of its own."""
 
-    def __init__(self, settings: _Settings, ensemble: Ensemble, data: DeepData, config: DeepConfig) -> None:
-        super().__init__(settings, dict(ensemble.named_parameters()), config.latent_dim)
-        self._ensemble, self._data = ensemble, data
-        self._call = torch.compile(ensemble) if config.compile else ensemble
+    def __init__(
+        self, settings: _Settings, vaes: Sequence[GaussianVAE], data: DeepData, config: DeepConfig
+    ) -> None:
+        trained = vaes[0] if len(vaes) == 1 else Ensemble(vaes)
+        super().__init__(settings, dict(trained.named_parameters()), config.latent_dim)
+        self._trained, self._data = trained, data
+        self._call = torch.compile(trained) if config.compile else trained
         self._batch = batches(settings, data.x)
         self._annealing = KLAnnealing(settings.annealing_epochs)
         self._steps_per_epoch = config.steps_per_epoch
@@ -373,8 +392,10 @@ class _Problem(Problem):
 
     @property
     def models(self) -> list[GaussianVAE]:
-        """The models as they are, as copies."""
-        return cast("list[GaussianVAE]", self._ensemble.to_models())
+        """The models as they are."""
+        if isinstance(self._trained, Ensemble):
+            return cast("list[GaussianVAE]", self._trained.to_models())
+        return [self._trained]
 
     def objective(self, step: int) -> Tensor:
         """ELBO of the batch, by one draw of each image."""
@@ -413,19 +434,50 @@ class _Problem(Problem):
 def train(config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: Path) -> list[Outcome]:
     """Train chunks, or read them where they are trained already; in the order given.
 
-    Of several processes each trains its own, and waits for the others.
+    Of several processes each trains its own, and waits for the others. On a CPU there are as many as there
+    are threads, if torchrun did not start some.
     """
-    rank, outcomes = processes.rank(), {}
-    own = chunks[rank :: processes.world_size()]
-    for index, chunk in enumerate(own, 1):
-        if rank == 0:
-            Console(stderr=True).print(
-                f"{index} of {len(own)}: {len(config.sigma2)} models, {chunk}, {config.epochs} epochs",
-                soft_wrap=True,
-            )
-        outcomes[chunk] = _train_chunk(config, chunk, data, run_dir)
+    if not _is_on_cpu(config):
+        return _train_and_read(config, chunks, data, run_dir)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        num_processes = min(num_threads, len(chunks))
+        if num_processes > 1 and processes.world_size() == 1:
+            spawn(_train_share, (num_processes, config, chunks, run_dir), num_processes)  # type: ignore[no-untyped-call]
+        return _train_and_read(config, chunks, data, run_dir)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _train_share(
+    rank: int, num_processes: int, config: DeepConfig, chunks: Sequence[Chunk], run_dir: Path
+) -> None:
+    """Train what a process that `train` started has to."""
+    torch.set_num_threads(1)
+    _train_own(config, chunks[rank::num_processes], prepare(config), run_dir, show=rank == 0)
+
+
+def _train_and_read(
+    config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: Path
+) -> list[Outcome]:
+    rank = processes.rank()
+    own = _train_own(config, chunks[rank :: processes.world_size()], data, run_dir, show=rank == 0)
     processes.wait_for_all()
-    return [outcomes.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
+    return [own.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
+
+
+def _train_own(
+    config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: Path, *, show: bool
+) -> dict[Chunk, Outcome]:
+    outcomes = {}
+    for index, chunk in enumerate(chunks, 1):
+        if show:
+            Console(stderr=True).print(
+                f"{index} of {len(chunks)}: {chunk}, {config.epochs} epochs", soft_wrap=True
+            )
+        outcomes[chunk] = _train_chunk(config, chunk, data, run_dir, show=show)
+    return outcomes
 
 
 def models_of(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -> list[GaussianVAE]:
@@ -434,26 +486,28 @@ def models_of(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -
     return problem.models
 
 
-def _train_chunk(config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path) -> Outcome:
-    name, problem, history = _trained(config, chunk, data, run_dir)
+def _train_chunk(
+    config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path, *, show: bool = False
+) -> Outcome:
+    name, problem, history = _trained(config, chunk, data, run_dir, show=show)
     if not problem.evaluations:  # it was finished already
         problem.exact_elbo()
     if not (run_dir / f"{name}.csv").exists():  # it was taken from another run
-        _write_csv(run_dir / f"{name}.csv", config, history.T)
+        _write_csv(run_dir / f"{name}.csv", chunk, history.T)
     steps = history[0]
-    of_models = history[2:].reshape(len(config.sigma2), -1, len(steps))
+    of_models = history[2:].reshape(len(chunk.sigma2), -1, len(steps))
     elbo, kl, sigma2 = of_models[:, :3].transpose(1, 0, 2)
     epochs = steps / config.steps_per_epoch
     return Outcome(chunk, epochs, elbo, kl, sigma2, of_models[:, 3:], problem.evaluations)
 
 
 def _trained(
-    config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path
+    config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path, *, show: bool = False
 ) -> tuple[str, _Problem, NDArray[np.float64]]:
     """Give the name of a chunk's files, the chunk as it is after training, and its history."""
-    vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in config.sigma2]
+    vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in chunk.sigma2]
     settings = _settings(config, chunk)
-    problem = _Problem(settings, Ensemble(vaes), data, config)
+    problem = _Problem(settings, vaes, data, config)
     name = _file_name(settings, config, data)
     checkpoint = run_dir / f"{name}.safetensors"
     if not checkpoint.exists():
@@ -465,8 +519,8 @@ def _trained(
         checkpoint=checkpoint,
         checkpoint_every=settings.history_every,
         resume=True,
-        progress=processes.rank() == 0,
-        log=_make_log(config, run_dir, name),
+        progress=show,
+        log=_make_log(config, chunk, run_dir, name),
     )
     return name, problem, history
 
@@ -480,7 +534,7 @@ def _settings(config: DeepConfig, chunk: Chunk) -> _Settings:
         seed=chunk.seed,
         history_every=config.record_every * config.steps_per_epoch,
         kind=chunk.kind,
-        sigma2=list(config.sigma2),
+        sigma2=list(chunk.sigma2),
         hidden=None if config.hidden is None else list(config.hidden),
         learning_rate=chunk.learning_rate,
         annealing_epochs=chunk.annealing_epochs,
@@ -516,29 +570,31 @@ _LOGGED = {
 }
 
 
-def _logged(config: DeepConfig, record: Sequence[float]) -> Iterator[tuple[float, NDArray[np.float64]]]:
+def _logged(chunk: Chunk, record: Sequence[float]) -> Iterator[tuple[float, NDArray[np.float64]]]:
     """Give the initial σ² of each model with its numbers of `_LOGGED`."""
-    of_models = np.reshape(record[2:], (len(config.sigma2), -1))
-    yield from zip(config.sigma2, of_models[:, list(_LOGGED.values())], strict=True)
+    of_models = np.reshape(record[2:], (len(chunk.sigma2), -1))
+    yield from zip(chunk.sigma2, of_models[:, list(_LOGGED.values())], strict=True)
 
 
-def _write_csv(path: Path, config: DeepConfig, records: Iterable[Sequence[float]]) -> None:
+def _write_csv(path: Path, chunk: Chunk, records: Iterable[Sequence[float]]) -> None:
     """Write the history of a chunk: a row for each step recorded and each model."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("step", "initial sigma2", *_LOGGED))
     for record in records:
-        table.writerows((int(record[0]), sigma2, *numbers) for sigma2, numbers in _logged(config, record))
+        table.writerows((int(record[0]), sigma2, *numbers) for sigma2, numbers in _logged(chunk, record))
     write_text(path, text.getvalue())
 
 
-def _make_log(config: DeepConfig, run_dir: Path, name: str) -> Callable[[list[tuple[float, ...]]], None]:
+def _make_log(
+    config: DeepConfig, chunk: Chunk, run_dir: Path, name: str
+) -> Callable[[list[tuple[float, ...]]], None]:
     """Make what logs a chunk while it trains: to a CSV file, and to TensorBoard if asked for."""
     writer: Any = None
 
     def log(records: list[tuple[float, ...]]) -> None:
         nonlocal writer
-        _write_csv(run_dir / f"{name}.csv", config, records)
+        _write_csv(run_dir / f"{name}.csv", chunk, records)
         if not config.tensorboard:
             return
         step = int(records[-1][0])
@@ -546,7 +602,7 @@ def _make_log(config: DeepConfig, run_dir: Path, name: str) -> Callable[[list[tu
             # what a killed process wrote beyond its last checkpoint comes again
             tensorboard = require("torch.utils.tensorboard", "experiments")
             writer = tensorboard.SummaryWriter(str(run_dir / "tensorboard" / name), purge_step=step)
-        for sigma2, numbers in _logged(config, records[-1]):
+        for sigma2, numbers in _logged(chunk, records[-1]):
             for quantity, number in zip(_LOGGED, numbers, strict=True):
                 writer.add_scalar(f"{quantity}/initial sigma2 {sigma2:g}", number, step)
         writer.flush()
