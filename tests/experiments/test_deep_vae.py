@@ -327,3 +327,36 @@ def test_two_processes_find_what_one_finds(whole, tmp_path, launcher):
         env=os.environ | threads,
     )
     assert_same_results(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_processes_that_train_end_with_the_first(tmp_path, sent, code):
+    """Though the signal goes to the first alone."""
+    settings = (
+        "num_images=60",
+        "batch_size=30",
+        "hidden=8,6",
+        "latent_dim=3",
+        "epochs=10000",
+        "record_every=1",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lineavae", "reproduce", "deep-mnist", "--out", str(tmp_path)]
+        + [f"--set={setting}" for setting in settings],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while len(checkpoints(tmp_path / "deep-mnist-quick")) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(sent)
+    assert process.wait() == code
+    for _ in range(600):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("processes are left")

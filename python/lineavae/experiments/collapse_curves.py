@@ -14,9 +14,9 @@ import numpy as np
 
 from lineavae.experiments import deep_mnist
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, of_kind
-from lineavae.experiments.deep_tables import Rows, curves_of, label, rows_of
+from lineavae.experiments.deep_tables import Rows, axes_of, curves_of, describe, label, rows_of
 from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
-from lineavae.experiments.figures import make_panels
+from lineavae.experiments.figures import make_panels, setting
 from lineavae.experiments.published import Kind
 from lineavae.experiments.runs import Claim, Results, claim, quantity
 
@@ -36,7 +36,8 @@ def run(config: DeepConfig, run_dir: Path) -> Results:
         for epsilon in _THRESHOLDS:
             quantities[f"{row.label}: collapse, ε = {epsilon:g}"] = row.quantity(collapse_at(epsilon), "%")
     claims = [*claims_on_noise(config, rows), _claim_of_robustness(config, rows)]
-    return config.results(quantities, curves_of(rows), {}, claims)
+    curves = curves_of(rows)
+    return config.results(quantities, curves, {}, claims, axes_of(curves))
 
 
 def _claim_of_robustness(config: DeepConfig, rows: Rows) -> Claim:
@@ -60,19 +61,22 @@ def _claim_of_robustness(config: DeepConfig, rows: Rows) -> Claim:
 def draw_curves(axes: Axes, results: Results, lines: Mapping[float, tuple[str, str]]) -> None:
     """Draw the collapse of the models of each σ² against ε, and give the panel its axes and legend.
 
-    A line is the mean over seeds, its band goes from the least to the most of them. ``lines`` has for each σ²
-    the name of its curve, (seeds, E), and what the legend says of it.
+    A line is the mean over seeds, its band one standard deviation between them. ``lines`` has for each σ² the
+    name of its curve, (seeds, E), and what the legend says of it.
     """
     curves = results["curves"]
     for sigma2, colour in colours(list(lines)).items():
         name, text = lines[sigma2]
         percent = curves[name]
-        axes.plot(curves["ε"], percent.mean(0), color=colour, linewidth=1.8, label=text)
+        middle = percent.mean(0)
+        axes.plot(curves["ε"], middle, color=colour, linewidth=1.8, label=text)
         if len(percent) > 1:
-            band = percent.min(0), percent.max(0)
-            axes.fill_between(curves["ε"], *band, color=colour, alpha=0.15, linewidth=0)
+            spread = percent.std(0, ddof=1)
+            axes.fill_between(
+                curves["ε"], middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0
+            )
     axes.set_xscale("log")
-    axes.set_xlabel("ε, nats")
+    axes.set_xlabel(r"$\varepsilon$, nats")
     axes.set_ylabel("collapsed latents, %")
     axes.set_ylim(-2, 102)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
@@ -87,19 +91,23 @@ def colours(sigma2: Sequence[float]) -> dict[float, tuple[float, ...]]:
 
 
 def _plot(results: Results, kind: Kind) -> Figure:
-    config, seeds = results["config"], len(results["config"]["seeds"])
+    config, quantities = results["config"], results["quantities"]
     initial = "initial " if kind == "learned" else ""
-    steps = results["quantities"]["steps"]["measured"]
+    largest, smallest = (label(kind, value) for value in (config["sigma2"][0], config["sigma2"][-1]))
+    most, least = (
+        f"{quantities[f'{name}: collapse, ε = 0.1']['measured']:.0f} %" for name in (largest, smallest)
+    )
+    how = "fixed at" if kind == "fixed" else "learned from"
     figure, (axes,) = make_panels(
-        f"Collapse with σ² {kind}, K={config['latent_dim']}, {results['data']}, N={config['num_images']}", 1
+        f"With σ² {how} {config['sigma2'][0]:g}, {most} of the latents are within 0.1 nats of the prior; "
+        f"{how} {config['sigma2'][-1]:g}, {least}",
+        1,
+        setting(results, describe(results)),
     )
-    lines = {sigma2: (label(kind, sigma2), f"{initial}σ² = {sigma2:g}") for sigma2 in config["sigma2"]}
+    lines = {
+        sigma2: (label(kind, sigma2), rf"{initial}$\sigma^2$ = {sigma2:g}") for sigma2 in config["sigma2"]
+    }
     draw_curves(axes, results, lines)
-    axes.set_title(
-        f"δ = 0.01, after {steps:.0f} steps" + (f", {seeds} seeds" if seeds > 1 else ""),
-        loc="left",
-        fontsize=10,
-    )
     return figure
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from lineavae.experiments import deep_mnist
 from lineavae.experiments.collapse_curves import draw_curves, plot_fixed, plot_learned
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo, final_sigma2
-from lineavae.experiments.deep_tables import curves_of, forecasts, rows_of, table
+from lineavae.experiments.deep_tables import axes_of, curves_of, describe, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepData, chunks_of, grey_levels, models_of, prepare, train
-from lineavae.experiments.figures import make_panels
+from lineavae.experiments.figures import make_panels, setting
 from lineavae.experiments.kl_annealing import KLAnnealingConfig, claim_on_learned_noise
 from lineavae.experiments.published import TABLE_1_CELEBA, TABLE_3, TABLE_5
 from lineavae.experiments.runs import NATS, Results, quantity
@@ -80,7 +80,7 @@ def run(config: DeepCelebAConfig, run_dir: Path) -> Results:
         *claims_on_noise(config, rows),
         claim_on_learned_noise(config, rows_annealed, rows, "Appendix E.1.1, Figure 9"),
     ]
-    return config.results(quantities, curves, tables, claims)
+    return config.results(quantities, curves, tables, claims, axes_of(curves))
 
 
 @torch.no_grad()
@@ -96,21 +96,26 @@ def _pictures(config: DeepCelebAConfig, data: DeepData, vae: GaussianVAE) -> dic
 
 def plot_annealing(results: Results) -> Figure:
     """Draw collapse against ε where σ² is learned, annealed and not."""
-    config = results["config"]
-    steps = results["quantities"]["steps"]["measured"]
+    config, quantities = results["config"], results["quantities"]
+    first = f"learned {config['sigma2'][0]:g}"
+    annealed, plain = (
+        f"{quantities[f'{first}{suffix}: collapse, ε = 0.1']['measured']:.0f}"
+        for suffix in (", annealed", "")
+    )
     figure, panels = make_panels(
-        f"KL annealing with σ² learned, K={config['latent_dim']}, {results['data']}, "
-        f"N={config['num_images']}",
+        f"With σ² learned from {config['sigma2'][0]:g}, {annealed} of the latents end within 0.1 nats of "
+        f"the prior after annealing, {plain} without",
         2,
+        setting(results, describe(results)),
     )
     for axes, suffix, how in zip(panels, (", annealed", ""), ("annealed", "not annealed"), strict=True):
         lines = {}
         for sigma2 in config["sigma2"]:
             name = f"learned {sigma2:g}{suffix}"
             final = results["quantities"][f"{name}: final σ²"]["measured"]
-            lines[sigma2] = (name, f"σ² = {sigma2:g} to {final:.3g}")
+            lines[sigma2] = (name, rf"$\sigma^2$ = {sigma2:g} to {final:.3g}")
         draw_curves(axes, results, lines)
-        axes.set_title(f"{how}, {steps:.0f} steps", loc="left", fontsize=10)
+        axes.set_title(how, loc="left", fontsize=9)
     return figure
 
 

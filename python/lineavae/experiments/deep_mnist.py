@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo
-from lineavae.experiments.deep_tables import Rows, consistency, forecasts, rows_of, table
+from lineavae.experiments.deep_tables import Rows, consistency, describe, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepConfig, chunks_of, prepare, train
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels
+from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels, setting
 from lineavae.experiments.published import TABLE_1, TABLE_2
 from lineavae.experiments.runs import NATS, Claim, Quantity, Results, claim, quantity
 
@@ -88,16 +88,23 @@ def _claim_of_tuning(inconsistent: Sequence[str]) -> Claim:
 
 def plot(results: Results) -> Figure:
     """Draw for fixed σ² how much of the posterior is collapsed, beside what a linear VAE would lose."""
-    config, shown = results["config"], results["tables"]["table-2"]
+    shown = results["tables"]["table-2"]
     column = {name: index for index, name in enumerate(shown["columns"])}
     rows = {
         float(name.removeprefix("fixed ")): row
         for name, row in shown["rows"].items()
         if name.startswith("fixed ")
     }
+    sigma2, row = next(iter(rows.items()))
+    forecast, measured = (
+        cast(Quantity, row[column[name]])["measured"]
+        for name in ("linear forecast of collapse", "collapse, ε = 0.1")
+    )
     figure, (axes,) = make_panels(
-        f"Collapse and its linear forecast, {results['data']}, N={config['num_images']}",
+        f"At σ² = {sigma2:g} no linear VAE can keep {forecast:.0f} % of the latents; deep ones lose "
+        f"{measured:.0f} %",
         1,
+        setting(results, describe(results)),
     )
     for name, colour, marker in (
         ("linear forecast of collapse", BLACK, "o"),
@@ -112,13 +119,12 @@ def plot(results: Results) -> Figure:
             [entry["spread"] or 0.0 for entry in entries],
             color=colour,
             marker=marker,
-            label=name.replace("collapse, ", "deep VAE, "),
+            label=name.replace("collapse, ε", r"deep VAE, $\varepsilon$"),
             linestyle="--" if colour == BLACK else "-",
         )
     axes.set_xscale("log")
-    axes.set_xlabel("fixed σ²")
+    axes.set_xlabel(r"fixed $\sigma^2$")
     axes.set_ylabel("collapsed latents, %")
-    axes.set_title(shown["caption"].partition(", ")[2], loc="left", fontsize=10)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     return figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from lineavae.experiments.published import (
     gaussian_elbo,
     implied_squared_error,
 )
-from lineavae.experiments.runs import NATS, Quantity, Table, quantity
+from lineavae.experiments.runs import NATS, Quantity, Results, Table, quantity
 from lineavae.linear import Moments, forecast_collapse
 
 
@@ -201,3 +201,15 @@ def curves_of(rows: Rows) -> dict[str, NDArray[np.float64]]:
         for row in rows.values()
     }
     return {"ε": np.array(EPSILONS), **curves}
+
+
+def axes_of(curves: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, ...]]:
+    """Name the axes of such curves, and of images, (N, C, H, W)."""
+    names = {1: ("ε",), 2: ("seed", "ε"), 4: ("image", "colour", "row", "column")}
+    return {name: names[curve.ndim] for name, curve in curves.items()}
+
+
+def describe(results: Results) -> str:
+    """Say of which models a figure is."""
+    steps = results["quantities"]["steps"]["measured"]
+    return rf"Deep VAEs, $K$ = {results['config']['latent_dim']}, after {steps:.0f} steps; $\delta$ = 0.01"

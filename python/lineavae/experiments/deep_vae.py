@@ -437,15 +437,22 @@ def train(config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: 
     Of several processes each trains its own, and waits for the others. On a CPU there are as many as there
     are threads, if torchrun did not start some.
     """
-    if not _is_on_cpu(config):
-        return _train_and_read(config, chunks, data, run_dir)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    num_threads, rank, num_processes = torch.get_num_threads(), processes.rank(), processes.world_size()
+    started = 1
+    if _is_on_cpu(config):
+        torch.set_num_threads(1)
+        if num_processes == 1:
+            started = min(num_threads, len(chunks))
+    own: dict[Chunk, Outcome] = {}
     try:
-        num_processes = min(num_threads, len(chunks))
-        if num_processes > 1 and processes.world_size() == 1:
-            spawn(_train_share, (num_processes, config, chunks, run_dir), num_processes)  # type: ignore[no-untyped-call]
-        return _train_and_read(config, chunks, data, run_dir)
+        if started > 1:
+            _make_problem(config, chunks[0], data)  # settings that cannot be raise here
+            share = (started, config, chunks, run_dir)
+            spawn(_train_share, share, started, daemon=True)  # type: ignore[no-untyped-call]
+        else:
+            own = _train_own(config, chunks[rank::num_processes], data, run_dir, show=rank == 0)
+        processes.wait_for_all()
+        return [own.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
     finally:
         torch.set_num_threads(num_threads)
 
@@ -456,15 +463,6 @@ def _train_share(
     """Train what a process that `train` started has to."""
     torch.set_num_threads(1)
     _train_own(config, chunks[rank::num_processes], prepare(config), run_dir, show=rank == 0)
-
-
-def _train_and_read(
-    config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: Path
-) -> list[Outcome]:
-    rank = processes.rank()
-    own = _train_own(config, chunks[rank :: processes.world_size()], data, run_dir, show=rank == 0)
-    processes.wait_for_all()
-    return [own.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
 
 
 def _train_own(
@@ -505,9 +503,7 @@ def _trained(
     config: DeepConfig, chunk: Chunk, data: DeepData, run_dir: Path, *, show: bool = False
 ) -> tuple[str, _Problem, NDArray[np.float64]]:
     """Give the name of a chunk's files, the chunk as it is after training, and its history."""
-    vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in chunk.sigma2]
-    settings = _settings(config, chunk)
-    problem = _Problem(settings, vaes, data, config)
+    settings, problem = _settings(config, chunk), _make_problem(config, chunk, data)
     name = _file_name(settings, config, data)
     checkpoint = run_dir / f"{name}.safetensors"
     if not checkpoint.exists():
@@ -523,6 +519,11 @@ def _trained(
         log=_make_log(config, chunk, run_dir, name),
     )
     return name, problem, history
+
+
+def _make_problem(config: DeepConfig, chunk: Chunk, data: DeepData) -> _Problem:
+    vaes = [make_vae(config, data, sigma2, chunk.kind, chunk.seed) for sigma2 in chunk.sigma2]
+    return _Problem(_settings(config, chunk), vaes, data, config)
 
 
 def _settings(config: DeepConfig, chunk: Chunk) -> _Settings:

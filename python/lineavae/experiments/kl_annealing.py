@@ -25,9 +25,9 @@ from lineavae.experiments.deep_claims import (
     final_sigma2,
     of_kind,
 )
-from lineavae.experiments.deep_tables import Row, Rows, label, rows_of
+from lineavae.experiments.deep_tables import Row, Rows, axes_of, describe, label, rows_of
 from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
-from lineavae.experiments.figures import make_panels
+from lineavae.experiments.figures import make_panels, setting
 from lineavae.experiments.published import Kind
 from lineavae.experiments.runs import NATS, Claim, Results, claim, quantity
 
@@ -86,7 +86,7 @@ def run(config: KLAnnealingConfig, run_dir: Path) -> Results:
                     quantities[f"{row.label}, {name}: collapse, ε = {epsilon:g}, {when}"] = quantity(
                         found.mean(), "%", spread=float(found.std(ddof=1)) if len(found) > 1 else None
                     )
-    return config.results(quantities, curves, {}, _claims(config, of, snapshot))
+    return config.results(quantities, curves, {}, _claims(config, of, snapshot), axes_of(curves))
 
 
 def _claims(config: KLAnnealingConfig, of: Mapping[str, Rows], snapshot: int) -> list[Claim]:
@@ -138,17 +138,27 @@ def _compare(rows: Sequence[Row], pair: Sequence[Sequence[float]], digits: int =
 
 
 def _plot(results: Results, kind: Kind) -> Figure:
-    config, curves = results["config"], results["curves"]
-    steps = results["quantities"]["steps"]["measured"]
+    config, curves, quantities = results["config"], results["curves"], results["quantities"]
     snapshot = f"epoch {config['snapshot_epoch']}"
+    first = label(kind, config["sigma2"][0])
+    collapse = {
+        (name, when): f"{quantities[f'{first}, {name}: collapse, ε = 0.1, {when}']['measured']:.0f}"
+        for name in ("annealed", "plain")
+        for when in (snapshot, "end")
+    }
+    how = "fixed at" if kind == "fixed" else "learned from"
     figure, panels = make_panels(
-        f"KL annealing with σ² {kind}, K={config['latent_dim']}, {results['data']}, N={config['num_images']}",
+        f"With σ² {how} {config['sigma2'][0]:g}, annealing leaves {collapse['annealed', snapshot]} % of the "
+        f"latents within 0.1 nats of the prior at {snapshot}, without it there are "
+        f"{collapse['plain', snapshot]} %; at the end {collapse['annealed', 'end']} and "
+        f"{collapse['plain', 'end']} %",
         2,
+        setting(results, describe(results)),
     )
     initial = "initial " if kind == "learned" else ""
     for axes, name in zip(panels, ("annealed", "plain"), strict=True):
         lines = {
-            sigma2: (f"{label(kind, sigma2)}, {name}", f"{initial}σ² = {sigma2:g}")
+            sigma2: (f"{label(kind, sigma2)}, {name}", rf"{initial}$\sigma^2$ = {sigma2:g}")
             for sigma2 in config["sigma2"]
         }
         draw_curves(axes, results, lines)
@@ -156,7 +166,7 @@ def _plot(results: Results, kind: Kind) -> Figure:
             early = curves[f"{lines[sigma2][0]}, {snapshot}"].mean(0)
             axes.plot(curves["ε"], early, color=colour, linestyle="--", linewidth=1.2)
         how = f"annealed over {config['annealing_epochs']} epochs" if name == "annealed" else "not annealed"
-        axes.set_title(f"{how}: {steps:.0f} steps, dashed: {snapshot}", loc="left", fontsize=10)
+        axes.set_title(f"{how}; dashed: {snapshot}", loc="left", fontsize=9)
     return figure
 
 
