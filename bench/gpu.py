@@ -2,8 +2,9 @@
 
 Works without a network; what is not installed is named and skipped. After every step results.json and
 README.md in bench/results/<gpu> say how far it came. One call can prove and the next measure: --only proofs,
---only figures; what an earlier call found of the same sources stays. Exit status 1: a step failed. Started by
-bench/gpu.sh.
+--only figures; what an earlier call found of the same sources stays. A call of its own, --experiments, trains
+what fits eight minutes of the paper's Table 2, and leaves table-2.html beside. Exit status 1: a step failed.
+Started by bench/gpu.sh.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ OTHER_MODULES = ("pybind11", "pytest", "pytest_benchmark", "triton", "xdist")
 write_text = runpy.run_path(str(ROOT / "python/lineavae/_io.py"))["write_text"]
 
 
-def list_steps(architecture: str, setting: str) -> dict[str, list[Step]]:
-    """List what is done, in this order: what proves the kernels, then what measures them."""
-    return {"proofs": list_proofs(architecture), "figures": list_figures(setting)}
+def list_steps(architecture: str, setting: str, out: Path) -> dict[str, list[Step]]:
+    """List what is done, in this order: what proves the kernels, what measures them, and what uses them."""
+    return {
+        "proofs": list_proofs(architecture),
+        "figures": list_figures(setting),
+        "experiments": list_experiments(setting, out),
+    }
 
 
 def list_proofs(architecture: str) -> list[Step]:
@@ -157,6 +162,22 @@ def list_figures(setting: str) -> list[Step]:
     ]
 
 
+def list_experiments(setting: str, out: Path) -> list[Step]:
+    seconds = 2 if setting == "dry-run" else 400
+    return [
+        Step(
+            "table-2",
+            with_build(
+                f"{PYTHON} bench/table_2.py --setting {setting} --seconds {seconds} --runs {BUILD}/runs"
+                f" --out {shlex.quote(str(out.resolve() / 'table-2.html'))}"
+            ),
+            expected=450,
+            after=("build",),
+            modules=("jinja2", "matplotlib", "mlxtend"),
+        )
+    ]
+
+
 def with_build(command: str) -> str:
     """Let Python import what was built."""
     return f"PYTHONPATH=$PWD/{BUILD}/site${{PYTHONPATH:+:$PYTHONPATH}} {command}"
@@ -231,7 +252,14 @@ def main() -> int:
         nargs="+",
         default=["proofs", "figures"],
         metavar="STEP",
-        help="steps to run, with what they come after: proofs, figures, or names",
+        help="steps to run, with what they come after: proofs, figures, experiments, or names",
+    )
+    parser.add_argument(
+        "--experiments",
+        action="store_const",
+        const=["experiments"],
+        dest="only",
+        help="as --only experiments",
     )
     parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds to stay within, {BUDGET}")
     options = parser.parse_args()
@@ -247,7 +275,7 @@ def main() -> int:
     else:
         out = options.out or ROOT / "bench/results" / slug(described["gpu"])
         architecture, setting = described["compute_capability"].replace(".", ""), "cuda"
-    groups = list_steps(architecture, setting)
+    groups = list_steps(architecture, setting, out)
     plan = [step for group in groups.values() for step in group]
     words = {name: [step.name for step in group] for name, group in groups.items()}
     words |= {step.name: [step.name] for step in plan}

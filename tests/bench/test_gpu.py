@@ -128,8 +128,9 @@ def in_process(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     monkeypatch.setenv("PATH", os.environ["PATH"])
 
-    def run(proofs, *options, figures=(), status=0):
-        monkeypatch.setattr(gpu, "list_steps", lambda *_: {"proofs": proofs, "figures": list(figures)})
+    def run(proofs, *options, figures=(), experiments=(), status=0):
+        groups = {"proofs": proofs, "figures": list(figures), "experiments": list(experiments)}
+        monkeypatch.setattr(gpu, "list_steps", lambda *_: groups)
         out = tmp_path / "out"
         monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(out), *options])
         assert gpu.main() == status
@@ -212,21 +213,44 @@ def test_a_dry_run_checks_order_and_sum(in_process, capsys):
     )
 
 
+def test_experiments_are_a_call_of_their_own(in_process):
+    good, other = (Step(name, "true", expected=1, in_dry_run=True) for name in ("good", "other"))
+    for options, name in (([], "good"), (["--experiments"], "other")):
+        results = in_process([good], *options, experiments=[other])
+        assert [step["name"] for step in results["steps"] if step["status"] == "passed"][-1] == name
+
+
 def test_unknown_steps_are_named(in_process, capsys):
     with pytest.raises(SystemExit):
         in_process([Step("build", "true", expected=1)], "--only", "biuld")
-    assert "no step is called biuld; there are proofs, figures, build" in capsys.readouterr().err
+    assert "no step is called biuld; there are proofs, figures, experiments, build" in capsys.readouterr().err
 
 
-def plan(*arguments):
-    return [step for group in gpu.list_steps(*arguments).values() for step in group]
+def plan(*arguments, names=("proofs", "figures")):
+    groups = gpu.list_steps(*arguments, Path("results"))
+    return [step for name in names for step in groups[name]]
 
 
 def test_plan_is_in_order_and_fits():
     assert find_problems(plan("90", "cuda"), gpu.BUDGET) == []
     for group in ("proofs", "figures"):
-        names = [step.name for step in gpu.list_steps("90", "cuda")[group]]
+        names = [step.name for step in plan("90", "cuda", names=[group])]
         assert find_problems(choose(plan("90", "cuda"), names), gpu.BUDGET - 120) == []
+    everything = plan("90", "cuda", names=["proofs", "figures", "experiments"])
+    assert find_problems(choose(everything, ["table-2"]), gpu.BUDGET) == []
+
+
+@pytest.mark.slow
+def test_table_2_in_what_time_there_is(tmp_path):
+    """Small on the CPU: measured, trained, and a page that says what was trained."""
+    page = tmp_path / "page.html"
+    options = ["--setting", "dry-run", "--seconds", "1", "--runs", tmp_path / "runs", "--out", page]
+    subprocess.run([sys.executable, ROOT / "bench/table_2.py", *options], check=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "deep-mnist-20-epochs-1-seeds"
+    found = json.loads((run / "results.json").read_text())
+    assert len(found["tables"]["table-2"]["rows"]) == 20
+    assert "Table 2" in page.read_text()
 
 
 def test_a_command_for_each_name(tmp_path):
