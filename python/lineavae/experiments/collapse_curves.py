@@ -16,7 +16,7 @@ from lineavae.experiments import deep_mnist
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, of_kind
 from lineavae.experiments.deep_tables import Rows, axes_of, curves_of, describe, label, rows_of
 from lineavae.experiments.deep_vae import EPSILONS, DeepConfig, chunks_of, prepare, train
-from lineavae.experiments.figures import make_panels, setting
+from lineavae.experiments.figures import label_ends, make_panels, setting
 from lineavae.experiments.published import Kind
 from lineavae.experiments.runs import Claim, Results, claim, quantity
 
@@ -59,27 +59,26 @@ def _claim_of_robustness(config: DeepConfig, rows: Rows) -> Claim:
 
 
 def draw_curves(axes: Axes, results: Results, lines: Mapping[float, tuple[str, str]]) -> None:
-    """Draw the collapse of the models of each σ² against ε, and give the panel its axes and legend.
+    """Draw the collapse of the models of each σ² against ε, and give the panel its axes.
 
     A line is the mean over seeds, its band one standard deviation between them. ``lines`` has for each σ² the
-    name of its curve, (seeds, E), and what the legend says of it.
+    name of its curve, (seeds, E), and what is written beside it.
     """
-    curves = results["curves"]
+    curves, drawn = results["curves"], {}
     for sigma2, colour in colours(list(lines)).items():
         name, text = lines[sigma2]
         percent = curves[name]
         middle = percent.mean(0)
-        axes.plot(curves["ε"], middle, color=colour, linewidth=1.8, label=text)
+        (drawn[text],) = axes.plot(curves["ε"], middle, color=colour, linewidth=1.8)
         if len(percent) > 1:
             spread = percent.std(0, ddof=1)
-            axes.fill_between(
-                curves["ε"], middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0
-            )
+            band = (middle - spread).clip(0, 100), (middle + spread).clip(0, 100)
+            axes.fill_between(curves["ε"], *band, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel(r"$\varepsilon$, nats")
     axes.set_ylabel("collapsed latents, %")
     axes.set_ylim(-2, 102)
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    label_ends(axes, drawn)
 
 
 def colours(sigma2: Sequence[float]) -> dict[float, tuple[float, ...]]:

@@ -73,7 +73,7 @@ def make_panels(
     lines = textwrap.fill(title, int(10.5 * width))
     figure.suptitle(lines, x=0.01, ha="left", fontsize=11, fontweight="bold")
     if setting:
-        figure.supxlabel(setting, x=0.01, ha="left", fontsize=8, color="0.35")
+        figure.supxlabel(textwrap.fill(setting, int(15 * width)), x=0.01, ha="left", fontsize=8, color="0.35")
     panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
     for letter, axes in zip("abcdefgh", panels, strict=False):
         axes.spines[["top", "right"]].set_visible(False)
