@@ -1,8 +1,9 @@
 """Take pictures and numbers of finished runs into docs/.
 
-    python docs/update.py runs/latent-dimensions-quick runs/nonlinear-encoders-quick
+    python docs/update.py runs/latent-dimensions-quick forecast=other/deep-mnist-quick
 
-results.json has what the pages state, by experiment; a test compares it with them and with the pictures.
+results.json has what the pages state, by experiment or by the name given; a test compares it with them and
+with the pictures. A run with a name leaves no pictures.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from lineavae.experiments import load_results
 DOCS = Path(__file__).parent
 path = DOCS / "results.json"
 documented = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-for directory in map(Path, sys.argv[1:]):
+for argument in sys.argv[1:]:
+    name, _, path_of_run = argument.rpartition("=")
+    directory = Path(path_of_run)
     results = load_results(directory)
     document = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    pictures = sorted(directory.glob("*.png"))
+    pictures = [] if name else sorted(directory.glob("*.png"))
     for picture in pictures:
         shutil.copyfile(picture, DOCS / picture.name)
-    documented[document["experiment"]] = {
+    documented[name or document["experiment"]] = {
+        "experiment": document["experiment"],
         "checksum": document["checksum"],
         "data": results["data"],
         "config": results["config"],

@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from lineavae.experiments import EXPERIMENTS
+from lineavae.experiments.deep_vae import prepare
 from lineavae.experiments.settings import change, parse_seeds
+from lineavae.linear import Moments
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
 PAGES = {
     name: " ".join((ROOT / name).read_text(encoding="utf-8").split())
-    for name in ("README.md", "docs/figures.md")
+    for name in ("README.md", "docs/figures.md", "docs/forecast.md")
 }
 
 
@@ -64,6 +66,43 @@ def statements():
     assert found["stochastic: live latents"] == 150  # "none by samples"
     found = measured("stationary-points")
     assert found["σ² = λ6: directions of ascent"] == 4  # "four ways up"
+    for (name, quantity), (value, spread) in of_deep_rows("deep-mnist"):
+        if quantity == "ELBO":
+            yield figures, f"| {name} | {value:.0f} ± {spread:.0f} |"
+        elif quantity == "collapse, ε = 0.1":
+            yield figures, f"| {value:.1f} ± {spread:.1f} |"
+    found = measured("deep-mnist-pixels")
+    assert found["fixed 30: collapse, ε = 0.01"] == found["fixed 10: collapse, ε = 0.01"] == 100
+    for name in ("fixed 30", "fixed 10"):
+        assert abs(found[f"{name}: ELBO"] - found[f"{name}: ELBO of the collapsed"]) < 0.01
+    yield figures, f"ELBOs {found['fixed 30: ELBO']:.2f} and {found['fixed 10: ELBO']:.2f} as printed"
+    found = measured("kl-annealing")
+    annealed, plain = (
+        [f"{found[f'fixed 10, {name}: collapse, ε = 0.1, {when}']:.0f} %" for when in ("epoch 80", "end")]
+        for name in ("annealed", "plain")
+    )
+    yield figures, f"annealing leaves {annealed[0]} of the latents within 0.1 nats of the prior at epoch 80"
+    yield figures, f"without it there are {plain[0]}; at the end there are {annealed[1]} and {plain[1]}"
+    annealed, plain = (
+        [found[f"learned 10, {name}: {quantity}"] for quantity in ("final σ²", "ELBO")]
+        for name in ("annealed", "plain")
+    )
+    yield figures, f"σ² ends at {annealed[0]:.2f} with annealing and at {plain[0]:.2f} without"
+    yield figures, f"and the ELBO at {annealed[1]:.0f} and {plain[1]:.0f}"
+    found = measured("forecast")
+    for sigma2 in DOCUMENTED["forecast"]["config"]["sigma2"]:
+        forecast, live = (
+            200 - 2 * found[f"fixed {sigma2:g}: {quantity}"]
+            for quantity in ("linear forecast", "collapse, ε = 0.1")
+        )
+        yield "docs/forecast.md", f"| {sigma2:g} | {forecast:.0f} | {live:.0f} |"
+
+
+def of_deep_rows(experiment):
+    """Give the quantities of a deep experiment with the row that each is of."""
+    for name, entry in DOCUMENTED[experiment]["quantities"].items():
+        if name.startswith(("fixed", "learned")):
+            yield name.split(": "), entry
 
 
 @pytest.mark.parametrize(("page", "statement"), list(statements()))
@@ -77,18 +116,35 @@ def test_pictures_are_of_these_results():
             description = Image.open(ROOT / "docs" / name).text["Description"]
             assert description == f"results {entry['checksum']}"
     pictures = {name for entry in DOCUMENTED.values() for name in entry["pictures"]}
-    assert pictures <= {path.name for path in (ROOT / "docs").glob("*.png")}
+    assert pictures == {path.name for path in (ROOT / "docs").glob("*.png")}
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_runs_are_those_of_the_commands(name):
     """The preset may have changed since."""
-    command = rf"lineavae reproduce {name} --preset (\w+)((?: --set \S+)*)(?: --seeds (\S+))?"
-    preset, settings, seeds = re.search(command, PAGES["docs/figures.md"]).groups()
-    config = change(EXPERIMENTS[name].presets[preset], settings.split(" --set ")[1:])
-    found = DOCUMENTED[name]["config"]
+    experiment, found = DOCUMENTED[name]["experiment"], DOCUMENTED[name]["config"]
+    page = PAGES["docs/figures.md" if name == experiment else f"docs/{name}.md"]
+    command = rf"lineavae reproduce {experiment} --preset (\w+)((?: --set \S+)*)(?: --seeds (\S+))?"
+    preset, settings, seeds = re.search(command, page).groups()
+    config = change(EXPERIMENTS[experiment].presets[preset], settings.split(" --set ")[1:])
     where = {"data", "device", "seed"}
     for key, value in vars(config).items():
         assert key in where or found[key] == json.loads(json.dumps(value)), key
     assert found.get("seed") == (None if seeds else 0)
-    assert found.get("seeds") == (list(parse_seeds(seeds)) if seeds else None)
+    assert hasattr(config, "seeds") or found.get("seeds") == (list(parse_seeds(seeds)) if seeds else None)
+
+
+def test_linear_vaes_of_the_forecasts_page(capsys):
+    """The σ² with which a linear VAE keeps as many latents as the deep one did: an eigenvalue, or less."""
+    page = PAGES["docs/forecast.md"]
+    config = EXPERIMENTS["deep-mnist"].presets["quick"]
+    eigenvalues, _ = Moments.from_data(prepare(config).x.double()).eigh()
+    rows = re.findall(r"\| ([\d.]+) \| \d+ \| (\d+) \| ([\d.]+) \| (\d*) ?\|", page)
+    assert len(rows) == 6
+    for sigma2, live, as_noisy, times in rows:
+        least = eigenvalues[int(live) - 1].item()
+        assert float(as_noisy) == float(f"{least:.{3 if least > 10 else 2}g}")
+        assert not times or int(times) == round(least / float(sigma2))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/forecast.md").read_text("utf-8"), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == re.search(r"# (\d of 10.*\n)", code)[1]
