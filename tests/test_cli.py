@@ -220,7 +220,15 @@ def test_settings_that_an_experiment_refuses_are_said(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "count", make(run=run))
     result = invoke("reproduce", "count", "--out", tmp_path, "--set", "limit=0")
     assert result.exit_code == 2
-    assert "these settings do not fit the experiment: limit must be positive, got 0" in result.stderr
+    assert "these settings or data do not fit the experiment: limit must be positive, got 0" in result.stderr
+
+
+def test_data_that_an_experiment_refuses_are_said(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "flat.npy", random.standard_normal((1000, 3)) @ random.standard_normal((3, 300)))
+    result = invoke("reproduce", "analytic-vs-stochastic", "--data", tmp_path / "flat.npy", "--out", tmp_path)
+    assert result.exit_code == 2, result.output
+    assert "these settings or data do not fit the experiment: " in result.stderr
 
 
 def test_reproduce_json_alone_on_stdout(tmp_path):

@@ -133,7 +133,7 @@ def reproduce(
         calls.append((name, experiment, partial(call, resume=resume, formats=suffixes), directory))
     done, failure = [], None
     for name, experiment, call, directory in calls:
-        run, failure = _run(call, directory, bool(settings))
+        run, failure = _run(call, directory, is_changed=bool(settings or data))
         if rank == 0:
             _report(experiment, run, err=as_json)
         done.append(
@@ -175,7 +175,7 @@ def _plan(
     return partial(execute_seeds, experiment, config, seeds, directory), directory
 
 
-def _run(call: Callable[[], Run], directory: Path, is_changed: bool) -> tuple[Run, str | None]:
+def _run(call: Callable[[], Run], directory: Path, *, is_changed: bool) -> tuple[Run, str | None]:
     """Give the run, and what of it could not be written."""
     from lineavae.data import DataError
 
@@ -190,7 +190,7 @@ def _run(call: Callable[[], Run], directory: Path, is_changed: bool) -> tuple[Ru
     except ValueError as error:
         if not is_changed:
             raise
-        fail(f"these settings do not fit the experiment: {error}")
+        fail(f"these settings or data do not fit the experiment: {error}")
     except ModuleNotFoundError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
