@@ -91,7 +91,7 @@ constexpr int resident(int blocks) {
 #else
   constexpr int kMost = 1024 / kThreads;
 #endif
-  return blocks < kMost ? blocks : kMost;
+  return std::min(blocks, kMost);
 }
 constexpr int kWarps = kThreads / kWarp;
 

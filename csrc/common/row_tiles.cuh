@@ -98,7 +98,7 @@ class RowTiles {
 // What adds the sums of pieces, where rows have more than one.
 template <class A, int kWidth>
 void add_pieces(const RowTiles<kWidth>& tiles, int64_t rows, const A* sums, A* values, Cuda device) {
-  if (tiles.pieces() > 1) {
+  if (tiles.pieces() != 1) {
     launch(&piece_sums<A>, blocks_of_rows(rows), kThreads, device, rows, int64_t{tiles.pieces()}, sums, values);
   }
 }

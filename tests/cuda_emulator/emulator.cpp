@@ -53,6 +53,7 @@ struct Thread {
   Call call;  // at a collective
   uint64_t result;
   unsigned num_warp_syncs;
+  bool has_fence, has_atomic;  // behind it
 };
 
 struct Warp {
@@ -408,13 +409,17 @@ BarrierVotes barrier(bool predicate, Source source) {
   return e.last_votes;
 }
 
+// Fences order two threads where one has an atomic after its fence, and the other one before its own.
 void fence() {
-  release(&engine().all_fences);
-  acquire(&engine().all_fences);
+  Engine& e = engine();
+  e.current->has_fence = true;
+  if (e.current->has_atomic) acquire(&e.all_fences);
 }
 
-void let_others_run() {
+void before_atomic() {
   Engine& e = engine();
+  e.current->has_atomic = true;
+  if (e.current->has_fence) release(&e.all_fences);
   if (e.order != Order::kRandom || random_below(4) > 0) return;
   const HiddenFromDetector hidden;
   e.runnable.push_back(e.current->index);

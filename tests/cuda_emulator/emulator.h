@@ -67,7 +67,7 @@ struct BarrierVotes {
 BarrierVotes barrier(bool predicate, Source source);
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int argument, int width, Source source);
 void fence();
-void let_others_run();                            // what may happen before an atomic
+void before_atomic();                             // others may run
 void* shared(const void* key, size_t num_bytes);  // one object per block and key
 void* dynamic_shared();
 
@@ -84,7 +84,7 @@ T warp_collective(Collective kind, unsigned mask, T value, int argument, int wid
 // *p becomes f(*p); like CUDA's atomics it orders nothing else.
 template <class T, class F>
 T atomic(T* p, const F& f) {
-  let_others_run();
+  before_atomic();
   T before, after;
   __atomic_load(p, &before, __ATOMIC_RELAXED);
   do after = f(before);

@@ -1,9 +1,9 @@
 """Break the kernels in one place at a time and see that a test notices: ``make emulator``, then this.
 
 Removed: each ``__syncthreads``, ``__syncwarp`` and ``__threadfence``. Moved by one, either way: the bound of
-each comparison. A mutant must fail in one of the builds, tried in the order plain, address, thread, trace.
-One that changes nothing that matters stands in equivalent_mutants.tsv with a line on why. Where a barrier
-survives, it is the barrier that has to go.
+each comparison, but those of the preprocessor, which ask for an architecture. A mutant must fail in one of
+the builds, tried in the order plain, address, thread, trace. One that changes nothing that matters stands in
+equivalent_mutants.tsv with a line on why. Where a barrier survives, it is the barrier that has to go.
 
 Arguments: names of files, to look at these only.
 """
@@ -56,7 +56,7 @@ def mutants(file: str, text: str) -> Iterator[Mutant]:
     """All mutants of a source text."""
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
-        code = line.partition("//")[0]
+        code = "" if line.startswith("#") else line.partition("//")[0]
 
         def mutant(start: int, end: int, replacement: str, mutation: str, number: int = number) -> Mutant:
             line = lines[number - 1]

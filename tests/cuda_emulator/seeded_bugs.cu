@@ -48,13 +48,13 @@ __global__ void add_without_atomic(const uint32_t* in, uint32_t* out) {
   }
 }
 
-template <bool kBug>
-__global__ void missing_fence(const uint32_t* in, uint32_t* of_block, uint32_t* num_done, uint32_t* total) {
+template <bool kBefore, bool kAfter>
+__global__ void fences(const uint32_t* in, uint32_t* of_block, uint32_t* num_done, uint32_t* total) {
   if (threadIdx.x != 0) return;
   of_block[blockIdx.x] = in[blockIdx.x];
-  if (!kBug) __threadfence();
+  if (kBefore) __threadfence();
   const bool is_last = atomicAdd(num_done, 1u) == gridDim.x - 1;
-  if (!kBug) __threadfence();
+  if (kAfter) __threadfence();
   if (!is_last) return;
   uint32_t sum = 0;
   for (unsigned block = 0; block < gridDim.x; ++block) sum += of_block[block];
@@ -161,12 +161,14 @@ bool run(const std::string& name) {
     uint32_t* out = c.in_out<uint32_t>("out", {0});
     c.run([&] { launch(&add_without_atomic<kBug>, dim3(kBlocks), dim3(kBlock), Cuda{}, in, out); });
     c.expect(out, {7}, 0);
-  } else if (name == "missing_fence") {
+  } else if (name == "missing_fence_before" || name == "missing_fence_after") {
+    constexpr bool kFixed = !kBug;
+    const auto kernel = name == "missing_fence_before" ? &fences<kFixed, true> : &fences<true, kFixed>;
     Case c(name);
     const uint32_t* in = c.input<uint32_t>("in", {1, 2, 4});
     uint32_t *of_block = c.output<uint32_t>("of_block", kBlocks), *total = c.output<uint32_t>("total", 1);
     uint32_t* num_done = c.in_out<uint32_t>("num_done", {0});
-    c.run([&] { launch(&missing_fence<kBug>, dim3(kBlocks), dim3(kBlock), Cuda{}, in, of_block, num_done, total); });
+    c.run([&] { launch(kernel, dim3(kBlocks), dim3(kBlock), Cuda{}, in, of_block, num_done, total); });
     c.expect(total, {7}, 0);
   } else if (name == "shuffle_as_fence") {
     expect(&shuffle_as_fence<kBug>, kWarp, counting(kWarp),

@@ -95,7 +95,6 @@ struct ThreadMoments {
 // registers, until they are added to it.
 template <class A, bool kBins>
 struct ThreadCounters {
-  static constexpr int kCompared = kBins ? 0 : kMostCompared;
   const CellTable<A>& table;
   uint32_t* of_column;
   uint32_t* last;  // that of the first threshold that splits no bin
@@ -109,32 +108,36 @@ struct ThreadCounters {
         last(of_column_ + (cells - 1) * stride_),
         stride(stride_),
         num_compared(table_.num_compared) {
+    if constexpr (kBins) return;
 #pragma unroll
-    for (int e = 0; e < kCompared; ++e) {
+    for (int e = 0; e < kMostCompared; ++e) {
       bound[e] = e < num_compared ? bit_cast<A>(table.compared[e]) : 0;
       below[e] = 0;
     }
   }
   template <int kRows>
   __device__ __forceinline__ void add(const A (&kl)[kRows]) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if constexpr (kBins) atomicAdd(of_column + cell_of<A>(Bins<A>::bits_of(kl[i]), table) * stride, 1u);
-#pragma unroll
-      for (int e = 0; e < kCompared; ++e) below[e] += kl[i] < bound[e] ? 1.0f : 0.0f;
-    }
     if constexpr (kBins) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) atomicAdd(of_column + cell_of<A>(Bins<A>::bits_of(kl[i]), table) * stride, 1u);
 #pragma unroll 1
       for (int e = 0; e < num_compared; ++e) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i)
           if (Bins<A>::bits_of(kl[i]) < table.compared[e]) atomicAdd(compared(e), 1u);
       }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int e = 0; e < kMostCompared; ++e) below[e] += kl[i] < bound[e] ? 1.0f : 0.0f;
+      }
     }
   }
   __device__ void finish() {
+    if constexpr (kBins) return;
 #pragma unroll
-    for (int e = 0; e < kCompared; ++e)
+    for (int e = 0; e < kMostCompared; ++e)
       if (e < num_compared) atomicAdd(compared(e), static_cast<uint32_t>(below[e]));
   }
   __device__ uint32_t* compared(int e) const { return last - e * stride; }
@@ -176,7 +179,6 @@ __device__ inline LatentMoments merge_rows(LatentMoments moments, LatentMoments*
     const int other = row + (rows + 1) / 2;
     if (other < rows) of_threads[threadIdx.x] = moments = merge(moments, of_threads[other * columns + column]);
   }
-  __syncthreads();
   return moments;
 }
 
@@ -263,9 +265,8 @@ __global__ void __launch_bounds__(kThreads, resident(kTileBlocks<T>))
   if (!is_last_block(ticket, parts)) return;
 
   moments = no_moments();
-#pragma unroll 1  // the registers of one step at a time
-  for (int64_t i = row_of_thread; i < parts && row_of_thread < step; i += step)
-    moments = merge(moments, of_parts[i * a.latents]);
+#pragma unroll 1  // the registers of one step at a time; what is beyond the last row has no part in the merging
+  for (int64_t i = row_of_thread; i < parts; i += step) moments = merge(moments, of_parts[i * a.latents]);
   moments = merge_rows(moments, of_threads, step, columns);
   const int64_t index = model * a.latents + first;
   if (row_of_thread == 0) store(a, index + column, moments);

@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, resident(kBlocksOfRows)) gaussian_ro
   if (threadIdx.x < rows_of_block && first + threadIdx.x < end) finish_row<R, kMean>(a, first + threadIdx.x, sums);
   if constexpr (kMean) {
     if (threadIdx.x < kWarp) {
-      const bool has_row = threadIdx.x < rows_of_block && first + threadIdx.x < end;
+      const bool has_row = threadIdx.x < rows_of_block;  // beyond the last row sums are 0
       sums = {warp_sum(has_row ? sums.squares : 0.0), warp_sum(has_row ? sums.logs : 0.0)};
     }
     if (threadIdx.x == 0) store_vector(a.of_models.parts + blockIdx.x, Vector<GaussianSums, 1>{sums});

@@ -18,7 +18,7 @@ constexpr int kBlocks = sizeof(accumulate_t<T>) == 8 ? 2
                         : kVectors                   ? 4
                                                      : 3;
 
-// The first `count` elements; with kVectors all of them, aligned.
+// The first `count` elements, and 0 for the others, whose KL is 0; with kVectors all of them, aligned.
 template <bool kVectors, int kSize, class T>
 __device__ __forceinline__ Vector<T, kSize> load_some(const T* p, int count) {
   if constexpr (kVectors) return load_vector<kSize>(p);
@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, resident(kBlocks<T, kVectors> + (kVe
     A rho[kSize], sum = 0;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      const A w = i >= place.count ? A(0) : kWeighted ? weight.at[i] : A(1);
-      const GaussianElement<A> element = gaussian_element(load(mean.at[i]), load(logvar.at[i]), w);
+      const GaussianElement<A> element =
+          gaussian_element(load(mean.at[i]), load(logvar.at[i]), kWeighted ? weight.at[i] : A(1));
       rho[i] = element.rho;
       sum += element.kl;
     }

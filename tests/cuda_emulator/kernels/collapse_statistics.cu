@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "harness.h"
 
@@ -9,14 +10,14 @@ namespace lineavae::test {
 namespace {
 
 struct Shape {
-  int64_t models, rows, latents;
+  int64_t models, rows, latents, part_rows = kFewThreads ? 16 : 256;
 };
 
-// Tiles of fewer and more than 16 columns, and several; one part and several, the last of one row; rows left over from
-// those that a thread has in flight.
+// Tiles of fewer and more than 16 columns, and several, more than a block's warps; one part and several, the last of
+// one row; rows left over from those that a thread has in flight.
 const std::vector<Shape> kShapes = kTraceMemory ? std::vector<Shape>{{1, 64, 32}, {2, 40, 16}}
                                    : kFewThreads
-                                       ? std::vector<Shape>{{2, 40, 7}}
+                                       ? std::vector<Shape>{{2, 40, 9}}
                                        : std::vector<Shape>{{1, 0, 3},  {2, 5, 0},    {1, 1, 1},    {1, 700, 1},
                                                             {2, 37, 5}, {1, 300, 16}, {2, 130, 31}, {1, 2049, 2}};
 
@@ -27,18 +28,24 @@ const std::vector<double> kEdges = {0.5, 0.01,    0.51, 0.01,  0.0,    1e-9, 1e6
 const std::vector<std::vector<double>> kThresholds = {
     {}, {0.01}, {0.5, 0.01, 0.51, 0.25} /* kMostCompared */, kEdges, std::vector<double>(kMaxThresholds, 0.01)};
 
-// Every latent has a scale of its own; some elements are not finite, in one latent all are NaN, in another infinite.
+// Every latent has a scale of its own; in one the KLs are the least that there are, in the order 2, 1, 3 in each
+// thread. Some elements are not finite, in one latent all are NaN, in another infinite.
 template <class T>
 struct Posterior {
   std::vector<double> mean, logvar;
   Posterior(const Shape& s, bool finite)
       : mean(normal<T>(s.models * s.rows * s.latents)), logvar(normal<T>(s.models * s.rows * s.latents, 2.0)) {
     for (size_t i = 0; i < mean.size(); ++i) {
-      const int64_t latent = i % s.latents;
+      const int64_t latent = i % s.latents, row = i / s.latents % s.rows;
       const double scale = std::exp2(-3.0 * (latent % 5));
       mean[i] = to_double(from_double<T>(mean[i] * scale));
       logvar[i] = to_double(from_double<T>(logvar[i] * scale));
       if (i % 17 == 9) mean[i] = 1, logvar[i] = 0;
+      if (latent == 12) {
+        constexpr double kOrder[] = {2, 1, 3};
+        const double least = std::numeric_limits<accumulate_t<T>>::denorm_min();
+        mean[i] = to_double(from_double<T>(std::sqrt(least) * std::sqrt(2 * kOrder[row / 16 % 3]))), logvar[i] = 0;
+      }
       if (finite) continue;
       if (i % 7 == 3) mean[i] = NAN;
       if (i % 11 == 5) logvar[i] = i % 2 == 0 ? -INFINITY : INFINITY;
@@ -123,7 +130,6 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
          (other_columns == 0 ? "" : " among others"));
   const T* mean = c.input<T>("mean", widened(s, posterior.mean, row_stride));
   const T* logvar = c.input<T>("logvar", widened(s, posterior.logvar, row_stride));
-  const int64_t part_rows = kFewThreads ? 16 : 256;
   // numbers in the call, or in memory
   Thresholds given{E, nullptr, {}};
   if (finite) {
@@ -140,8 +146,8 @@ void test_statistics(const Shape& s, bool finite, bool with_histogram, const std
                           s.rows,
                           s.latents,
                           row_stride,
-                          part_rows,
-                          num_row_parts(s.rows, part_rows),
+                          s.part_rows,
+                          num_row_parts(s.rows, s.part_rows),
                           with_histogram,
                           given,
                           mean,
@@ -187,6 +193,7 @@ void all_shapes() {
 void run_all() {
   all_shapes<float>();
   if (kFewThreads) return;
+  test_statistics<float>({1, 70, 16, 2}, true, false, {0.01});  // more parts than a thread reads at once
   all_shapes<double>();
   all_shapes<Float16>();
   all_shapes<BFloat16>();

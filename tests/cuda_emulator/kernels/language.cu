@@ -190,8 +190,8 @@ __global__ void quotients(AnyDivisor divisor, const int64_t* in, int64_t* out) {
 void test_divisor() {
   const int64_t small = int64_t{1} << 31, large = int64_t{1} << 40;
   for (const int64_t divisor : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{196}, int64_t{641},
-                                int64_t{65536}, int64_t{65537}, small - 1, small, small + 1, large - 1}) {
-    for (const int64_t limit : {small, large}) {
+                                int64_t{65536}, int64_t{65537}, small - 1, small, small + 1, 2 * small, large - 1}) {
+    for (const int64_t limit : {small, 2 * small, large}) {
       std::vector<double> in, expected;
       for (int64_t multiple = 0; in.size() < kWarp - 2; multiple += (limit - 1) / divisor / 15 * divisor + divisor) {
         for (const int64_t x : {multiple - 1, multiple}) {
