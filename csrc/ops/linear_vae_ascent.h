@@ -31,7 +31,7 @@ LINEAVAE_HOST_DEVICE int64_t num_parameters(int64_t features, int64_t latents) {
   return 2 * features * latents + latents + 1;
 }
 
-// What the CUDA kernel has room for; larger models are left to torch's products.
+// What a block of the CUDA kernel has room for. Steps of larger models are products by torch with two kernels between.
 constexpr int kBlockFeatures = 64, kBlockLatents = 16;
 
 struct BiasCorrection {
@@ -70,7 +70,26 @@ struct AscentArguments {
   T* gradient_norm;                   // (models)
 };
 
+// One step by products, from the state that `ascent` gives out: after those for C, M and Q, `pull` makes their factors
+// M + β σ² I = σ² R and Q + diag d; `move` takes what they and S give.
+template <class T>
+struct ProductStep {
+  AscentArguments<T> ascent;
+  int64_t step;                 // of this call
+  const T* covariance_encoder;  // (models, D, K): C
+  T* gram;                      // (models, K, K): M, becomes σ² R
+  T* aggregate;                 // (models, K, K): Q, becomes Q + diag d
+  T* grad_log_d;                // (models, K)
+  T* distortion;                // (models): T
+  const T* weight_pull;         // (models, D, K): W (Q + diag d)
+  const T* encoder_rise;        // (models, D, K): S (W - Vᵀ σ² R), which is σ² dVᵀ
+};
+
 LINEAVAE_KERNEL(bias_corrections, BiasCorrections)
 LINEAVAE_KERNEL(ascend, AscentArguments)
+template <class T>
+void pull(Cuda, const ProductStep<T>&);
+template <class T>
+void move(Cuda, const ProductStep<T>&);
 
 }  // namespace lineavae

@@ -9,8 +9,8 @@ from lineavae.ops import linear_vae_ascent
 from lineavae.reference.linear_vae_ascent import split_parameters
 
 DTYPES = [torch.float64, torch.float32]
-# D and K below, at and above what the kernels pad to, and more of both than they keep in registers
-SHAPES = [(1, 1), (3, 2), (9, 4), (64, 16), (40, 17)]
+# D and K below, at and above what the kernels pad to, and more of either than a CUDA block has room for
+SHAPES = [(1, 1), (3, 2), (9, 4), (64, 16), (40, 17), (65, 3)]
 LR = {"adam": 0.01, "sgd": 0.002}
 
 
@@ -127,6 +127,39 @@ def test_calls_that_go_on_give_the_bits_of_one(device, dtype, optimizer):
     rest = linear_vae_ascent(covariance, *first[:3], lr[:, 11:], beta[:, 11:], first.active, step=11)
     for one, two in zip(whole[:3], rest[:3], strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("optimizer", LR)
+@pytest.mark.parametrize(("num_features", "latent_dim"), [(9, 4), (64, 16)])
+def test_a_model_depends_neither_on_the_others_nor_on_threads(
+    device, num_features, latent_dim, optimizer, dtype
+):
+    arguments = [t.to(device) for t in make_sweep(5, num_features, latent_dim, 20, optimizer, dtype)]
+    together = linear_vae_ascent(*arguments)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            again = linear_vae_ascent(*arguments)
+            for one, two in zip(together, again, strict=True):
+                assert torch.equal(one, two)
+    finally:
+        torch.set_num_threads(threads)
+    for row in range(5):
+        alone = linear_vae_ascent(arguments[0], *(t[row : row + 1] for t in arguments[1:]))
+        for one, two in zip(together, alone, strict=True):
+            assert torch.equal(one[row : row + 1], two)
+
+
+@pytest.mark.parametrize("optimizer", LR)
+@pytest.mark.parametrize(("num_features", "latent_dim"), [(3, 2), (40, 17)])
+def test_the_raw_operator_keeps_torchs_contract(device, num_features, latent_dim, optimizer):
+    arguments = [t.to(device) for t in make_sweep(2, num_features, latent_dim, 3, optimizer)]
+    before = [t.clone() for t in arguments]
+    torch.library.opcheck(torch.ops.lineavae.linear_vae_ascent, (*arguments, 0, 0.0, True))
+    for argument, copy in zip(arguments, before, strict=True):
+        assert torch.equal(argument, copy)
 
 
 @pytest.mark.parametrize(("num_models", "num_steps"), [(0, 3), (2, 0)])

@@ -1,6 +1,6 @@
-// A block trains one model, all steps in one launch. A thread owns a tile of W and the same tile of Vᵀ, with its
-// moments, in registers; what others read of them is in shared memory, and S beside it. Models smaller than the block's
-// are padded with zeros, which stay zero.
+// A block trains one model, all steps in one launch, if the block has room for it. A thread owns a tile of W and the
+// same tile of Vᵀ, with its moments, in registers; what others read of them is in shared memory, and S beside it.
+// Models smaller than the block's are padded with zeros, which stay zero.
 #include "ops/linear_vae_ascent.h"
 
 #include "common/approximate.cuh"
@@ -345,6 +345,69 @@ __global__ void __launch_bounds__(kAscentThreads<T>, kAscentBlocks<T>) ascend_ke
   }
 }
 
+// Of models larger than that, a block makes what the products of a step leave to do.
+template <class T>
+__global__ void __launch_bounds__(kThreads) pull_kernel(ProductStep<T> s) {
+  LINEAVAE_SHARED(partial, T[kWarps]);
+  const AscentArguments<T>& a = s.ascent;
+  const int64_t model = blockIdx.x, D = a.features, K = a.latents;
+  const T* x = a.parameters + model * num_parameters(D, K);
+  const T *log_d = x + 2 * D * K, *C = s.covariance_encoder + model * D * K;
+  T *gram = s.gram + model * K * K, *aggregate = s.aggregate + model * K * K;
+  const T sigma2 = exponential(log_d[K]), beta = a.beta[model * a.steps + s.step];
+  T sum = 0;
+  for (int64_t i = threadIdx.x; i < D; i += kThreads) sum += a.covariance[i * D + i];
+  for (int64_t i = threadIdx.x; i < D * K; i += kThreads) sum -= 2 * x[i] * C[i];
+  for (int64_t i = threadIdx.x; i < K * K; i += kThreads) {
+    sum += gram[i] * aggregate[i];
+    if (i % (K + 1) == 0) {
+      const int64_t k = i / (K + 1);
+      const T d = exponential(log_d[k]), shrinkage = d * gram[i];
+      sum += shrinkage;
+      s.grad_log_d[model * K + k] = T(0.5) * (beta * (1 - d) - shrinkage / sigma2);
+      gram[i] += beta * sigma2;
+      aggregate[i] += d;
+    }
+  }
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) s.distortion[model] = sum;
+}
+
+template <class T, bool kAdam>
+__global__ void __launch_bounds__(kThreads) move_kernel(ProductStep<T> s) {
+  LINEAVAE_SHARED(partial, T[kWarps]);
+  const AscentArguments<T>& a = s.ascent;
+  const int64_t model = blockIdx.x, D = a.features, K = a.latents, size = D * K;
+  if (!a.active[model]) return;  // the whole block
+  const int64_t at = model * num_parameters(D, K), log_sigma2 = 2 * size + K;
+  const T precision = exponential(-a.parameters[at + log_sigma2]);
+  const double lr = a.lr[model * a.steps + s.step];
+  const BiasCorrection correction = a.corrections[s.step];
+  const Move<T, kAdam> step = {static_cast<T>(kAdam ? lr * correction.mean : lr), static_cast<T>(correction.root)};
+  T none = 0;  // what plain ascent has for moments
+  const auto move_by = [&](T g, int64_t i) {
+    step(g, a.parameters[at + i], kAdam ? a.first_moment[at + i] : none, kAdam ? a.second_moment[at + i] : none);
+    return g * g;
+  };
+  T squares = 0;
+  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+    const int64_t entry = model * size + i;
+    squares += move_by(precision * (s.covariance_encoder[entry] - s.weight_pull[entry]), i);
+    squares += move_by(precision * s.encoder_rise[entry], size + i);
+  }
+  for (int64_t k = threadIdx.x; k < K; k += kThreads) squares += move_by(s.grad_log_d[model * K + k], 2 * size + k);
+  squares = block_sum(squares, partial);  // and all have read σ²
+  if (threadIdx.x == 0) {
+    if (a.learn_sigma2) {
+      squares += move_by(T(0.5) * (precision * s.distortion[model] - static_cast<T>(D)), log_sigma2);
+    }
+    const T norm = square_root(squares);
+    a.gradient_norm[model] = norm;
+    a.active[model] = !(norm < a.tolerance);
+    ++a.steps_taken[model];
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) bias_corrections_kernel(BiasCorrections<T> a) {
   const int64_t i = thread_index();
@@ -365,5 +428,19 @@ void ascend(Cuda device, const AscentArguments<T>& a) {
          sizeof(Shared<T>), device, a);
 }
 LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cuda, ascend, AscentArguments)
+
+template <class T>
+void pull(Cuda device, const ProductStep<T>& s) {
+  using namespace cuda;
+  launch(&pull_kernel<T>, blocks(s.ascent.models), kThreads, device, s);
+}
+LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cuda, pull, ProductStep)
+
+template <class T>
+void move(Cuda device, const ProductStep<T>& s) {
+  using namespace cuda;
+  launch(s.ascent.adam ? &move_kernel<T, true> : &move_kernel<T, false>, blocks(s.ascent.models), kThreads, device, s);
+}
+LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cuda, move, ProductStep)
 
 }  // namespace lineavae

@@ -14,8 +14,6 @@ from lineavae.reference.linear_vae_ascent import Ascent, num_latents
 _ext.load()
 
 _OP = "linear_vae_ascent"
-# what a block of the CUDA kernel has room for; larger models run on torch's products, in the reference
-_BLOCK_FEATURES, _BLOCK_LATENTS = 64, 16
 
 
 def linear_vae_ascent(
@@ -78,6 +76,10 @@ def linear_vae_ascent(
     -----
     Gradients of equations 15-20 of Lucas et al. (2019), as in `linear_vae_elbo_from_moments`.
 
+    On CUDA models of D up to 64 and K up to 16 take all steps in one launch. Larger ones take each step by
+    products of torch, which obey ``torch.set_float32_matmul_precision`` and may round another way for
+    another M. Nothing waits for the device, so a CUDA graph can capture either.
+
     Examples
     --------
     Data of variances 4 and 1 with σ² = 2, from one start with two step sizes, until the gradient is small.
@@ -117,9 +119,7 @@ def linear_vae_ascent(
             f"{_OP}: no argument may require grad: a trajectory is not differentiable; "
             "detach it or call this under torch.no_grad()"
         )
-    num_features = covariance.shape[0]
-    fits = num_features <= _BLOCK_FEATURES and num_latents(parameters, num_features) <= _BLOCK_LATENTS
-    native = has_native(_OP, parameters.device) and (fits or parameters.is_cpu)
+    native = has_native(_OP, parameters.device)
     function = torch.ops.lineavae.linear_vae_ascent if native else reference.linear_vae_ascent
     return Ascent(*function(*tensors, active, step, tolerance, bool(learn_sigma2)))
 

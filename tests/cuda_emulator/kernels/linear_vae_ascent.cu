@@ -153,7 +153,135 @@ void test_ascend(const Shape& s, Options options, bool stops) {
   c.expect(a.active, active);
 }
 
+// Of steps by products: what `pull` makes of any C, M and Q.
+template <class T>
+void test_pull(const Shape& s) {
+  const int64_t M = s.models, D = s.features, K = s.latents, S = s.steps, size = num_parameters(D, K), step = S - 1;
+  const auto covariance = normal<T>(D * D), parameters = normal<T>(M * size, 0.3), beta = magnitudes(normal<T>(M * S)),
+             product = normal<T>(M * D * K), gram = magnitudes(normal<T>(M * K * K)), aggregate = normal<T>(M * K * K);
+  std::vector<double> pulls = gram, weighted = aggregate, grad_log_d(M * K), distortion(M);
+  for (int64_t model = 0; model < M; ++model) {
+    const double* x = parameters.data() + model * size;
+    const double sigma2 = std::exp(x[size - 1]), b = beta[model * S + step];
+    double& sum = distortion[model];
+    for (int64_t i = 0; i < D; ++i) sum += covariance[i * D + i];
+    for (int64_t i = 0; i < D * K; ++i) sum -= 2 * x[i] * product[model * D * K + i];
+    for (int64_t i = 0; i < K * K; ++i) sum += gram[model * K * K + i] * aggregate[model * K * K + i];
+    for (int64_t k = 0; k < K; ++k) {
+      const double d = std::exp(x[2 * D * K + k]);
+      const int64_t diagonal = (model * K + k) * K + k;
+      sum += d * gram[diagonal];
+      grad_log_d[model * K + k] = (b * (1 - d) - d * gram[diagonal] / sigma2) / 2;
+      pulls[diagonal] += b * sigma2;
+      weighted[diagonal] += d;
+    }
+  }
+  Case c(std::string("pull ") + Scalar<T>::kName + " " + std::to_string(M) + "x" + std::to_string(D) + "x" +
+         std::to_string(K));
+  ProductStep<T> a{};
+  a.ascent.models = M;
+  a.ascent.features = D;
+  a.ascent.latents = K;
+  a.ascent.steps = S;
+  a.step = step;
+  a.ascent.covariance = c.input<T>("covariance", covariance);
+  a.ascent.parameters = c.in_out<T>("parameters", parameters);
+  a.ascent.beta = c.input<T>("beta", beta);
+  a.covariance_encoder = c.input<T>("covariance_encoder", product);
+  a.gram = c.in_out<T>("gram", gram);
+  a.aggregate = c.in_out<T>("aggregate", aggregate);
+  a.grad_log_d = c.output<T>("grad_log_d", M * K);
+  a.distortion = c.output<T>("distortion", M);
+  c.run([&] { pull(Cuda{}, a); });
+  c.expect(a.ascent.parameters, parameters);
+  c.expect(a.gram, pulls);
+  c.expect(a.aggregate, weighted);
+  c.expect(a.grad_log_d, grad_log_d);
+  c.expect(a.distortion, distortion, std::is_same_v<T, double> ? 1e-12 : 1e-5);
+}
+
+// How `move` moves all parameters by any gradient. The last model does not train, where there are more than one.
+template <class T>
+void test_move(const Shape& s, Options options, bool stops) {
+  const int64_t M = s.models, D = s.features, K = s.latents, S = s.steps, size = num_parameters(D, K), step = S - 1;
+  auto parameters = normal<T>(M * size, 0.3), first = normal<T>(options.adam ? M * size : 0),
+       second = magnitudes(normal<T>(options.adam ? M * size : 0, 0.1, 1.0));
+  const auto lr = normal<T>(M * S, 0.001, 0.01), product = normal<T>(M * D * K), weight_pull = normal<T>(M * D * K),
+             rise = normal<T>(M * D * K), grad_log_d = normal<T>(M * K), distortion = normal<T>(M);
+  std::vector<double> active(M, 1.0), taken(M, 7.0), norms(M, 5.0), corrections(2 * S, 1.0);
+  corrections[2 * step] = 1.5, corrections[2 * step + 1] = 1.25;
+  if (M > 1) active[M - 1] = 0;
+  Case c(std::string("move ") + Scalar<T>::kName + " " + std::to_string(M) + "x" + std::to_string(D) + "x" +
+         std::to_string(K) + (options.adam ? " adam" : "") + (options.learn_sigma2 ? " sigma2" : "") +
+         (stops ? " stops" : ""));
+  ProductStep<T> a{};
+  a.ascent.models = M;
+  a.ascent.features = D;
+  a.ascent.latents = K;
+  a.ascent.steps = S;
+  a.ascent.adam = options.adam;
+  a.ascent.learn_sigma2 = options.learn_sigma2;
+  a.ascent.tolerance = stops ? 1e6 : 0.0;
+  a.step = step;
+  a.ascent.corrections = reinterpret_cast<const BiasCorrection*>(c.input<double>("corrections", corrections));
+  a.ascent.lr = c.input<T>("lr", lr);
+  a.ascent.parameters = c.in_out<T>("parameters", parameters);
+  a.ascent.first_moment = c.in_out<T>("first_moment", first);
+  a.ascent.second_moment = c.in_out<T>("second_moment", second);
+  a.ascent.active = c.in_out<bool>("active", active);
+  a.ascent.steps_taken = c.in_out<int64_t>("steps_taken", taken);
+  a.ascent.gradient_norm = c.in_out<T>("gradient_norm", norms);
+  a.covariance_encoder = c.input<T>("covariance_encoder", product);
+  a.weight_pull = c.input<T>("weight_pull", weight_pull);
+  a.encoder_rise = c.input<T>("encoder_rise", rise);
+  a.grad_log_d = const_cast<T*>(c.input<T>("grad_log_d", grad_log_d));
+  a.distortion = const_cast<T*>(c.input<T>("distortion", distortion));
+  c.run([&] { move(Cuda{}, a); });
+  for (int64_t model = 0; model < M; ++model) {
+    if (active[model] == 0) continue;
+    std::vector<double> gradient;
+    const double precision = std::exp(-parameters[(model + 1) * size - 1]);
+    for (int64_t i = model * D * K; i < (model + 1) * D * K; ++i)
+      gradient.push_back(precision * (product[i] - weight_pull[i]));
+    for (int64_t i = model * D * K; i < (model + 1) * D * K; ++i) gradient.push_back(precision * rise[i]);
+    for (int64_t k = 0; k < K; ++k) gradient.push_back(grad_log_d[model * K + k]);
+    gradient.push_back(options.learn_sigma2 ? (precision * distortion[model] - D) / 2 : 0);
+    double squares = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const double g = gradient[i], lr_now = lr[model * S + step];
+      const int64_t at = model * size + i;
+      squares += g * g;
+      if (i == size - 1 && !options.learn_sigma2) continue;
+      if (options.adam) {
+        first[at] = 0.9 * first[at] + 0.1 * g;
+        second[at] = 0.999 * second[at] + 0.001 * g * g;
+        parameters[at] += lr_now * 1.5 * first[at] / (std::sqrt(second[at]) * 1.25 + 1e-8);
+      } else {
+        parameters[at] += lr_now * g;
+      }
+    }
+    norms[model] = std::sqrt(squares);
+    taken[model] = 8;
+    active[model] = !stops;
+  }
+  const double tolerance = std::is_same_v<T, double> ? 1e-12 : 1e-5;
+  c.expect(a.ascent.parameters, parameters, tolerance);
+  c.expect(a.ascent.first_moment, first, tolerance);
+  c.expect(a.ascent.second_moment, second, tolerance);
+  c.expect(a.ascent.gradient_norm, norms, tolerance);
+  c.expect(a.ascent.steps_taken, taken);
+  c.expect(a.ascent.active, active);
+}
+
 void run_all() {
+  for (const Shape& shape : {Shape{2, 70, 3, 2}, Shape{3, 5, 17, 1}}) {
+    test_pull<double>(shape);
+    test_pull<float>(shape);
+    for (const Options& options : {Options{true, true}, Options{true, false}, Options{false, true}}) {
+      test_move<double>(shape, options, false);
+      test_move<float>(shape, options, true);
+    }
+  }
   for (const Shape& shape : kShapes) {
     for (const bool adam : {true, false}) {
       test_ascend<double>(shape, {adam, true}, false);
