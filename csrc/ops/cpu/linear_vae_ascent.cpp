@@ -1,5 +1,6 @@
 // A model's whole trajectory runs on one thread, in a work space that stays in the cache: of a model with D = 64 and
-// K = 16 it is 36 KB, and S as much again. Models are split over threads.
+// K = 16 it is 36 KB, and S as much again. Models are split over threads; where there are fewer models than threads,
+// each phase of a step is, by rows of 16, whose sums are added in one order.
 //
 // Matrices lie there in panels as wide as a vector, (panels, rows, lanes), padded with zeros, which stay zero. So a
 // product loads vectors from one stream and broadcasts from another, both contiguous. Its tile, the accumulators that
@@ -233,11 +234,19 @@ struct State {
   }
 };
 
+// Of a step. Those of a kind do not depend on each other, and each depends on all before.
+enum class Phase { kEncode, kMultiply, kCombine, kMoveWeight, kMoveEncoder, kMoveRest };
+
 template <class T, int kBytes>
 class Trainer {
  public:
-  LINEAVAE_INLINE Trainer(const AscentArguments<T>& a, const T* covariance)
+  // Does `work` of a phase on the calling thread, with the instruction set's code.
+  using Work = void (*)(Trainer&, Phase, int64_t, int64_t);
+
+  Trainer(const AscentArguments<T>& a, const T* covariance, Work work, bool split)
       : a_(a),
+        work_(work),
+        split_(split),
         covariance_(covariance),
         rows_(padded(a.features, kRows)),
         x_(state()),
@@ -248,11 +257,12 @@ class Trainer {
         gram_(panels(padded(a.latents, kLanes))),
         aggregate_(panels(padded(a.latents, kLanes))),
         d_(allocate(a.latents)),
-        grad_log_d_(allocate(a.latents)) {
+        grad_log_d_(allocate(a.latents)),
+        squares_(2 * blocks()) {
     for (int64_t i = 0; i < a.features; ++i) total_variance_ += a.covariance[i * a.features + i];
   }
 
-  LINEAVAE_INLINE void train(int64_t model) {
+  void train(int64_t model) {
     const int64_t D = a_.features, K = a_.latents, at = model * num_parameters(D, K);
     x_.load(a_.start + at, D, K);
     if (a_.adam) {
@@ -265,9 +275,16 @@ class Trainer {
     while (active && taken < a_.steps) {
       const double lr = a_.lr[model * a_.steps + taken];
       const BiasCorrection& correction = a_.corrections[taken];
-      const Move<T> move =
-          a_.adam ? Move<T>{true, T(lr * correction.mean), T(correction.root)} : Move<T>{false, T(lr), T(0)};
-      norm = std::sqrt(step(a_.beta[model * a_.steps + taken], move));
+      move_ = a_.adam ? Move<T>{true, T(lr * correction.mean), T(correction.root)} : Move<T>{false, T(lr), T(0)};
+      beta_ = a_.beta[model * a_.steps + taken];
+      const int64_t D = a_.features, K = a_.latents;
+      run(Phase::kEncode, blocks(), kRows * D * K);
+      run(Phase::kMultiply, x_.weight.count, 2 * kLanes * D * K);
+      run(Phase::kCombine);
+      run(Phase::kMoveWeight, blocks(), 2 * kRows * K * K);
+      run(Phase::kMoveEncoder, blocks(), kRows * D * K);
+      run(Phase::kMoveRest);
+      norm = std::sqrt(total_squares_);
       ++taken;
       active = !(norm < a_.tolerance);
     }
@@ -281,24 +298,65 @@ class Trainer {
     a_.gradient_norm[model] = static_cast<T>(norm);
   }
 
+  LINEAVAE_INLINE void work(Phase phase, int64_t begin, int64_t end) {
+    const WithoutDenormals guard;
+    switch (phase) {
+      case Phase::kEncode:
+        for (int64_t i = begin; i < end; ++i) {
+          multiply_by_covariance(i * kRows, x_.encoder, Store<T, kBytes>{covariance_encoder_, i * kRows});
+        }
+        break;
+      case Phase::kMultiply:
+        multiply_panels(begin, end);
+        break;
+      case Phase::kCombine:
+        combine();
+        break;
+      case Phase::kMoveWeight:
+        for (int64_t i = begin; i < end; ++i) move_weight(i);
+        break;
+      case Phase::kMoveEncoder:
+        for (int64_t i = begin; i < end; ++i) move_encoder(i);
+        break;
+      case Phase::kMoveRest:
+        move_rest();
+        break;
+    }
+  }
+
  private:
   static constexpr int64_t kLanes = Vectors<T, kBytes>::kLanes;
   using Matrix = Panels<T, kBytes>;
 
-  // -> ‖g‖²
-  LINEAVAE_INLINE double step(T beta, const Move<T>& move) {
-    const int64_t D = a_.features, K = a_.latents;
-    const Matrix &W = x_.weight, &V = x_.encoder, &C = covariance_encoder_, &G = shortfall_;
-    const T precision = exponential(-*x_.log_sigma2);
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) d_[k] = exponential(x_.log_d[k]);
-    for (int64_t row = 0; row < rows_; row += kRows) multiply_by_covariance(row, V, Store<T, kBytes>{C, row});
-    for (int64_t panel = 0; panel < W.count; ++panel) {
+  int64_t blocks() const { return rows_ / kRows; }
+
+  // One phase: blocks of rows, or panels, [0, count), behind each of which there are so many multiplications.
+  void run(Phase phase, int64_t count = 1, int64_t cost = 0) {
+    if (split_ && count > 1) {
+      constexpr int64_t kPerElement = 32;  // as many take the time of an element of other kernels
+      parallel_for(count, cost / kPerElement, [&](int64_t begin, int64_t end) { work_(*this, phase, begin, end); });
+    } else {
+      work_(*this, phase, 0, count);
+    }
+  }
+
+  LINEAVAE_INLINE void multiply_panels(int64_t begin, int64_t end) {
+    const int64_t D = a_.features;
+    const Matrix &W = x_.weight, &V = x_.encoder, &C = covariance_encoder_;
+    for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t row = panel * kLanes;
       multiply<1, kLanes>(W.at(panel, 0), kLanes, D, 0, W, D, Store<T, kBytes>{gram_, row});
       multiply<1, kLanes>(V.at(panel, 0), kLanes, D, 0, C, D, Store<T, kBytes>{aggregate_, row});
     }
-    const T grad_log_sigma2 = a_.learn_sigma2 ? T(0.5) * (precision * distortion() - T(D)) : T(0);
+  }
+
+  // From M and Q to their part of the gradients, R and Q + diag d.
+  LINEAVAE_INLINE void combine() {
+    const int64_t K = a_.latents;
+    const T beta = beta_, precision = precision_ = exponential(-*x_.log_sigma2);
+#pragma omp simd
+    for (int64_t k = 0; k < K; ++k) d_[k] = exponential(x_.log_d[k]);
+    grad_log_sigma2_ = a_.learn_sigma2 ? T(0.5) * (precision * distortion() - T(a_.features)) : T(0);
     for (int64_t k = 0; k < K; ++k) {
       grad_log_d_[k] = T(0.5) * (beta * (1 - d_[k]) - precision * d_[k] * gram_(k, k));
       aggregate_(k, k) += d_[k];
@@ -306,21 +364,32 @@ class Trainer {
 #pragma omp simd
     for (int64_t i = 0; i < gram_.size(); ++i) gram_.data[i] *= precision;
     for (int64_t k = 0; k < K; ++k) gram_(k, k) += beta;  // R
-    double squares = 0;
-    for (int64_t row = 0; row < rows_; row += kRows) {
-      multiply_row_by_row(row, V, gram_, SubtractFromScaled<T, kBytes>{precision, W, G, row});
-      multiply_row_by_row(row, W, aggregate_, ScaleDifference<T, kBytes>{precision, C, row});
-      for (int64_t panel = 0; panel < W.count; ++panel) {
-        squares += move(kRows * kLanes, C.at(panel, row), W.at(panel, row), m_.weight.at(panel, row),
-                        v_.weight.at(panel, row));
-      }
+  }
+
+  LINEAVAE_INLINE void move_weight(int64_t block) {
+    const int64_t row = block * kRows;
+    const Matrix &W = x_.weight, &V = x_.encoder, &C = covariance_encoder_, &G = shortfall_;
+    multiply_row_by_row(row, V, gram_, SubtractFromScaled<T, kBytes>{precision_, W, G, row});
+    multiply_row_by_row(row, W, aggregate_, ScaleDifference<T, kBytes>{precision_, C, row});
+    const Move<T> move = move_;
+    double& squares = squares_[block] = 0;
+    for (int64_t panel = 0; panel < W.count; ++panel) {
+      squares +=
+          move(kRows * kLanes, C.at(panel, row), W.at(panel, row), m_.weight.at(panel, row), v_.weight.at(panel, row));
     }
-    for (int64_t row = 0; row < rows_; row += kRows) {
-      multiply_by_covariance(row, G, MoveByTile<T, kBytes>{move, V, m_.encoder, v_.encoder, row, &squares});
-    }
-    squares += move(K, grad_log_d_, x_.log_d, m_.log_d, v_.log_d);
-    if (a_.learn_sigma2) squares += move(1, &grad_log_sigma2, x_.log_sigma2, m_.log_sigma2, v_.log_sigma2);
-    return squares;
+  }
+
+  LINEAVAE_INLINE void move_encoder(int64_t block) {
+    const int64_t row = block * kRows;
+    double& squares = squares_[blocks() + block] = 0;
+    multiply_by_covariance(row, shortfall_,
+                           MoveByTile<T, kBytes>{move_, x_.encoder, m_.encoder, v_.encoder, row, &squares});
+  }
+
+  LINEAVAE_INLINE void move_rest() {
+    total_squares_ = move_(a_.latents, grad_log_d_, x_.log_d, m_.log_d, v_.log_d);
+    if (a_.learn_sigma2) total_squares_ += move_(1, &grad_log_sigma2_, x_.log_sigma2, m_.log_sigma2, v_.log_sigma2);
+    for (const double squares : squares_) total_squares_ += squares;
   }
 
   // kRows rows of S times a matrix
@@ -367,6 +436,8 @@ class Trainer {
   };
 
   const AscentArguments<T>& a_;
+  Work work_;
+  bool split_;           // the phases, over threads
   const T* covariance_;  // packed
   int64_t rows_;
   std::vector<std::unique_ptr<T, Free>> memory_;
@@ -375,40 +446,43 @@ class Trainer {
   Matrix gram_, aggregate_;                // M, of which R is made, and Q
   T *d_, *grad_log_d_;
   double total_variance_ = 0;  // tr S
+  Move<T> move_{};             // of this step, as is all below
+  T beta_ = 0, precision_ = 0, grad_log_sigma2_ = 0;
+  std::vector<double> squares_;  // Σ g² of the blocks of W, then of Vᵀ
+  double total_squares_ = 0;     // ‖g‖²
 };
-
-template <class T, int kBytes>
-LINEAVAE_INLINE void train_models(const AscentArguments<T>& a, const T* covariance, int64_t begin, int64_t end) {
-  const WithoutDenormals guard;
-  Trainer<T, kBytes> trainer(a, covariance);
-  for (int64_t model = begin; model < end; ++model) trainer.train(model);
-}
 
 // One for each instruction set, with vectors of its width: no clones, then.
 template <class T>
-void train_plainly(const AscentArguments<T>& a, const T* covariance, int64_t begin, int64_t end) {
-  train_models<T, 16>(a, covariance, begin, end);
+void work_plainly(Trainer<T, 16>& trainer, Phase phase, int64_t begin, int64_t end) {
+  trainer.work(phase, begin, end);
 }
 #ifdef LINEAVAE_HAS_CLONES
 template <class T>
-__attribute__((target("arch=x86-64-v3"))) void train_with_avx2(const AscentArguments<T>& a, const T* covariance,
-                                                               int64_t begin, int64_t end) {
-  train_models<T, 32>(a, covariance, begin, end);
+__attribute__((target("arch=x86-64-v3"))) void work_with_avx2(Trainer<T, 32>& trainer, Phase phase, int64_t begin,
+                                                              int64_t end) {
+  trainer.work(phase, begin, end);
 }
 template <class T>
-__attribute__((target("arch=x86-64-v4"))) void train_with_avx512(const AscentArguments<T>& a, const T* covariance,
-                                                                 int64_t begin, int64_t end) {
-  train_models<T, 64>(a, covariance, begin, end);
+__attribute__((target("arch=x86-64-v4"))) void work_with_avx512(Trainer<T, 64>& trainer, Phase phase, int64_t begin,
+                                                                int64_t end) {
+  trainer.work(phase, begin, end);
 }
 #endif
 
-template <class T>
-auto* best_training() {
-#ifdef LINEAVAE_HAS_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return &train_with_avx512<T>;
-  if (__builtin_cpu_supports("x86-64-v3")) return &train_with_avx2<T>;
-#endif
-  return &train_plainly<T>;
+template <class T, int kBytes>
+void train_models(const AscentArguments<T>& a, void (*work)(Trainer<T, kBytes>&, Phase, int64_t, int64_t)) {
+  const std::vector<T> covariance = pack_covariance(a.covariance, a.features);
+  const auto train = [&](int64_t begin, int64_t end, bool split) {
+    Trainer<T, kBytes> trainer(a, covariance.data(), work, split);
+    for (int64_t model = begin; model < end; ++model) trainer.train(model);
+  };
+  if (a.models < torch::stable::get_num_threads()) {
+    train(0, a.models, true);
+  } else {
+    parallel_for(a.models, a.steps * a.features * num_parameters(a.features, a.latents),
+                 [&](int64_t begin, int64_t end) { train(begin, end, false); });
+  }
 }
 
 }  // namespace
@@ -421,10 +495,11 @@ LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, bias_corrections, BiasCorrections)
 
 template <class T>
 void ascend(Cpu, const AscentArguments<T>& a) {
-  const std::vector<T> covariance = pack_covariance(a.covariance, a.features);
-  auto* train = best_training<T>();
-  parallel_for(a.models, a.steps * a.features * num_parameters(a.features, a.latents),
-               [&](int64_t begin, int64_t end) { train(a, covariance.data(), begin, end); });
+#ifdef LINEAVAE_HAS_CLONES
+  if (__builtin_cpu_supports("x86-64-v4")) return train_models<T, 64>(a, &work_with_avx512<T>);
+  if (__builtin_cpu_supports("x86-64-v3")) return train_models<T, 32>(a, &work_with_avx2<T>);
+#endif
+  train_models<T, 16>(a, &work_plainly<T>);
 }
 LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, ascend, AscentArguments)
 
