@@ -12,12 +12,15 @@ from lineavae.ops.expected_gaussian_log_likelihood import expected_gaussian_log_
 from lineavae.ops.free_bits_kl import free_bits_kl
 from lineavae.ops.gaussian_kl import gaussian_kl, gaussian_kl_per_dimension
 from lineavae.ops.gaussian_log_likelihood import gaussian_log_likelihood, gaussian_log_likelihood_mean
+from lineavae.ops.linear_vae_ascent import linear_vae_ascent
 from lineavae.ops.linear_vae_elbo import linear_vae_elbo
 from lineavae.ops.linear_vae_statistics import linear_vae_elbo_from_factor, linear_vae_elbo_from_moments
 from lineavae.ops.reparameterized_kl import reparameterized_kl
 from lineavae.reference.collapse_statistics import LatentStatistics, histogram_edges, merge_moments
+from lineavae.reference.linear_vae_ascent import Ascent
 
 __all__ = [
+    "Ascent",
     "LatentStatistics",
     "bernoulli_log_likelihood",
     "collapse_statistics",
@@ -29,6 +32,7 @@ __all__ = [
     "gaussian_log_likelihood",
     "gaussian_log_likelihood_mean",
     "histogram_edges",
+    "linear_vae_ascent",
     "linear_vae_elbo",
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",

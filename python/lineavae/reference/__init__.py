@@ -9,6 +9,7 @@ from lineavae.reference.expected_bernoulli_log_likelihood import expected_bernou
 from lineavae.reference.expected_gaussian_log_likelihood import expected_gaussian_log_likelihood
 from lineavae.reference.gaussian_kl import expm1_minus_x, gaussian_kl, gaussian_kl_per_dimension
 from lineavae.reference.gaussian_log_likelihood import gaussian_log_likelihood, gaussian_log_likelihood_mean
+from lineavae.reference.linear_vae_ascent import linear_vae_ascent
 from lineavae.reference.linear_vae_elbo import linear_vae_elbo
 from lineavae.reference.linear_vae_elbo_from_factor import linear_vae_elbo_from_factor
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
@@ -24,6 +25,7 @@ __all__ = [
     "gaussian_kl_per_dimension",
     "gaussian_log_likelihood",
     "gaussian_log_likelihood_mean",
+    "linear_vae_ascent",
     "linear_vae_elbo",
     "linear_vae_elbo_from_factor",
     "linear_vae_elbo_from_moments",
