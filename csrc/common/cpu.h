@@ -15,6 +15,7 @@
 // number and fall back to SSE2 on every other one. A clone cannot be a template and does not reach into a lambda, so a
 // kernel is an always-inline template body with one clone per dtype around it.
 #if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+#define LINEAVAE_HAS_CLONES
 #define LINEAVAE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define LINEAVAE_CLONES

@@ -1,0 +1,57 @@
+// Gradient ascent on the mean analytic ELBO of many linear VAEs of one size, with μ at the sample mean.
+//
+// For each model, with c = 1/σ², S the covariance of the data, C = S Vᵀ, M = WᵀW and Q = V C:
+//
+//   R    = c M + β I                               G       = c W - Vᵀ R
+//   dW   = c (C - W (Q + diag d))                  dlog d  = ½ (β (1 - d) - c d diag(M))
+//   dVᵀ  = S G                                     dlog σ² = ½ (c T - D)
+//   T    = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S
+//
+// Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam, for
+// the gradient g of a parameter x:
+//
+//   m += (1 - β₁) (g - m),  v = β₂ v + (1 - β₂) g²,  x += lr / (1 - β₁ᵗ) m / (√v / √(1 - β₂ᵗ) + ε)
+//
+// and without moments x += lr g. A model that is not finite stays so; one whose ‖g‖ is below the tolerance stops after
+// that step. Nothing of one model depends on another.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/device.h"
+#include "common/expm1.h"
+
+namespace lineavae {
+
+constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;  // those of torch.optim.Adam
+
+// W (D, K), Vᵀ (D, K), log d (K), log σ², one after the other.
+LINEAVAE_HOST_DEVICE int64_t num_parameters(int64_t features, int64_t latents) {
+  return 2 * features * latents + latents + 1;
+}
+
+template <class T>
+struct AscentArguments {
+  int64_t models, features, latents, steps;
+  int64_t first_step;  // steps taken before
+  bool adam, learn_sigma2;
+  double tolerance;
+  const T* covariance;         // (D, D): S
+  const T* lr;                 // (models, steps)
+  const T* beta;               // (models, steps)
+  const bool* trains;          // (models)
+  const T* start;              // (models, num_parameters)
+  const T* start_first;        // (models, num_parameters): m, with adam
+  const T* start_second;       // (models, num_parameters): v, with adam
+  T* parameters;               // (models, num_parameters)
+  T* first_moment;             // (models, num_parameters), with adam
+  T* second_moment;            // (models, num_parameters), with adam
+  bool* active;                // (models)
+  int64_t* steps_taken;        // (models)
+  T* gradient_norm;            // (models)
+};
+
+LINEAVAE_KERNEL(ascend, AscentArguments)
+
+}  // namespace lineavae
