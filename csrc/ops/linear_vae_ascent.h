@@ -7,8 +7,8 @@
 //   dVᵀ  = S G                                     dlog σ² = ½ (c T - D)
 //   T    = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S
 //
-// Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam, for
-// the gradient g of a parameter x:
+// Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam,
+// for the gradient g of a parameter x:
 //
 //   m += (1 - β₁) (g - m),  v = β₂ v + (1 - β₂) g²,  x += lr / (1 - β₁ᵗ) m / (√v / √(1 - β₂ᵗ) + ε)
 //
@@ -31,27 +31,46 @@ LINEAVAE_HOST_DEVICE int64_t num_parameters(int64_t features, int64_t latents) {
   return 2 * features * latents + latents + 1;
 }
 
+// What the CUDA kernel has room for; larger models are left to torch's products.
+constexpr int kBlockFeatures = 64, kBlockLatents = 16;
+
+struct BiasCorrection {
+  double mean, root;  // of Adam: 1 / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ)
+};
+
+template <class T>
+struct BiasCorrections {
+  int64_t steps, first_step;    // that many steps were taken before
+  BiasCorrection* corrections;  // (steps)
+};
+
+LINEAVAE_HOST_DEVICE BiasCorrection bias_correction(int64_t steps_before) {
+  const double t = static_cast<double>(steps_before + 1);
+  return {1 / (1 - pow(kBeta1, t)), 1 / sqrt(1 - pow(kBeta2, t))};
+}
+
 template <class T>
 struct AscentArguments {
   int64_t models, features, latents, steps;
-  int64_t first_step;  // steps taken before
   bool adam, learn_sigma2;
   double tolerance;
-  const T* covariance;         // (D, D): S
-  const T* lr;                 // (models, steps)
-  const T* beta;               // (models, steps)
-  const bool* trains;          // (models)
-  const T* start;              // (models, num_parameters)
-  const T* start_first;        // (models, num_parameters): m, with adam
-  const T* start_second;       // (models, num_parameters): v, with adam
-  T* parameters;               // (models, num_parameters)
-  T* first_moment;             // (models, num_parameters), with adam
-  T* second_moment;            // (models, num_parameters), with adam
-  bool* active;                // (models)
-  int64_t* steps_taken;        // (models)
-  T* gradient_norm;            // (models)
+  const BiasCorrection* corrections;  // (steps)
+  const T* covariance;                // (D, D): S
+  const T* lr;                        // (models, steps)
+  const T* beta;                      // (models, steps)
+  const bool* trains;                 // (models)
+  const T* start;                     // (models, num_parameters)
+  const T* start_first;               // (models, num_parameters): m, with adam
+  const T* start_second;              // (models, num_parameters): v, with adam
+  T* parameters;                      // (models, num_parameters)
+  T* first_moment;                    // (models, num_parameters), with adam
+  T* second_moment;                   // (models, num_parameters), with adam
+  bool* active;                       // (models)
+  int64_t* steps_taken;               // (models)
+  T* gradient_norm;                   // (models)
 };
 
+LINEAVAE_KERNEL(bias_corrections, BiasCorrections)
 LINEAVAE_KERNEL(ascend, AscentArguments)
 
 }  // namespace lineavae

@@ -90,9 +90,7 @@ struct Panels {
   static constexpr int64_t kLanes = Vectors<T, kBytes>::kLanes;
 
   LINEAVAE_INLINE T* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kLanes; }
-  LINEAVAE_INLINE T& operator()(int64_t row, int64_t column) const {
-    return at(column / kLanes, row)[column % kLanes];
-  }
+  LINEAVAE_INLINE T& operator()(int64_t row, int64_t column) const { return at(column / kLanes, row)[column % kLanes]; }
   LINEAVAE_INLINE int64_t size() const { return count * rows * kLanes; }
 
   T* data;
@@ -101,8 +99,8 @@ struct Panels {
 
 // A B tile by tile, for A of `height` rows, a multiple of a tile's; finish(panel, row, height, tile) takes each.
 template <int kRow, int kColumn, class T, int kBytes, class Finish>
-LINEAVAE_INLINE void multiply(const T* a, int64_t height, int64_t block, int64_t next_block,
-                              const Panels<T, kBytes>& b, int64_t columns, const Finish& finish) {
+LINEAVAE_INLINE void multiply(const T* a, int64_t height, int64_t block, int64_t next_block, const Panels<T, kBytes>& b,
+                              int64_t columns, const Finish& finish) {
   using V = Vectors<T, kBytes>;
   alignas(64) T tile[2 * V::kTall * V::kLanes];
   const int64_t next_panel = b.rows * V::kLanes;
@@ -235,17 +233,12 @@ struct State {
   }
 };
 
-struct Correction {
-  double mean, root;  // of Adam: 1 - β₁ᵗ and √(1 - β₂ᵗ)
-};
-
 template <class T, int kBytes>
 class Trainer {
  public:
-  LINEAVAE_INLINE Trainer(const AscentArguments<T>& a, const T* covariance, const Correction* corrections)
+  LINEAVAE_INLINE Trainer(const AscentArguments<T>& a, const T* covariance)
       : a_(a),
         covariance_(covariance),
-        corrections_(corrections),
         rows_(padded(a.features, kRows)),
         x_(state()),
         m_(state()),
@@ -271,9 +264,9 @@ class Trainer {
     double norm = std::numeric_limits<double>::quiet_NaN();
     while (active && taken < a_.steps) {
       const double lr = a_.lr[model * a_.steps + taken];
-      const Correction& correction = corrections_[taken];
-      const Move<T> move = a_.adam ? Move<T>{true, T(lr / correction.mean), T(1 / correction.root)}
-                                   : Move<T>{false, T(lr), T(0)};
+      const BiasCorrection& correction = a_.corrections[taken];
+      const Move<T> move =
+          a_.adam ? Move<T>{true, T(lr * correction.mean), T(correction.root)} : Move<T>{false, T(lr), T(0)};
       norm = std::sqrt(step(a_.beta[model * a_.steps + taken], move));
       ++taken;
       active = !(norm < a_.tolerance);
@@ -375,7 +368,6 @@ class Trainer {
 
   const AscentArguments<T>& a_;
   const T* covariance_;  // packed
-  const Correction* corrections_;
   int64_t rows_;
   std::vector<std::unique_ptr<T, Free>> memory_;
   State<T, kBytes> x_, m_, v_;
@@ -386,31 +378,27 @@ class Trainer {
 };
 
 template <class T, int kBytes>
-LINEAVAE_INLINE void train_models(const AscentArguments<T>& a, const T* covariance, const Correction* corrections,
-                                  int64_t begin, int64_t end) {
+LINEAVAE_INLINE void train_models(const AscentArguments<T>& a, const T* covariance, int64_t begin, int64_t end) {
   const WithoutDenormals guard;
-  Trainer<T, kBytes> trainer(a, covariance, corrections);
+  Trainer<T, kBytes> trainer(a, covariance);
   for (int64_t model = begin; model < end; ++model) trainer.train(model);
 }
 
-// One for each instruction set, which the width of a vector depends on: no clones, then.
+// One for each instruction set, with vectors of its width: no clones, then.
 template <class T>
-void train_plainly(const AscentArguments<T>& a, const T* covariance, const Correction* corrections, int64_t begin,
-                   int64_t end) {
-  train_models<T, 16>(a, covariance, corrections, begin, end);
+void train_plainly(const AscentArguments<T>& a, const T* covariance, int64_t begin, int64_t end) {
+  train_models<T, 16>(a, covariance, begin, end);
 }
 #ifdef LINEAVAE_HAS_CLONES
 template <class T>
 __attribute__((target("arch=x86-64-v3"))) void train_with_avx2(const AscentArguments<T>& a, const T* covariance,
-                                                               const Correction* corrections, int64_t begin,
-                                                               int64_t end) {
-  train_models<T, 32>(a, covariance, corrections, begin, end);
+                                                               int64_t begin, int64_t end) {
+  train_models<T, 32>(a, covariance, begin, end);
 }
 template <class T>
 __attribute__((target("arch=x86-64-v4"))) void train_with_avx512(const AscentArguments<T>& a, const T* covariance,
-                                                                 const Correction* corrections, int64_t begin,
-                                                                 int64_t end) {
-  train_models<T, 64>(a, covariance, corrections, begin, end);
+                                                                 int64_t begin, int64_t end) {
+  train_models<T, 64>(a, covariance, begin, end);
 }
 #endif
 
@@ -426,16 +414,17 @@ auto* best_training() {
 }  // namespace
 
 template <class T>
+void bias_corrections(Cpu, const BiasCorrections<T>& a) {
+  for (int64_t i = 0; i < a.steps; ++i) a.corrections[i] = bias_correction(a.first_step + i);
+}
+LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, bias_corrections, BiasCorrections)
+
+template <class T>
 void ascend(Cpu, const AscentArguments<T>& a) {
   const std::vector<T> covariance = pack_covariance(a.covariance, a.features);
-  std::vector<Correction> corrections(a.steps);
-  for (int64_t i = 0; i < a.steps; ++i) {
-    const double t = static_cast<double>(a.first_step + i + 1);
-    corrections[i] = {1 - std::pow(kBeta1, t), std::sqrt(1 - std::pow(kBeta2, t))};
-  }
   auto* train = best_training<T>();
   parallel_for(a.models, a.steps * a.features * num_parameters(a.features, a.latents),
-               [&](int64_t begin, int64_t end) { train(a, covariance.data(), corrections.data(), begin, end); });
+               [&](int64_t begin, int64_t end) { train(a, covariance.data(), begin, end); });
 }
 LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, ascend, AscentArguments)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lineavae import reference
+from lineavae import _ext, reference
 from lineavae._arguments import check_integer, check_number
+from lineavae.ops._dispatch import has_native
 from lineavae.ops._tensors import check_tensors
 from lineavae.reference.linear_vae_ascent import Ascent, num_latents
+
+_ext.load()
 
 _OP = "linear_vae_ascent"
 
@@ -112,7 +115,9 @@ def linear_vae_ascent(
             f"{_OP}: no argument may require grad: a trajectory is not differentiable; "
             "detach it or call this under torch.no_grad()"
         )
-    return reference.linear_vae_ascent(*tensors, active, step, tolerance, bool(learn_sigma2))
+    native = has_native(_OP, parameters.device)
+    function = torch.ops.lineavae.linear_vae_ascent if native else reference.linear_vae_ascent
+    return Ascent(*function(*tensors, active, step, tolerance, bool(learn_sigma2)))
 
 
 def _check_shapes(
@@ -162,3 +167,25 @@ def _check_active(active: Tensor, parameters: Tensor) -> None:
             f"{_OP}: active must have shape (M,) with M={parameters.shape[0]} on device {parameters.device}, "
             f"got {tuple(active.shape)} on {active.device}"
         )
+
+
+@torch.library.register_fake(f"lineavae::{_OP}")
+def _fake(
+    covariance: Tensor,
+    parameters: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
+    lr: Tensor,
+    beta: Tensor,
+    active: Tensor,
+    step: int,
+    tolerance: float,
+    learn_sigma2: bool,
+) -> tuple[Tensor, ...]:
+    models = parameters.shape[0]
+    return (
+        *(torch.empty_like(state) for state in (parameters, first_moment, second_moment)),
+        torch.empty_like(active),
+        active.new_empty(models, dtype=torch.int64),
+        parameters.new_empty(models),
+    )

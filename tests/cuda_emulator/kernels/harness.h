@@ -50,6 +50,10 @@ struct Scalar<uint32_t> {
   static constexpr const char* kName = "uint32";
 };
 template <>
+struct Scalar<bool> {
+  static constexpr const char* kName = "bool";
+};
+template <>
 struct Scalar<int64_t> {
   static constexpr const char* kName = "int64";
 };
