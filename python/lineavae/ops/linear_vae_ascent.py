@@ -14,6 +14,8 @@ from lineavae.reference.linear_vae_ascent import Ascent, num_latents
 _ext.load()
 
 _OP = "linear_vae_ascent"
+# what a block of the CUDA kernel has room for; larger models are left to torch's products, those of the reference
+_BLOCK_FEATURES, _BLOCK_LATENTS = 64, 16
 
 
 def linear_vae_ascent(
@@ -115,7 +117,9 @@ def linear_vae_ascent(
             f"{_OP}: no argument may require grad: a trajectory is not differentiable; "
             "detach it or call this under torch.no_grad()"
         )
-    native = has_native(_OP, parameters.device)
+    num_features = covariance.shape[0]
+    fits = num_features <= _BLOCK_FEATURES and num_latents(parameters, num_features) <= _BLOCK_LATENTS
+    native = has_native(_OP, parameters.device) and (fits or parameters.is_cpu)
     function = torch.ops.lineavae.linear_vae_ascent if native else reference.linear_vae_ascent
     return Ascent(*function(*tensors, active, step, tolerance, bool(learn_sigma2)))
 
