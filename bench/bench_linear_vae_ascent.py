@@ -1,8 +1,8 @@
 """Steps of Adam on many linear VAEs of one size at once, with fixed σ²; μ is the sample mean.
 
-GFLOP/s counts the four products of a step, 4 D² K + 8 D K², so that those who train other numbers of models compare:
-"LinearVAE.fit" trains one. "bmm" writes out gradients and Adam by hand, in place, and "compiled" is the same as
-one function; "autograd" differentiates the ELBO from moments and has fused Adam.
+GFLOP/s counts the products of a step, 4 D² K + 8 D K², so that those who train other numbers of models
+compare: "LinearVAE.fit" trains one. "bmm" writes out gradients and Adam by hand, in place, and "compiled" is
+the same as one function; "autograd" differentiates the ELBO from moments and has fused Adam.
 """
 
 from inspect import unwrap
@@ -132,7 +132,7 @@ def fit(moments, latent_dim, steps):
     return train
 
 
-@pytest.mark.parametrize("models,num_features,latent_dim,steps", SHAPES)
+@pytest.mark.parametrize(("models", "num_features", "latent_dim", "steps"), SHAPES)
 def test_linear_vae_ascent(compare, setting, models, num_features, latent_dim, steps):
     if setting.dry:
         models, num_features, latent_dim, steps = 2, 5, 2, 2

@@ -14,7 +14,7 @@ from lineavae.reference.linear_vae_ascent import Ascent, num_latents
 _ext.load()
 
 _OP = "linear_vae_ascent"
-# what a block of the CUDA kernel has room for; larger models are left to torch's products, those of the reference
+# what a block of the CUDA kernel has room for; larger models run on torch's products, in the reference
 _BLOCK_FEATURES, _BLOCK_LATENTS = 64, 16
 
 
