@@ -50,7 +50,7 @@ def plot_phase(sweep: Sweep, x: str, y: str | None, value: str, point: Mapping[s
             raise ValueError(f"Sweep.plot_phase: x and y must be axes, {', '.join(sweep.axes)}, got {name!r}")
     if len(set(drawn)) < len(drawn):
         raise ValueError(f"Sweep.plot_phase: x and y must be different axes, got {x!r} twice")
-    found = sweep.select("plot_phase", point)
+    found = sweep._select("plot_phase", point)
     found = found.isel(step=-1)
     of_one = [str(name) for name, values in found.data_vars.items() if set(sweep.axes) >= set(values.dims)]
     if value not in of_one:

@@ -130,7 +130,7 @@ class Sweep:
             raise ValueError(
                 f"Sweep.model: point must have {', '.join(self.axes)}, got {', '.join(point) or 'none'}"
             )
-        found = self.select("model", point)
+        found = self._select("model", point)
         latent_dim, num_features = int(found.latent_dim), found.attrs["num_features"]
         size = 2 * num_features * latent_dim + latent_dim + 1
         flat = torch.from_numpy(found.parameters.values[:size].copy()).unsqueeze(0)
@@ -140,7 +140,7 @@ class Sweep:
             LinearParameters(weight[0], encoder_t[0].mT, mu, log_d[0], log_sigma2[0])
         )
 
-    def select(self, caller: str, point: Mapping[str, float]) -> Dataset:
+    def _select(self, caller: str, point: Mapping[str, float]) -> Dataset:
         """Give the part of the dataset with these values on these axes."""
         places = {}
         for name, value in point.items():
