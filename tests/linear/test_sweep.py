@@ -139,6 +139,7 @@ def test_statistics_are_those_of_the_model(moments):
         "steps": 800,
         "learn_sigma2": False,
         "record": ALL,
+        "epsilon": 0.5,
         "keep_models": True,
         "dtype": torch.float64,
     }
@@ -156,7 +157,7 @@ def test_statistics_are_those_of_the_model(moments):
             kl = 0.5 * (code + model.log_d.exp() - model.log_d - 1).detach()
             np.testing.assert_allclose(of.kl[:latent_dim], kl, atol=1e-10)
             assert of.kl[latent_dim:].isnull().all()
-            live = kl >= 0.01
+            live = kl >= 0.5
             assert of.live.item() == live.sum()
             num_partly += 0 < live.sum() < latent_dim
             if live.any():
@@ -164,7 +165,7 @@ def test_statistics_are_those_of_the_model(moments):
                 assert of.alignment.item() == pytest.approx(cosines.mean().item(), abs=1e-10)
             else:
                 assert np.isnan(of.alignment.item())
-            gap = decompose_gap(model, moments)
+            gap = decompose_gap(model, moments, 0.5)
             for name, part in gap.parts.items():
                 assert of.gap.sel(part=name).item() == pytest.approx(part, abs=1e-9), name
     assert num_partly
