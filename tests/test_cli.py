@@ -76,7 +76,7 @@ def test_version():
 
 
 def test_help_names_the_commands_and_an_example():
-    for command in ("diagnose", "collapse", "forecast", "reproduce", "report"):
+    for command in ("diagnose", "collapse", "forecast", "sweep", "reproduce", "report"):
         assert command in invoke("--help").stdout
     text = " ".join(invoke("reproduce", "--help").stdout.split())
     assert "Example: lineavae reproduce analytic-vs-stochastic --preset quick" in text

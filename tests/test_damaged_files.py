@@ -23,7 +23,7 @@ from lineavae.collapse.scan import ShardResults, scan
 from lineavae.data import DataError, load_images, load_mnist, read_samples
 from lineavae.experiments import EXPERIMENTS, Config, Experiment, RunDirectoryError, execute
 from lineavae.experiments.runs import quantity
-from lineavae.linear import LinearVAE, Moments
+from lineavae.linear import LinearVAE, Moments, Sweep, sweep
 from lineavae.report.collapses import CollapseFileError, read_collapse
 from lineavae.report.runs import read_run
 
@@ -179,6 +179,33 @@ class SavedMoments:
         return moments.num_samples, moments.sample_mean.tolist(), moments.covariance.tolist()
 
 
+class SavedSweep:
+    error = ValueError
+    is_checked = True
+
+    def write(self, folder):
+        grid = {"sigma2": [0.5, 2.0], "latent_dim": 2}
+        moments = Moments.from_data(SAMPLES)
+        options = {"record": ("elbo", "gap"), "learn_sigma2": False, "progress": False}
+        sweep(moments, grid, steps=2, **options).save(folder / "sweep.safetensors")
+
+    def read(self, folder):
+        found = Sweep.load(folder / "sweep.safetensors").dataset
+        return [(name, values.values.tobytes()) for name, values in found.variables.items()]
+
+
+class SweepCheckpoint(SavedSweep):
+    def write(self, folder):
+        self.run(folder, False)
+
+    def read(self, folder):
+        return self.run(folder, True).dataset.elbo.values.tolist()
+
+    def run(self, folder, resume):
+        options = {"learn_sigma2": False, "checkpoint": folder, "resume": resume, "progress": False}
+        return sweep(Moments.from_data(SAMPLES), {"latent_dim": 2}, steps=2, **options)
+
+
 class SavedModel:
     error = ValueError
     is_checked = True
@@ -299,6 +326,8 @@ READERS = [
     PngFolder,
     JpgFolder,
     SavedMoments,
+    SavedSweep,
+    SweepCheckpoint,
     SavedModel,
     Checkpoint,
     FinishedShard,

@@ -166,7 +166,7 @@ def ascend(
                 bar.update(task, completed=run.step, elbo=run.records[-1][1])
 
         if problem.device.type == "cpu":
-            _run_flushing_denormals(train)
+            run_flushing_denormals(train)
         else:
             train(Event())
     return np.array(run.records).T
@@ -332,7 +332,7 @@ def _derived_seed(*key: int) -> int:
     return int(seed)
 
 
-def _run_flushing_denormals(train: Callable[[Event], None]) -> None:
+def run_flushing_denormals(train: Callable[[Event], None]) -> None:
     """Run ``train`` in a thread for which, and for whose workers, denormal numbers are zero.
 
     The processor's flag belongs to a thread, and a new thread inherits it. Set in the calling thread it

@@ -24,6 +24,8 @@ _COMMANDS = {
     "collapse": "Tell which latents are (ε, δ)-collapsed, from posteriors on disk, in one pass.",
     "forecast": "Forecast posterior collapse: how many latents can live on the data, at which σ², at what "
     "cost.",
+    "sweep": "Train thousands of linear VAEs together, one at each point of a grid, and draw where latents "
+    "collapse.",
     "reproduce": "Reproduce the paper's figures and tables. A finished run is skipped, a killed one "
     "continues with --resume.",
     "report": "Write finished runs and collapse reports as one HTML page, measured beside published.",

@@ -29,6 +29,17 @@ SMALL = {
         "latent_dim": 2,
         "num_rotations": 3,
     },
+    "phase-diagram": {
+        "latent_dims": (2, 5),
+        "num_sigma2": 4,
+        "num_beta": 3,
+        "seeds": (0,),
+        "steps": 5,
+        "annealing_steps": 4,
+        "num_stochastic": 2,
+        "stochastic_steps": 3,
+        "batch_size": 20,
+    },
     "bernoulli-ppca": {"latent_dim": 5, "steps": 5, "bound_samples": (1, 2)},
 }
 DATA = {
@@ -71,6 +82,7 @@ def test_other_data(tmp_path, name, data):
         ("analytic-vs-stochastic", {"latent_dim": 20}, 21),
         ("nonlinear-encoders", {"latent_dim": 20}, 21),
         ("theorem-1", {"num_features": 21}, 21),
+        ("phase-diagram", {"latent_dims": (4, 21)}, 21),
     ],
 )
 def test_too_few_features(tmp_path, name, settings, needed):

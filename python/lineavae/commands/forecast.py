@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from lineavae._array_files import ArrayFileError, safetensors_arrays
 from lineavae._io import finite
 from lineavae.commands._common import fail, show_json
-from lineavae.data import read_samples
-from lineavae.data.mnist import find_images, read_images
-from lineavae.linear import Moments, forecast_collapse
+from lineavae.commands._moments import read_moments
+from lineavae.linear import forecast_collapse
 
 EPILOG = (
     "Example: [bold]lineavae forecast images.npy --latent-dim 200 --sigma2 1[/bold] tells how many of "
     "the 200 latents will collapse, and which σ² keeps them."
 )
-
-# Images of which the pixels are divided at once.
-_ROWS = 4096
 
 
 def forecast(
@@ -46,33 +40,7 @@ def forecast(
 ) -> None:
     """Read the data and print the forecast."""
     try:
-        result = forecast_collapse(_read(data, key), latent_dim, sigma2=sigma2, beta=beta)
+        result = forecast_collapse(read_moments(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:
         fail(str(error).removeprefix("forecast_collapse: "))
     show_json(finite(result.to_dict())) if as_json else typer.echo(str(result))
-
-
-def _read(path: Path, key: str | None) -> Moments:
-    """Give the moments of the samples at ``path``; a ValueError says why there are none."""
-    if _holds_moments(path):
-        return Moments.load(path)
-    images = find_images(path)
-    if images is not None:
-        pixels = torch.from_numpy(read_images(images)).flatten(1)
-        return Moments.from_batches(part.float() / 255 for part in torch.split(pixels, _ROWS))
-    moments = Moments()
-    for file, samples in read_samples(path, key):
-        try:
-            moments.update(samples)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {str(error).removeprefix('Moments: ')}") from error
-    return moments
-
-
-def _holds_moments(path: Path) -> bool:
-    if path.suffix.lower() != ".safetensors":
-        return False
-    try:
-        return safetensors_arrays(path)[1].get("format") == "lineavae.Moments"
-    except ArrayFileError:
-        return False  # the reader of samples says why

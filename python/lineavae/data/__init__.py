@@ -1,6 +1,7 @@
 """Data sets: MNIST, CelebA, folders of images, arrays in files; pixels as real numbers."""
 
 from lineavae.data.arrays import read_samples
+from lineavae.data.digits import load_digits
 from lineavae.data.images import DataError, Images, Samples
 from lineavae.data.loading import load_celeba, load_data, load_images
 from lineavae.data.mnist import load_mnist, load_mnist5k
@@ -15,6 +16,7 @@ __all__ = [
     "dequantize",
     "load_celeba",
     "load_data",
+    "load_digits",
     "load_images",
     "load_mnist",
     "load_mnist5k",

@@ -11,6 +11,7 @@ analytic-vs-stochastic
 nonlinear-encoders
 theorem-1
 bernoulli-ppca
+phase-diagram
 deep-mnist
 deep-mnist-pixels
 collapse-curves
@@ -119,6 +120,10 @@ EXPERIMENTS = Experiments(
         ),
         "bernoulli-ppca": Entry(
             "Appendix C.3: Bernoulli probabilistic PCA without sampling", seconds={"quick": 55}
+        ),
+        "phase-diagram": Entry(
+            "Phase diagram: which latents of linear VAEs live, over σ², β and K",
+            seconds={"quick": 100},
         ),
         "deep-mnist": Entry(
             "Tables 1 and 2: deep VAEs on logits of MNIST, σ² fixed and learned",

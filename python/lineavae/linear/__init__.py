@@ -16,6 +16,8 @@ from lineavae.linear.parameters import LinearParameters
 from lineavae.linear.ppca import PPCA
 from lineavae.linear.stability import Stability, hessian_eigenpairs, stability, stable_sigma2
 from lineavae.linear.stationary import Stationarity, StationaryPoint, stationarity, symmetric_saddle
+from lineavae.linear.sweep import sweep
+from lineavae.linear.sweep_result import Sweep
 from lineavae.linear.training import History
 from lineavae.linear.vae import LinearVAE
 
@@ -34,6 +36,7 @@ __all__ = [
     "Stability",
     "Stationarity",
     "StationaryPoint",
+    "Sweep",
     "align",
     "decompose_gap",
     "forecast_collapse",
@@ -45,5 +48,6 @@ __all__ = [
     "stable_sigma2",
     "stationarity",
     "subspace_angles",
+    "sweep",
     "symmetric_saddle",
 ]
