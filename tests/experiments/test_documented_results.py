@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTED = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
 PAGES = {
     name: " ".join((ROOT / name).read_text(encoding="utf-8").split())
-    for name in ("README.md", "docs/figures.md", "docs/forecast.md")
+    for name in ("README.md", "docs/figures.md", "docs/forecast.md", "docs/sweeps.md")
 }
 
 
@@ -64,6 +64,18 @@ def statements():
     )
     yield figures, f"{150 - found['analytic: live latents']:.0f} of 150 latents collapse without sampling"
     assert found["stochastic: live latents"] == 150  # "none by samples"
+    found = measured("phase-diagram")
+    for name, words in (
+        ("σ² fixed", "with σ² fixed"),
+        ("σ² fixed, map over β", "in the map"),
+        ("annealed", "annealed"),
+        ("by samples", "trained by samples"),
+    ):
+        away, wrong = (
+            found[f"{name}: {what}"] for what in ("models away from a step", "of these not as in theory")
+        )
+        yield "docs/sweeps.md", f"{away - wrong:.0f} of {away:.0f} {words}"
+    assert found["σ² learned: fewest live latents"] == 16  # "all 16 latents live"
     found = measured("stationary-points")
     assert found["σ² = λ6: directions of ascent"] == 4  # "four ways up"
     for (name, quantity), (value, spread) in of_deep_rows("deep-mnist"):
@@ -123,7 +135,11 @@ def test_pictures_are_of_these_results():
 def test_runs_are_those_of_the_commands(name):
     """The preset may have changed since."""
     experiment, found = DOCUMENTED[name]["experiment"], DOCUMENTED[name]["config"]
-    page = PAGES["docs/figures.md" if name == experiment else f"docs/{name}.md"]
+    page = (
+        PAGES["docs/forecast.md"]
+        if name == "forecast"
+        else PAGES["docs/figures.md"] + PAGES["docs/sweeps.md"]
+    )
     command = rf"lineavae reproduce {experiment} --preset (\w+)((?: --set \S+)*)(?: --seeds (\S+))?"
     preset, settings, seeds = re.search(command, page).groups()
     config = change(EXPERIMENTS[experiment].presets[preset], settings.split(" --set ")[1:])
