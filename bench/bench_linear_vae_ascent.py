@@ -19,7 +19,7 @@ FROM_MOMENTS = unwrap(reference.linear_vae_elbo_from_moments)
 LR, SIGMA2 = 1e-3, 0.5
 # models, D, K and steps of a call
 SHAPES = [(1, 64, 16, 1000), (64, 64, 16, 200), (256, 64, 16, 100), (1024, 64, 16, 50)]
-SHAPES += [(8, 256, 50, 10), (2, 784, 200, 3)]
+SHAPES += [(8, 256, 50, 10), (1, 784, 200, 5)]
 
 
 def gradients(covariance, weight, encoder_t, log_d):

@@ -21,7 +21,18 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's, as torch.optim.Adam has th
 
 
 class Ascent(NamedTuple):
-    """Linear VAEs after some steps of gradient ascent, and all that more steps need."""
+    """Linear VAEs after some steps of gradient ascent, and all that more steps need.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.ops import linear_vae_ascent
+    >>> start, none = torch.zeros(1, 4), torch.empty(1, 0)  # D = K = 1
+    >>> lr = beta = torch.full((1, 5), 0.1)
+    >>> after = linear_vae_ascent(torch.eye(1), start, none, none, lr, beta, torch.tensor([True]))
+    >>> after.steps_taken, after.active
+    (tensor([5]), tensor([True]))
+    """
 
     parameters: Tensor
     """(M, 2DK + K + 1): W (D, K), Vᵀ (D, K), log d (K) and log σ², one after the other."""
