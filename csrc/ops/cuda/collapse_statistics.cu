@@ -108,11 +108,12 @@ struct ThreadCounters {
         last(of_column_ + (cells - 1) * stride_),
         stride(stride_),
         num_compared(table_.num_compared) {
-    if constexpr (kBins) return;
+    if constexpr (!kBins) {
 #pragma unroll
-    for (int e = 0; e < kMostCompared; ++e) {
-      bound[e] = e < num_compared ? bit_cast<A>(table.compared[e]) : 0;
-      below[e] = 0;
+      for (int e = 0; e < kMostCompared; ++e) {
+        bound[e] = e < num_compared ? bit_cast<A>(table.compared[e]) : 0;
+        below[e] = 0;
+      }
     }
   }
   template <int kRows>
@@ -135,10 +136,11 @@ struct ThreadCounters {
     }
   }
   __device__ void finish() {
-    if constexpr (kBins) return;
+    if constexpr (!kBins) {
 #pragma unroll
-    for (int e = 0; e < kMostCompared; ++e)
-      if (e < num_compared) atomicAdd(compared(e), static_cast<uint32_t>(below[e]));
+      for (int e = 0; e < kMostCompared; ++e)
+        if (e < num_compared) atomicAdd(compared(e), static_cast<uint32_t>(below[e]));
+    }
   }
   __device__ uint32_t* compared(int e) const { return last - e * stride; }
 };
