@@ -227,3 +227,95 @@ def test_says_what_is_wrong_with_a_weight(op):
         with pytest.raises(error) as caught:
             op(mean, mean, kl_weight=weight)
         assert f"_kl: {message}" in str(caught.value)
+
+
+# --- other priors ---
+
+PRIORS = {"learned": (3,), "conditional": (5, 3), "one number": (), "of each sample": (5, 1)}
+
+
+def other_prior(shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((5, 3), (5, 3), shape, shape)
+    return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "given", [("prior_mean",), ("prior_logvar",), ("prior_mean", "prior_logvar")], ids=str
+)
+@pytest.mark.parametrize("shape", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_another_prior_against_torch(given, shape, dtype, device):
+    mean, logvar, *prior = (tensor.to(device) for tensor in other_prior(shape, dtype))
+    prior = {name: prior[name == "prior_logvar"] for name in given}
+    scale = (0.5 * prior.get("prior_logvar", mean.new_zeros(())).double()).exp()
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean.double(), (0.5 * logvar.double()).exp()),
+        torch.distributions.Normal(prior.get("prior_mean", mean.new_zeros(())).double(), scale),
+    )
+    rtol = 1e-12 if dtype == torch.float64 else 3e-6
+    found = gaussian_kl_per_dimension(mean, logvar, **prior)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=1e-7 if rtol > 1e-9 else 0)
+    weight = torch.tensor([0.5, 0.0, 2.0], dtype=found.dtype, device=device)
+    torch.testing.assert_close(
+        gaussian_kl(mean, logvar, **prior, kl_weight=weight).double(),
+        expected @ weight.double(),
+        rtol=rtol,
+        atol=1e-6,
+    )
+
+
+@each_tolerance
+def test_next_to_another_prior_against_mpmath(dtype, tolerance):
+    """Where the textbook's formula cancels to nothing."""
+    prior_mean, prior_logvar = torch.tensor(3.7, dtype=dtype), torch.tensor(-2.1, dtype=dtype)
+    step = torch.finfo(dtype).eps * torch.tensor([4, 64, 1024, 2**15], dtype=dtype)
+    mean, logvar = prior_mean * (1 + step), prior_logvar * (1 - step)
+    found = gaussian_kl_per_dimension(mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar)
+    with mpmath.workdps(60):
+        m0, t0 = mpmath.mpf(prior_mean.item()), mpmath.mpf(prior_logvar.item())
+        for value, m, t in zip(found.tolist(), mean.tolist(), logvar.tolist(), strict=True):
+            scaled = (mpmath.mpf(m) - m0) / mpmath.exp(t0 / 2)
+            truth = (scaled**2 + mpmath.expm1(mpmath.mpf(t) - t0) - (mpmath.mpf(t) - t0)) / 2
+            assert abs(value / truth - 1) < tolerance
+    assert (
+        gaussian_kl(
+            prior_mean.view(1, 1), prior_logvar.view(1, 1), prior_mean=prior_mean, prior_logvar=prior_logvar
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("shape", PRIORS.values(), ids=PRIORS)
+def test_gradients_of_another_prior(shape):
+    tensors = [tensor.requires_grad_() for tensor in other_prior(shape)]
+
+    def kl(mean, logvar, prior_mean, prior_logvar):
+        return gaussian_kl(mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar)
+
+    assert torch.autograd.gradcheck(kl, tensors)
+    assert torch.autograd.gradgradcheck(kl, tensors)
+    compiled = torch.compile(kl, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), kl(*tensors))
+
+
+def test_prior_of_an_image():
+    mean, logvar = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    prior = torch.randn(3, 1, 1)
+    found = gaussian_kl(mean, logvar, prior_mean=prior, event_dim=3)
+    torch.testing.assert_close(found, gaussian_kl(mean - prior, logvar, event_dim=3))
+
+
+def test_priors_that_cannot_be():
+    mean = torch.zeros(5, 3)
+    with pytest.raises(ValueError, match=r"prior_mean must have the shape of mean, \(5, 3\), or broadcast"):
+        gaussian_kl(mean, mean, prior_mean=torch.zeros(5))
+    with pytest.raises(ValueError, match=r"prior_logvar must have the shape of mean"):
+        gaussian_kl_per_dimension(mean, mean, prior_logvar=torch.zeros(2, 5, 3))
+    with pytest.raises(TypeError, match="prior_logvar must have the dtype of mean"):
+        gaussian_kl(mean, mean, prior_logvar=torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"prior_mean must be a torch\.Tensor, got float"):
+        gaussian_kl(mean, mean, prior_mean=1.0)
+    with pytest.raises(FloatingPointError, match=r"prior_mean must be finite, got nan at index \(1,\)"):
+        gaussian_kl(mean, mean, prior_mean=torch.tensor([0.0, math.nan, 0.0]), check_finite=True)
