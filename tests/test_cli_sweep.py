@@ -131,3 +131,33 @@ def test_bad_usage(data, arguments, message):
     missing = invoke("--data", "nowhere.npy", *GRID)
     assert missing.exit_code == 2
     assert "nowhere.npy" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--axis", "latent_dim=2", "--plot", "x.png"),
+            "--plot: a setting must be an axis, of several values",
+        ),
+        ((*GRID, "--record", "kl,gap", "--plot", "x.png"), "--plot: --record must have a statistic with one"),
+        ((*GRID, "--csv", "x.png", "--plot", "x.png"), "--csv, --plot: each must be another file"),
+        (("--axis", "sigma2=-1:1:log:3", "--axis", "latent_dim=2"), "sigma2 must be"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, data, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("--data", data, *options, "--steps", 5, "--out", "x.safetensors")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Warning" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
+
+
+def test_only_checkpoints_are_removed(tmp_path, data):
+    parts = tmp_path / "x.safetensors.parts"
+    parts.mkdir()
+    (parts / "notes.txt").write_text("mine")
+    result = invoke("--data", data, *GRID, "--steps", 5, "--out", tmp_path / "x.safetensors", "--resume")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]

@@ -231,6 +231,14 @@ def test_settings_that_cannot_be():
         replace(TINY, precision="float16")
     with pytest.raises(ValueError, match="sigma2 must have at least one value, got none"):
         replace(TINY, sigma2=())
+    with pytest.raises(ValueError, match="seeds must have each value once, got 0, 0"):
+        replace(TINY, seeds=(0, 0))
+
+
+def test_settings_that_cannot_be_leave_nothing_in_the_way(tmp_path):
+    with pytest.raises(ValueError, match="batch_size must be at most the 60 samples, got 61"):
+        execute(EXPERIMENT, replace(TINY, batch_size=61), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def run_long(directory):

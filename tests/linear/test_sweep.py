@@ -221,6 +221,39 @@ def test_what_diverges_is_counted(moments):
     assert found.dataset.live.isnull().values.ravel().tolist() == [False, True]
 
 
+def test_what_has_no_number_has_not_diverged(moments):
+    """The KL of latents that a model lacks, and the alignment of one without a live latent, are NaN."""
+    grid = {"latent_dim": [1, 2], "sigma2": [0.1, 1e3], "lr": 0.01}
+    found = sweep(moments, grid, steps=2000, learn_sigma2=False, record=("kl", "alignment"), **QUIET)
+    assert found.dataset.kl.isnull().any()
+    assert found.dataset.alignment.isnull().any()
+    assert found.num_diverged == 0
+    late = sweep(moments, {"lr": 1e38, "latent_dim": 2}, steps=9, learn_sigma2=False, record_at=[0], **QUIET)
+    assert late.num_diverged == 1
+
+
+def test_models_of_neighbouring_values_are_told_apart(moments):
+    grid = {"seed": [10**9, 10**9 + 1], "sigma2": [1.0, 1 + 1e-12], "latent_dim": 2}
+    found = sweep(moments, grid, steps=3, learn_sigma2=False, keep_models=True, **QUIET)
+    for seed in grid["seed"]:
+        for place, sigma2 in enumerate(grid["sigma2"]):
+            weight = found.model(seed=seed, sigma2=sigma2).weight.detach().numpy()
+            stored = found.dataset.parameters.sel(seed=seed).values[place, : weight.size]
+            assert np.array_equal(weight.ravel(), stored)
+    with pytest.raises(
+        ValueError, match="seed must be one of its 2 values from 1000000000 to 1000000001, got 5"
+    ):
+        found.model(seed=5, sigma2=1.0)
+    with pytest.raises(TypeError, match=r"Sweep\.model: sigma2 must be"):
+        found.model(seed=10**9, sigma2="a")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "foo"])
+def test_devices_that_are_not_there(moments, device):
+    with pytest.raises(ValueError, match="sweep: device must be"):
+        sweep(moments, {"latent_dim": 2}, steps=1, learn_sigma2=False, device=device, **QUIET)
+
+
 def test_files(moments, tmp_path):
     found = sweep(moments, GRID, steps=3, learn_sigma2=False, record=ALL, record_at=[0, 3], **QUIET)
     found.save(tmp_path / "x.safetensors")

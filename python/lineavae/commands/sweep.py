@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -143,20 +143,25 @@ def sweep(
     parts = out.with_name(f"{out.name}.parts") if out else None
     if parts is not None and parts.exists() and not resume:
         fail(f"--out: {parts} holds an unfinished sweep: pass --resume, or delete it")
-    for option, path in (("--out", out), ("--csv", csv), ("--plot", plot)):
-        if path is not None:
-            check_output(option, path)
+    files = {option: path for option, path in (("--out", out), ("--csv", csv), ("--plot", plot)) if path}
+    for option, path in files.items():
+        check_output(option, path)
+    if len({path.resolve() for path in files.values()}) < len(files):
+        fail(f"{', '.join(files)}: each must be another file, got {', '.join(map(str, files.values()))}")
+    names = [name.strip() for name in record.split(",")]
     rank, device = context.with_resource(processes(device))
     check_device(device)
     try:
         grid = [_parse_axis(text) for text in axes]
+        if plot is not None:
+            _check_plot(grid, names)
         found = train(
             _read(data, key),
             grid,
             steps=steps,
             learn_sigma2=learn_sigma2,
             optimizer=optimizer.value,
-            record=[name.strip() for name in record.split(",")],
+            record=names,
             record_at=None if record_every is None else sorted({*range(0, steps, record_every), steps}),
             tolerance=tolerance,
             epsilon=epsilon,
@@ -178,14 +183,14 @@ def sweep(
     if rank > 0:
         return
     try:
-        files = _write(found, out, csv, plot)
+        _write(found, out, csv, plot)
     except OSError as error:
         fail(cannot_write(Path(error.filename or "the results"), error), 1)
     except ModuleNotFoundError as error:
         fail(str(error), 1)
     if parts is not None:
-        shutil.rmtree(parts, ignore_errors=True)
-    summary = {**_summarise(found), "data": data, "files": [str(path) for path in files]}
+        _remove(parts)
+    summary = {**_summarise(found), "data": data, "files": [str(path) for path in files.values()]}
     show_json(finite(summary)) if as_json else show(*_describe(summary))
 
 
@@ -226,11 +231,34 @@ def _parse_values(text: str, number: Callable[[Any], float]) -> Sequence[float]:
     if spacing not in ("log", "lin") or int(count) > _MOST_VALUES:
         raise ValueError
     make = np.geomspace if spacing == "log" else np.linspace
-    spaced = make(float(first), float(last), int(count)).tolist()
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        spaced = make(float(first), float(last), int(count)).tolist()
     return [round(value) for value in spaced] if number is int else spaced
 
 
-def _write(found: Sweep, out: Path | None, csv: Path | None, plot: Path | None) -> list[Path]:
+def _check_plot(grid: Sequence[tuple[str, Any]], names: Sequence[str]) -> None:
+    """Refuse, before the work rather than after it, what has no figure."""
+    if not any(isinstance(values, Sequence) for _, values in grid):
+        raise ValueError("--plot: a setting must be an axis, of several values, to draw along; got none")
+    if _value_to_draw(names) is None:
+        raise ValueError(
+            f"--plot: --record must have a statistic with one number for each model, got {', '.join(names)}"
+        )
+
+
+def _value_to_draw(names: Sequence[str]) -> str | None:
+    return "live" if "live" in names else next((name for name in names if name not in ("kl", "gap")), None)
+
+
+def _remove(parts: Path) -> None:
+    """Remove the checkpoints, and their folder if it holds nothing else."""
+    for path in parts.glob("chunk-*.safetensors"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        parts.rmdir()
+
+
+def _write(found: Sweep, out: Path | None, csv: Path | None, plot: Path | None) -> None:
     """Write the files that are asked for, the results first."""
     if out is not None:
         found.save(out)
@@ -239,11 +267,10 @@ def _write(found: Sweep, out: Path | None, csv: Path | None, plot: Path | None) 
             found.to_dataframe().to_csv(temporary, index=False)
     if plot is not None:
         first, *others = [name for name in found.axes if name != "seed"] or ["seed"]
-        value = "live" if "live" in found.statistics else found.statistics[0]
-        figure = found.plot_phase(first, others[0] if others else None, value)
+        value = _value_to_draw(found.statistics)
+        figure = found.plot_phase(first, others[0] if others else None, cast(str, value))
         with atomic_path(plot) as temporary:
             figure.savefig(temporary, dpi=200)
-    return [path for path in (out, csv, plot) if path is not None]
 
 
 def _summarise(found: Sweep) -> dict[str, Any]:

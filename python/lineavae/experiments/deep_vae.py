@@ -114,8 +114,11 @@ class DeepConfig(Config):
         if self.standardise and self.hidden is None:
             raise ValueError("standardise must be False for convolutional networks, got True")
         for name in ("sigma2", "seeds", "learning_rates"):
-            if not getattr(self, name):
+            values = getattr(self, name)
+            if not values:
                 raise ValueError(f"{name} must have at least one value, got none")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must have each value once, got {', '.join(map(str, values))}")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -450,7 +453,7 @@ def train(config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: 
             share = (started, config, chunks, run_dir)
             spawn(_train_share, share, started, daemon=True)  # type: ignore[no-untyped-call]
         else:
-            own = _train_own(config, chunks[rank::num_processes], data, run_dir, show=rank == 0)
+            own = _train_own(config, chunks, data, run_dir, rank, num_processes)
         processes.wait_for_all()
         return [own.get(chunk) or _train_chunk(config, chunk, data, run_dir) for chunk in chunks]
     finally:
@@ -462,19 +465,25 @@ def _train_share(
 ) -> None:
     """Train what a process that `train` started has to."""
     torch.set_num_threads(1)
-    _train_own(config, chunks[rank::num_processes], prepare(config), run_dir, show=rank == 0)
+    _train_own(config, chunks, prepare(config), run_dir, rank, num_processes)
 
 
 def _train_own(
-    config: DeepConfig, chunks: Sequence[Chunk], data: DeepData, run_dir: Path, *, show: bool
+    config: DeepConfig,
+    chunks: Sequence[Chunk],
+    data: DeepData,
+    run_dir: Path,
+    rank: int,
+    num_processes: int,
 ) -> dict[Chunk, Outcome]:
+    """Train the share of a process; each names its own, and the first has the progress bar."""
     outcomes = {}
-    for index, chunk in enumerate(chunks, 1):
-        if show:
-            Console(stderr=True).print(
-                f"{index} of {len(chunks)}: {chunk}, {config.epochs} epochs", soft_wrap=True
-            )
-        outcomes[chunk] = _train_chunk(config, chunk, data, run_dir, show=show)
+    for index in range(rank, len(chunks), num_processes):
+        chunk = chunks[index]
+        Console(stderr=True).print(
+            f"{index + 1} of {len(chunks)}: {chunk}, {config.epochs} epochs", soft_wrap=True
+        )
+        outcomes[chunk] = _train_chunk(config, chunk, data, run_dir, show=rank == 0)
     return outcomes
 
 

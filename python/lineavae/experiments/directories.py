@@ -91,7 +91,11 @@ def execute(
         processes.wait_for_all()
         return _read(experiment, directory, formats, skipped=False)
     _begin(directory, asked, {**_environment(), "data": _description(config)})
-    results = experiment.run(config, directory)
+    try:
+        results = experiment.run(config, directory)
+    except ValueError:
+        _undo(directory)
+        raise
     if results["data"] not in config.published_data:
         for entry in _quantities(results):
             entry["published"] = entry["tolerance"] = entry["published_spread"] = entry["note"] = None
@@ -239,6 +243,15 @@ def _begin(directory: Path, asked: Mapping[str, Any], environment: Mapping[str, 
         raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}") from error
     _write_json(directory / "config.json", asked)
     _write_json(directory / "environment.json", environment)
+
+
+def _undo(directory: Path) -> None:
+    """Remove what `_begin` wrote where nothing came after it: settings that cannot be would block others."""
+    begun = {directory / name for name in ("config.json", "environment.json")}
+    if set(directory.iterdir()) == begun:
+        for path in begun:
+            path.unlink()
+        directory.rmdir()
 
 
 def _write(experiment: Experiment, results: Results, directory: Path, formats: Sequence[str]) -> Run:

@@ -143,6 +143,7 @@ def sweep(
         raise ValueError(f"{CALLER}: optimizer must be 'adam' or 'sgd', got {optimizer!r}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{CALLER}: dtype must be torch.float32 or torch.float64, got {dtype}")
+    device = _check_device(device)
     if not isinstance(learn_sigma2, bool):
         raise TypeError(f"{CALLER}: learn_sigma2 must be a bool, got {type(learn_sigma2).__name__}")
     if resume and checkpoint is None:
@@ -162,7 +163,7 @@ def sweep(
         epsilon=check_number(CALLER, "epsilon", epsilon, at_least=0),
         keep_models=keep_models,
         dtype=dtype,
-        device=torch.device(device),
+        device=device,
         memory=memory,
     )
     files = None
@@ -171,6 +172,18 @@ def sweep(
         files = Checkpoints(Path(checkpoint), every, training.identity(), resume)
     require("xarray", "dataframe")  # before the work rather than after it
     return Sweep(training.run(files, progress))
+
+
+def _check_device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{CALLER}: device must be one that there is, got {device!r}: {reason}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"{CALLER}: device must be of type cpu or cuda, got {device!r}")
+    return found
 
 
 def _check_record(record: Sequence[str], record_at: Sequence[int] | None, steps: int) -> list[int]:

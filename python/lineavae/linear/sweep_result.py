@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lineavae._arguments import check_number
 from lineavae._optional import require
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import sweep_plot
@@ -40,6 +42,7 @@ class Sweep:
 
         - ``steps_taken``: all steps, or those up to the first whose gradient was below the tolerance, int64;
         - ``gradient_norm``: norm of the gradient of the last step taken;
+        - ``diverged``: 1 where a parameter is infinite or NaN in the end, int64;
         - ``eigenvalues`` of the covariance of the data, descending, (D,), and their ``sample_mean``, (D,).
 
         A statistic is NaN where a model has none, and of a model that diverged.
@@ -84,9 +87,7 @@ class Sweep:
     @property
     def num_diverged(self) -> int:
         """Number of models of which a parameter became infinite or NaN."""
-        # every statistic of such a model is, and the first latent lives or not
-        values = self.dataset[self.statistics[0]]
-        return int(values.isnull().any([dim for dim in values.dims if dim not in self.axes]).sum())
+        return int(self.dataset.diverged.sum())
 
     def theory(self) -> DataArray:
         """Latents that can live, min(K, #{λ_j > βσ²}), where σ² is held fixed: over the axes it depends on.
@@ -111,7 +112,7 @@ class Sweep:
             raise ValueError("Sweep.theory: σ² must have been held fixed, got a learned one")
         dataset, xarray = self.dataset, require("xarray", "dataframe")
         component = xarray.DataArray(np.arange(dataset.sizes["component"]), dims="component")
-        with np.errstate(divide="ignore"):  # at β = 0 all live
+        with np.errstate(divide="ignore", invalid="ignore"):  # at β = 0 all lie above that are not 0
             excess = dataset.eigenvalues / (dataset.beta * dataset.sigma2) - 1
         of_latents: DataArray = excess.where(component < dataset.latent_dim)
         return of_latents
@@ -147,13 +148,15 @@ class Sweep:
             if name not in self.axes:
                 raise ValueError(f"Sweep.{caller}: {name} must be an axis, {', '.join(self.axes)}")
             values = self.dataset[name].values
-            (found,) = np.nonzero(np.isclose(values, value, rtol=1e-9, atol=0))
-            if not len(found):
+            value = check_number(f"Sweep.{caller}", name, value)
+            place = int(abs(values - value).argmin())
+            found = values[place].item()
+            if found != value if SETTINGS[name].is_integer else not math.isclose(found, value, rel_tol=1e-9):
                 raise ValueError(
-                    f"Sweep.{caller}: {name} must be one of its {len(values)} values from {values.min():g} "
-                    f"to {values.max():g}, got {value}"
+                    f"Sweep.{caller}: {name} must be one of its {len(values)} values from {values.min()} "
+                    f"to {values.max()}, got {value}"
                 )
-            places[name] = int(found[0])
+            places[name] = place
         return self.dataset.isel(places)
 
     def plot_phase(self, x: str, y: str | None = None, value: str = "live", **point: float) -> Figure:

@@ -124,6 +124,7 @@ class Training:
             ),
             "steps_taken": torch.zeros(num_models, dtype=torch.int64),
             "gradient_norm": torch.full((num_models,), torch.nan, dtype=torch.float64),
+            "diverged": torch.zeros(num_models, dtype=torch.int64),
             "parameters": torch.full((num_models, self._num_kept), torch.nan, dtype=self.dtype),
         }
 
@@ -134,6 +135,7 @@ class Training:
                 results["records"][models] = chunk.records.cpu()
                 results["steps_taken"][models] = chunk.steps_taken.cpu()
                 results["gradient_norm"][models] = chunk.gradient_norm.double().cpu()
+                results["diverged"][models] = (~chunk.parameters.isfinite().all(1)).long().cpu()
                 if self.keep_models:
                     results["parameters"][models, : chunk.parameters.shape[1]] = chunk.parameters.cpu()
 
@@ -284,7 +286,7 @@ class Training:
             else ((*axes, "step"), values[..., 0])
             for name, values in zip(self.record, records, strict=True)
         }
-        for name in ("steps_taken", "gradient_norm"):
+        for name in ("steps_taken", "gradient_norm", "diverged"):
             variables[name] = (axes, results[name].reshape(shape))
         if self.keep_models:
             variables["parameters"] = ((*axes, "parameter"), results["parameters"].reshape(*shape, -1))
