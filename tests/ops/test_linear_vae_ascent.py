@@ -225,3 +225,8 @@ def test_half_precision_is_refused():
     arguments = [t.bfloat16() if t.is_floating_point() else t for t in make_sweep(2, 3, 2, 4)]
     with pytest.raises(TypeError, match="must be float32 or float64"):
         linear_vae_ascent(*arguments)
+
+
+def test_whether_noise_is_learned_is_a_bool():
+    with pytest.raises(TypeError, match="learn_sigma2 must be a bool, got str"):
+        linear_vae_ascent(*make_sweep(2, 3, 2, 4), learn_sigma2="no")

@@ -67,7 +67,8 @@ def linear_vae_ascent(
     Raises
     ------
     TypeError
-        An argument is no tensor, or of another dtype; ``step`` is no integer or ``tolerance`` no number.
+        An argument is no tensor, or of another dtype; ``step`` is no integer, ``tolerance`` no number or
+        ``learn_sigma2`` no bool.
     ValueError
         A shape or device does not fit; ``step`` or ``tolerance`` is negative or not finite; an argument
         requires grad: a trajectory is not differentiable.
@@ -114,6 +115,8 @@ def linear_vae_ascent(
     _check_active(active, parameters)
     step = check_integer(_OP, "step", step, 0)
     tolerance = check_number(_OP, "tolerance", tolerance, at_least=0)
+    if not isinstance(learn_sigma2, bool):
+        raise TypeError(f"{_OP}: learn_sigma2 must be a bool, got {type(learn_sigma2).__name__}")
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise ValueError(
             f"{_OP}: no argument may require grad: a trajectory is not differentiable; "
@@ -121,7 +124,7 @@ def linear_vae_ascent(
         )
     native = has_native(_OP, parameters.device)
     function = torch.ops.lineavae.linear_vae_ascent if native else reference.linear_vae_ascent
-    return Ascent(*function(*tensors, active, step, tolerance, bool(learn_sigma2)))
+    return Ascent(*function(*tensors, active, step, tolerance, learn_sigma2))
 
 
 def _check_shapes(
