@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def test_runs_are_those_of_the_commands(name):
 def test_linear_vaes_of_the_forecasts_page(capsys):
     """The σ² with which a linear VAE keeps as many latents as the deep one did: an eigenvalue, or less."""
     page = PAGES["docs/forecast.md"]
-    config = EXPERIMENTS["deep-mnist"].presets["quick"]
+    config = replace(EXPERIMENTS["deep-mnist"].presets["quick"])
     eigenvalues, _ = Moments.from_data(prepare(config).x.double()).eigh()
     rows = re.findall(r"\| ([\d.]+) \| \d+ \| (\d+) \| ([\d.]+) \| (\d*) ?\|", page)
     assert len(rows) == 6

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import pytest
@@ -73,8 +73,9 @@ def typed_by_hand(value):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_setting_of_every_preset_can_be_typed(name):
     for preset in EXPERIMENTS[name].presets.values():
-        typed = [f"{key}={typed_by_hand(value)}" for key, value in vars(preset).items()]
-        assert change(type(preset)(**vars(preset)), typed) == preset
+        settings = {field.name: getattr(preset, field.name) for field in fields(preset)}
+        typed = [f"{key}={typed_by_hand(value)}" for key, value in settings.items()]
+        assert change(replace(preset), typed) == preset
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,9 @@ def curves_of(rows: Rows) -> dict[str, NDArray[np.float64]]:
 
 
 def axes_of(curves: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, ...]]:
-    """Name the axes of such curves, and of images, (N, C, H, W)."""
-    names = {1: ("ε",), 2: ("seed", "ε"), 4: ("image", "colour", "row", "column")}
-    return {name: names[curve.ndim] for name, curve in curves.items()}
+    """Name the axes of such curves; images, (N, C, H, W), have none in common."""
+    names = {1: ("ε",), 2: ("seed", "ε")}
+    return {name: names[curve.ndim] for name, curve in curves.items() if curve.ndim in names}
 
 
 def describe(results: Results) -> str:
