@@ -2,7 +2,7 @@
 
 What trains together is a chunk: models of one seed with one kind of noise that differ in their initial σ².
 They begin with the same weights and see the same batches and the same noise. On a GPU all σ² are one chunk,
-which is an `Ensemble`; on a CPU each is one, since there products of matrices of this size are as fast one
+which is an `Ensemble`; on a CPU each is one, since with one thread products of this size are as fast one
 after another, and what is between them faster (``bench/bench_ensemble.py``). A chunk has a checkpoint of its
 own, and on a CPU a thread of its own; so the results are the same however many processes share the chunks,
 and whatever interrupts them.
