@@ -123,7 +123,7 @@ EXPERIMENTS = Experiments(
         ),
         "phase-diagram": Entry(
             "Phase diagram: which latents of linear VAEs live, over σ², β and K",
-            seconds={"quick": 100},
+            seconds={"quick": 80},
         ),
         "deep-mnist": Entry(
             "Tables 1 and 2: deep VAEs on logits of MNIST, σ² fixed and learned",

@@ -371,10 +371,8 @@ PRESETS = {
         num_sigma2=20,
         num_beta=10,
         seeds=(0, 1, 2),
-        steps=4000,
-        annealing_steps=2000,
         num_stochastic=3,
-        stochastic_steps=2000,
+        stochastic_steps=6000,
     ),
     "full": PhaseDiagramConfig(num_images=1797),
 }
