@@ -33,6 +33,14 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
   }
 }
 
+template <class T>
+LINEAVAE_INLINE T dot(const T* x, const T* y, int64_t size) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
 // While it lives, this thread reads and writes denormal numbers as zero: each would cost a hundred cycles or more, and
 // a collapsed latent has many. What is lost is smaller than the smallest normal number.
 class WithoutDenormals {

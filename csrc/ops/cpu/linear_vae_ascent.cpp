@@ -123,14 +123,6 @@ LINEAVAE_INLINE void multiply(const T* a, int64_t height, int64_t block, int64_t
   }
 }
 
-template <class T>
-LINEAVAE_INLINE T dot(const T* x, const T* y, int64_t size) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
 // How a step moves a parameter by its gradient.
 template <class T>
 struct Move {
@@ -277,7 +269,6 @@ class Trainer {
       const BiasCorrection& correction = a_.corrections[taken];
       move_ = a_.adam ? Move<T>{true, T(lr * correction.mean), T(correction.root)} : Move<T>{false, T(lr), T(0)};
       beta_ = a_.beta[model * a_.steps + taken];
-      const int64_t D = a_.features, K = a_.latents;
       run(Phase::kEncode, blocks(), kRows * D * K);
       run(Phase::kMultiply, x_.weight.count, 2 * kLanes * D * K);
       run(Phase::kCombine);

@@ -9,14 +9,6 @@
 namespace lineavae {
 
 template <class T>
-LINEAVAE_INLINE T dot(const T* x, const T* y, int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
-template <class T>
 LINEAVAE_INLINE void subtract_mean_body(const OffsetArguments<T>& a, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     a.offset[i] = a.sample_mean[a.shared ? i % a.features : i] - a.mu[i];

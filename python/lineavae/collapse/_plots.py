@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lineavae._colours import BLUE, VERMILION
 from lineavae._optional import make_figure
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse.verdicts import CollapseCurve, CollapseSurface, Verdict
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 _Floats = NDArray[np.float64]
 
-# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
-_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.5"
+_GREY = "0.5"
 
 # Indices of latents that have room on an axis.
 _MOST_INDICES = 50
@@ -30,7 +30,7 @@ _FLOOR = 2.0**-24
 def plot_curve(title: str, curve: CollapseCurve, critical: _Floats, epsilon: float) -> Figure:
     """Draw the percentage of collapsed latents against ε, with one ε marked."""
     figure, axes = _panel(title)
-    axes.plot(curve.epsilons, curve.lower, color=_BLUE, linewidth=1.8, drawstyle="steps-post")
+    axes.plot(curve.epsilons, curve.lower, color=BLUE, linewidth=1.8, drawstyle="steps-post")
     axes.axvline(epsilon, color=_GREY, linestyle=":", linewidth=1.2, label=f"ε = {epsilon:g}")
     axes.set_xscale("log")
     axes.set_xlim(*_range(np.append(critical, epsilon)))
@@ -48,8 +48,8 @@ def plot_spectrum(
     figure, axes = _panel(title)
     order = np.argsort(-mean_kl, kind="stable")
     groups = (
-        (verdict.collapsed, _VERMILION, "collapsed"),
-        (verdict.decided & ~verdict.collapsed, _BLUE, "not collapsed"),
+        (verdict.collapsed, VERMILION, "collapsed"),
+        (verdict.decided & ~verdict.collapsed, BLUE, "not collapsed"),
         (~verdict.decided, _GREY, "open"),
     )
     for group, color, name in groups:

@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lineavae._colours import BLACK
 from lineavae._paper import DELTA, EPSILON
 from lineavae.collapse import CollapseReport
-from lineavae.experiments.figures import BLACK, OBJECTIVES, Objective, draw, label_ends, make_panels, setting
+from lineavae.experiments.figures import OBJECTIVES, Objective, draw, label_ends, make_panels, setting
 from lineavae.experiments.runs import NATS, Config, Quantity, Results, quantity, with_spread
 from lineavae.linear import BernoulliHistory, BernoulliLinearVAE
 from lineavae.ops import collapse_statistics

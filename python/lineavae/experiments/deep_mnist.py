@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from lineavae._colours import BLACK, BLUE, GREEN, VERMILION
 from lineavae.experiments.deep_claims import claims_on_noise, collapse_at, elbo
 from lineavae.experiments.deep_tables import Rows, consistency, describe, forecasts, rows_of, table
 from lineavae.experiments.deep_vae import DeepConfig, chunks_of, prepare, train
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, make_panels, setting
+from lineavae.experiments.figures import make_panels, setting
 from lineavae.experiments.published import TABLE_1, TABLE_2
 from lineavae.experiments.runs import NATS, Claim, Quantity, Results, claim, quantity
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from lineavae._colours import BLUE, VERMILION
 from lineavae._optional import make_figure, require
 from lineavae.experiments.runs import Results
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from numpy.typing import NDArray
-
-# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey
-BLUE, VERMILION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
 
 Objective = Literal["analytic", "stochastic"]
 OBJECTIVES: dict[Objective, str] = {"analytic": BLUE, "stochastic": VERMILION}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, draw, end_of, label_ends, make_panels, setting
+from lineavae._colours import BLACK, BLUE, GREEN
+from lineavae.experiments.figures import draw, end_of, label_ends, make_panels, setting
 from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.experiments.training import train
 from lineavae.linear import PPCA, LinearVAE, Moments

@@ -24,17 +24,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lineavae._ascent import Problem, Settings, ascend, batches
+from lineavae._colours import BLUE, GREEN, PURPLE, VERMILION
 from lineavae.data import Images, RealPixels, logit_transform
-from lineavae.experiments.figures import (
-    BLUE,
-    GREEN,
-    PURPLE,
-    VERMILION,
-    draw,
-    label_ends,
-    make_panels,
-    setting,
-)
+from lineavae.experiments.figures import draw, label_ends, make_panels, setting
 from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity, with_spread
 from lineavae.linear import PPCA, Moments
 from lineavae.linear.closed_forms import Marginal

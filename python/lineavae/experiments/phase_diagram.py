@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lineavae._colours import BLACK, BLUE, GREEN, PURPLE, VERMILION
 from lineavae._optional import require
 from lineavae._paper import EPSILON
 from lineavae.data import Images, Samples, load_digits
 from lineavae.experiments import processes
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, PURPLE, VERMILION, make_panels
+from lineavae.experiments.figures import make_panels
 from lineavae.experiments.runs import Claim, Config, Quantity, Results, claim, quantity
 from lineavae.linear import LinearVAE, Moments, Sweep, sweep
+from lineavae.ops import gaussian_kl_per_dimension
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +149,8 @@ def run(config: PhaseDiagramConfig, run_dir: Path) -> Results:
     learned = train("learned", {"seed": few}, True, end)
     annealing = {"seed": few, "annealing_steps": config.annealing_steps}
     annealed = train("annealed", annealing, False, sorted({config.annealing_steps // 2, *end}))
-    few_sigma2 = sigma2[np.linspace(0, len(sigma2) - 1, config.num_stochastic).round().astype(int)]
+    places = np.linspace(0, len(sigma2) - 1, config.num_stochastic).round().astype(int)
+    few_sigma2 = sigma2[places]
     stochastic = _train_by_samples(config, x.to(config.device, torch.float32), few_sigma2, run_dir)
 
     live = {"fixed": _last(fixed), "learned": _last(learned), "annealed": _last(annealed)}
@@ -174,9 +177,10 @@ def run(config: PhaseDiagramConfig, run_dir: Path) -> Results:
     }
     latent_dim = config.latent_dim
     quantities["σ² learned: fewest live latents"] = quantity(live["learned"].min().item(), f"of {latent_dim}")
-    theory = np.minimum((eigenvalues > few_sigma2[:, None]).sum(1), latent_dim)
-    is_away = abs(eigenvalues[:latent_dim] / few_sigma2[:, None] - 1).min(1) > _MARGIN
-    quantities |= _count("by samples", stochastic == theory, is_away)
+    theory, distance = (
+        values.sel(latent_dim=latent_dim).values[places] for values in (fixed.theory(), fixed.distance())
+    )
+    quantities |= _count("by samples", stochastic == theory, distance > _MARGIN)
     return config.results(quantities, curves, claims=_claims(quantities, latent_dim), axes=_AXES)
 
 
@@ -224,8 +228,7 @@ def _train_by_samples(
             resume=True,
         )
         mean, logvar = (values.detach().double() for values in model.encode(x))
-        kl = 0.5 * (mean.square() + logvar.expm1() - logvar)
-        return int((kl.mean(0) >= EPSILON).sum())
+        return int((gaussian_kl_per_dimension(mean, logvar).mean(0) >= EPSILON).sum())
 
     for index in range(processes.rank(), len(sigma2), processes.world_size()):
         train(index)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from lineavae.experiments.figures import BLACK, make_panels, setting
+from lineavae._colours import BLACK
+from lineavae.experiments.figures import make_panels, setting
 from lineavae.experiments.runs import NATS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.linear import Landscape, Moments, Stability, StationaryPoint, landscape, stability
 

@@ -25,7 +25,8 @@ from scipy.linalg import expm, schur
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lineavae.experiments.figures import BLACK, BLUE, GREEN, VERMILION, draw, make_panels, setting
+from lineavae._colours import BLACK, BLUE, GREEN, VERMILION
+from lineavae.experiments.figures import draw, make_panels, setting
 from lineavae.experiments.runs import NATS, POINTS, Claim, Config, Quantity, Results, claim, quantity
 from lineavae.linear import Moments, StationaryPoint, hessian_eigenpairs, stationarity, symmetric_saddle
 from lineavae.linear.closed_forms import log_likelihood_and_gap

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lineavae._colours import BLUE, VERMILION
 from lineavae._optional import make_figure
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _LABELS = {
     "gradient_norm": "norm of the gradient",
     "steps_taken": "steps taken",
 }
-
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 # Points along an axis of the theory, which is drawn finer than the grid.
 _FINE = 600
@@ -80,12 +79,12 @@ def plot_phase(sweep: Sweep, x: str, y: str | None, value: str, point: Mapping[s
 def _draw_dots(axes: Axes, found: Dataset, x: str, value: str, mean: DataArray, has_theory: bool) -> None:
     if has_theory:
         fine = _between(found[x].values)
-        axes.plot(fine, _theory(found, {x: fine}), color=_VERMILION, linewidth=1.6, label="theory")
+        axes.plot(fine, _theory(found, {x: fine}), color=VERMILION, linewidth=1.6, label="theory")
     axes.plot(
         mean[x],
         mean,
         "o",
-        color=_BLUE,
+        color=BLUE,
         markersize=4.5,
         markeredgecolor="white",
         markeredgewidth=0.6,

@@ -19,7 +19,7 @@ from lineavae.linear import sweep_plot
 from lineavae.linear.grid import SETTINGS
 from lineavae.linear.parameters import LinearParameters
 from lineavae.linear.vae import LinearVAE
-from lineavae.reference.linear_vae_ascent import split_parameters
+from lineavae.reference.linear_vae_ascent import num_parameters, split_parameters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,7 @@ class Sweep:
             )
         found = self._select("model", point)
         latent_dim, num_features = int(found.latent_dim), found.attrs["num_features"]
-        size = 2 * num_features * latent_dim + latent_dim + 1
+        size = num_parameters(num_features, latent_dim)
         flat = torch.from_numpy(found.parameters.values[:size].copy()).unsqueeze(0)
         weight, encoder_t, log_d, log_sigma2 = split_parameters(flat, num_features)
         mu = weight.new_tensor(found.sample_mean.values)

@@ -12,6 +12,7 @@ from lineavae.linear.gap import PARTS, Optimum
 from lineavae.linear.identifiability import align
 from lineavae.linear.moments import Moments
 from lineavae.linear.parameters import LinearParameters
+from lineavae.ops import gaussian_kl_per_dimension
 from lineavae.reference.linear_vae_ascent import split_parameters
 
 STATISTICS = ("elbo", "live", "log_sigma2", "kl", "alignment", "gap")
@@ -61,7 +62,8 @@ class Statistics:
         encoder = encoder_t.mT
         models = LinearParameters(weight, encoder, self._mean.expand(len(flat), -1), log_d, log_sigma2)
         code = encoder @ self._root.expand(len(flat), -1, -1)
-        kl = 0.5 * (code.square().sum(2) + (log_d.expm1() - log_d))
+        # of any samples with this mean square the mean KL is that of one with its root
+        kl = gaussian_kl_per_dimension(torch.linalg.vector_norm(code, dim=2), log_d)
         missing = (0, self._widest - self._latent_dim)
         columns = {
             "kl": torch.nn.functional.pad(kl, missing, value=torch.nan),

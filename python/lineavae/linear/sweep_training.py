@@ -32,6 +32,7 @@ from lineavae.linear.moments import Moments
 from lineavae.linear.sweep_statistics import Statistics, width_of
 from lineavae.linear.vae import LinearVAE
 from lineavae.ops import linear_vae_ascent
+from lineavae.reference.linear_vae_ascent import num_parameters
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -166,7 +167,7 @@ class Training:
         num_features, together = self.moments.num_features, {}
         for latent_dim in self.grid.latent_dims:
             # parameters and moments before and after a step, and their evaluation in float64
-            training = 6 * self._num_parameters(latent_dim) * self.dtype.itemsize
+            training = 6 * num_parameters(num_features, latent_dim) * self.dtype.itemsize
             evaluation = 8 * (4 * num_features * latent_dim + num_features**2)
             together[latent_dim] = min(
                 _MOST_MODELS[self.device.type], int(self.memory / (training + evaluation))
@@ -183,10 +184,7 @@ class Training:
 
     @property
     def _num_kept(self) -> int:
-        return self._num_parameters(self._widest) if self.keep_models else 0
-
-    def _num_parameters(self, latent_dim: int) -> int:
-        return 2 * self.moments.num_features * latent_dim + latent_dim + 1
+        return num_parameters(self.moments.num_features, self._widest) if self.keep_models else 0
 
     @torch.no_grad()  # of the thread that trains
     def _train_chunk(

@@ -9,7 +9,7 @@ from lineavae import _ext, reference
 from lineavae._arguments import check_integer, check_number
 from lineavae.ops._dispatch import has_native
 from lineavae.ops._tensors import check_tensors
-from lineavae.reference.linear_vae_ascent import Ascent, num_latents
+from lineavae.reference.linear_vae_ascent import Ascent, num_latents, num_parameters
 
 _ext.load()
 
@@ -161,8 +161,7 @@ def _check_shapes(
 
 
 def _excess(parameters: Tensor, num_features: int) -> int:
-    latent_dim = num_latents(parameters, num_features)
-    return parameters.shape[1] - (2 * num_features * latent_dim + latent_dim + 1)
+    return parameters.shape[1] - num_parameters(num_features, num_latents(parameters, num_features))
 
 
 def _check_active(active: Tensor, parameters: Tensor) -> None:

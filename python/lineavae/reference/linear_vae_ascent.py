@@ -61,8 +61,8 @@ def linear_vae_ascent(
     learn_sigma2: bool = True,
 ) -> Ascent:
     """covariance (D, D), parameters (M, 2DK + K + 1), lr and beta (M, S), active (M,): S steps."""
-    num_models, num_parameters = parameters.shape
-    trained = torch.ones(num_parameters, dtype=torch.bool, device=parameters.device)
+    num_models, size = parameters.shape
+    trained = torch.ones(size, dtype=torch.bool, device=parameters.device)
     trained[-1] = learn_sigma2
     steps_taken = torch.zeros(num_models, dtype=torch.int64, device=parameters.device)
     norm = parameters.new_full((num_models,), torch.nan)
@@ -113,6 +113,11 @@ def split_parameters(parameters: Tensor, num_features: int) -> tuple[Tensor, Ten
     weight, encoder_t, log_d, log_sigma2 = parameters.split([size, size, latent_dim, 1], 1)
     shape = (-1, num_features, latent_dim)
     return weight.reshape(shape), encoder_t.reshape(shape), log_d, log_sigma2.squeeze(1)
+
+
+def num_parameters(num_features: int, latent_dim: int) -> int:
+    """Give the number of parameters of a model."""
+    return 2 * num_features * latent_dim + latent_dim + 1
 
 
 def num_latents(parameters: Tensor, num_features: int) -> int:
