@@ -84,6 +84,16 @@ def test_table(data, expected):
     assert "as many live latents as in theory: 6 of 6 models" in result.stdout
 
 
+def test_rank(data):
+    result = invoke("--data", data, *GRID, "--steps", 700, "--rank", 3)
+    assert result.exit_code == 0, result.output
+    assert "700 steps of adam along 3 principal directions, σ² fixed" in " ".join(result.stdout.split())
+    assert "as many live latents as in theory: 6 of 6 models" in " ".join(result.stdout.split())
+    result = invoke("--data", data, *GRID, "--rank", 2)
+    assert result.exit_code == 2
+    assert "rank must be at least latent_dim, 3" in " ".join(result.output.split())
+
+
 def test_killed_and_resumed(tmp_path, data, monkeypatch, expected):
     out = tmp_path / "x.safetensors"
 

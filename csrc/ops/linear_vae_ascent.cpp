@@ -49,7 +49,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ascent(const Tensor& 
                                                                   const Tensor& first_, const Tensor& second_,
                                                                   const Tensor& lr_, const Tensor& beta_,
                                                                   const Tensor& trains_, int64_t step, double tolerance,
-                                                                  bool learn_sigma2) {
+                                                                  bool learn_sigma2, int64_t omitted_features,
+                                                                  double omitted_variance) {
   const auto [M, size] = sizes_of<2>(kOp, "parameters", start_);
   const auto [D, _] = sizes_of<2>(kOp, "covariance", covariance_);
   const int64_t S = sizes_of<2>(kOp, "lr", lr_)[1], K = (size - 1) / (2 * D + 1);
@@ -75,9 +76,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ascent(const Tensor& 
                                D,
                                K,
                                S,
+                               omitted_features,
                                adam,
                                learn_sigma2,
                                tolerance,
+                               omitted_variance,
                                correction,
                                input<T>(covariance),
                                input<T>(lr),
@@ -119,8 +122,9 @@ void implement(Library& library) {
 STABLE_TORCH_LIBRARY_FRAGMENT(lineavae, library) {
   library.def(
       "linear_vae_ascent(Tensor covariance, Tensor parameters, Tensor first_moment, Tensor second_moment, Tensor lr, "
-      "Tensor beta, Tensor active, int step, float tolerance, bool learn_sigma2) -> (Tensor parameters, "
-      "Tensor first_moment, Tensor second_moment, Tensor active, Tensor steps_taken, Tensor gradient_norm)");
+      "Tensor beta, Tensor active, int step, float tolerance, bool learn_sigma2, int omitted_features, "
+      "float omitted_variance) -> (Tensor parameters, Tensor first_moment, Tensor second_moment, Tensor active, "
+      "Tensor steps_taken, Tensor gradient_norm)");
 }
 
 LINEAVAE_IMPLEMENT(implement)

@@ -4,10 +4,10 @@
 //
 //   R    = c M + β I                               G       = c W - Vᵀ R
 //   dW   = c (C - W (Q + diag d))                  dlog d  = ½ (β (1 - d) - c d diag(M))
-//   dVᵀ  = S G                                     dlog σ² = ½ (c T - D)
-//   T    = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S
+//   dVᵀ  = S G                                     dlog σ² = ½ (c T - (D + omitted features))
+//   T    = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S + omitted variance
 //
-// Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam,
+// Omitted are directions of the data in which W and V are zero. Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam,
 // for the gradient g of a parameter x:
 //
 //   m += (1 - β₁) (g - m),  v = β₂ v + (1 - β₂) g²,  x += lr / (1 - β₁ᵗ) m / (√v / √(1 - β₂ᵗ) + ε)
@@ -51,9 +51,9 @@ LINEAVAE_HOST_DEVICE BiasCorrection bias_correction(int64_t steps_before) {
 
 template <class T>
 struct AscentArguments {
-  int64_t models, features, latents, steps;
+  int64_t models, features, latents, steps, omitted_features;
   bool adam, learn_sigma2;
-  double tolerance;
+  double tolerance, omitted_variance;
   const BiasCorrection* corrections;  // (steps)
   const T* covariance;                // (D, D): S
   const T* lr;                        // (models, steps)

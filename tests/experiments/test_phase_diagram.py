@@ -19,6 +19,7 @@ SMALL = replace(
     seeds=(0, 1),
     steps=1500,
     learning_rate=0.01,
+    rank=20,
     annealing_steps=700,
     num_stochastic=2,
     stochastic_steps=20,

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,11 @@ def moments():
     return Moments.from_data(x * torch.tensor(EIGENVALUES).sqrt() @ turn + 1)
 
 
-def train_alone(moments, point, steps, learn_sigma2, optimizer="adam", drawn=torch.float64):
-    """Autograd and torch.optim on one model: the truth that a sweep is compared with."""
+def train_alone(moments, point, steps, learn_sigma2, optimizer="adam", drawn=torch.float64, basis=None):
+    """Autograd and torch.optim on one model: the truth that a sweep is compared with.
+
+    It begins in the span of the columns of a basis.
+    """
     generator = torch.Generator().manual_seed(point["seed"])
     model = LinearVAE(moments.num_features, point["latent_dim"], generator=generator, dtype=drawn).double()
     with torch.no_grad():
@@ -34,6 +38,9 @@ def train_alone(moments, point, steps, learn_sigma2, optimizer="adam", drawn=tor
         model.log_sigma2.fill_(math.log(point["sigma2"]))
         model.weight.mul_(point["init_scale"])
         model.encoder.mul_(point["init_scale"])
+        if basis is not None:
+            model.weight.copy_(basis @ basis.T @ model.weight)
+            model.encoder.copy_(model.encoder @ basis @ basis.T)
     model.mu.requires_grad_(False)
     model.log_sigma2.requires_grad_(learn_sigma2)
     make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
@@ -98,6 +105,41 @@ def test_models_are_those_trained_alone(moments, learn_sigma2, optimizer):
         alone, together = train_alone(moments, point, 500, learn_sigma2, optimizer), found.model(**point)
         for name, expected in alone.state_dict().items():
             torch.testing.assert_close(together.state_dict()[name], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("learn_sigma2", [False, True])
+@pytest.mark.parametrize("rank", [4, 6])
+def test_plain_ascent_along_principal_directions_is_that_in_all(moments, rank, learn_sigma2):
+    options = {"steps": 500, "learn_sigma2": learn_sigma2, "optimizer": "sgd", "record": ALL}
+    found = sweep(moments, GRID, rank=rank, keep_models=True, dtype=torch.float64, **options, **QUIET)
+    basis = moments.eigh()[1][:, :rank]
+    for point in POINTS:
+        alone = train_alone(moments, point, 500, learn_sigma2, "sgd", basis=basis)
+        for name, expected in alone.state_dict().items():
+            torch.testing.assert_close(found.model(**point).state_dict()[name], expected, rtol=0, atol=1e-10)
+        elbo = found.dataset.sel(point).elbo.item()
+        assert elbo == pytest.approx(alone.elbo(moments).item(), abs=1e-10)
+
+
+def test_adam_along_principal_directions_is_adam_there(moments):
+    """A sweep of the same models in these coordinates, for which the data are rotated by hand."""
+    eigenvalues, basis = moments.eigh()
+    point, steps = {"sigma2": 0.5, "latent_dim": 4, "lr": 0.01}, 300
+    options = {"steps": steps, "learn_sigma2": True, "keep_models": True, "dtype": torch.float64}
+    found = sweep(moments, point, rank=6, **options, **QUIET).model()
+    model = LinearVAE(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [(basis.T @ model.weight), (model.encoder @ basis), model.log_d, torch.tensor(0.5).double().log()]
+    parts = [part.detach().clone().requires_grad_() for part in parts]
+    optimizer = torch.optim.Adam(parts, lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weight, encoder, log_d, log_sigma2 = parts
+        rotated = SimpleNamespace(weight=weight, encoder=encoder, log_d=log_d, log_sigma2=log_sigma2)
+        (-elbo_of(rotated, eigenvalues.diag(), 1.0)).backward()
+        optimizer.step()
+    torch.testing.assert_close(found.weight, basis @ parts[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.encoder, parts[1] @ basis.T, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.log_sigma2, parts[3], rtol=0, atol=1e-10)
 
 
 def test_drift_of_float32(moments):
@@ -296,6 +338,12 @@ def with_grid(**changes):
         (with_grid(lr=[0.0]), {}, "lr must be finite and > 0, got 0.0"),
         (with_grid(sigma2=np.ones((2, 2))), {}, r"sigma2 must have shape \(n,\), got \(2, 2\)"),
         ({"latent_dim": [2, 7]}, {}, "latent_dim must be at most the 6 features of the data, got 7"),
+        (
+            {"latent_dim": 4},
+            {"rank": 3},
+            "rank must be at least latent_dim, 4, and at most the 6 principal directions",
+        ),
+        ({"latent_dim": 4}, {"rank": 7}, "at most the 6 principal directions of the data, got 7"),
         (with_grid(seed=range(10**12)), {}, "at most 134217728 models .* got 1000000000000 = 1e\\+12"),
         (with_grid(seed=range(1000)), {"memory": 10_000}, "results fit in memory, 1e-05 GB, got 1000 models"),
         (with_grid(), {"memory": 1000}, "the training of one model must fit in memory"),

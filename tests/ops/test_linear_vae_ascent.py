@@ -119,6 +119,30 @@ def test_a_model_stops_for_good_at_the_tolerance(device, optimizer):
     assert after.gradient_norm[2].isnan()
 
 
+@pytest.mark.parametrize("optimizer", LR)
+@pytest.mark.parametrize(("num_features", "latent_dim"), [(3, 2), (65, 3)])
+def test_what_is_omitted_is_where_models_are_zero(device, num_features, latent_dim, optimizer):
+    """Of data with more features, which are not correlated with the others, from W and V of zero there."""
+    arguments = make_sweep(2, num_features, latent_dim, 100, optimizer)
+    variances = torch.tensor([0.7, 0.0, 0.2], dtype=torch.float64)
+    after = linear_vae_ascent(
+        *(t.to(device) for t in arguments), omitted_features=3, omitted_variance=variances.sum().item()
+    )
+    covariance, start, _, _, lr, beta, _ = arguments
+    wider = torch.block_diag(covariance, variances.diag())
+    for model in range(2):
+        *matrices, log_d, log_sigma2 = split_parameters(start[model : model + 1], num_features)
+        padded = [torch.nn.functional.pad(matrix, (0, 0, 0, 3)).flatten() for matrix in matrices]
+        alone = torch.cat([*padded, log_d[0], log_sigma2])
+        trained, norm, _ = train_alone(wider, alone, lr[model], beta[model], optimizer)
+        *expected, log_d, log_sigma2 = split_parameters(trained[None], num_features + 3)
+        for matrix in expected:
+            assert not matrix[:, num_features:].any()
+        expected = torch.cat([*(m[:, :num_features].flatten() for m in expected), log_d[0], log_sigma2])
+        torch.testing.assert_close(after.parameters[model].cpu(), expected, rtol=0, atol=1e-10)
+        assert after.gradient_norm[model].item() == pytest.approx(norm, rel=1e-8)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("optimizer", LR)
 def test_calls_that_go_on_give_the_bits_of_one(device, dtype, optimizer):
@@ -178,7 +202,7 @@ def test_threads_that_share_a_model_give_the_bits_of_one(optimizer, dtype):
 def test_the_raw_operator_keeps_torchs_contract(device, num_features, latent_dim, optimizer):
     arguments = [t.to(device) for t in make_sweep(2, num_features, latent_dim, 3, optimizer)]
     before = [t.clone() for t in arguments]
-    torch.library.opcheck(torch.ops.lineavae.linear_vae_ascent, (*arguments, 0, 0.0, True))
+    torch.library.opcheck(torch.ops.lineavae.linear_vae_ascent, (*arguments, 0, 0.0, True, 1, 0.5))
     for argument, copy in zip(arguments, before, strict=True):
         assert torch.equal(argument, copy)
 
@@ -212,6 +236,8 @@ def replaced(**changes):
         ({"active": lambda t: t[:1]}, ValueError, "active must have shape"),
         ({"parameters": lambda t: t.clone().requires_grad_()}, ValueError, "not differentiable"),
         ({"step": lambda _: -1}, ValueError, "step must be at least 0"),
+        ({"omitted_features": lambda _: -1}, ValueError, "omitted_features must be at least 0"),
+        ({"omitted_variance": lambda _: math.inf}, ValueError, "omitted_variance must be"),
         ({"tolerance": lambda _: math.nan}, ValueError, "tolerance must be"),
         ({"covariance": lambda t: t.tolist()}, TypeError, "covariance must be a torch.Tensor"),
     ],

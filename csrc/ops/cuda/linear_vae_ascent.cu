@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kAscentThreads<T>, kAscentBlocks<T>) ascend_ke
   const int64_t model = blockIdx.x, D = a.features, K = a.latents, at = model * num_parameters(D, K);
   const Owner<T> owner{static_cast<int>(threadIdx.x) / (kK / kColumns),
                        static_cast<int>(threadIdx.x) % (kK / kColumns) * kColumns};
-  T variance = 0;  // this thread's share of tr S
+  T variance = threadIdx.x == 0 ? static_cast<T>(a.omitted_variance) : T(0);  // this thread's share, with tr S
   for (int i = threadIdx.x; i < kD * kD; i += kAscentThreads<T>) {
     const int row = i / kD, column = i % kD;
     const T value = row < D && column < D ? a.covariance[row * D + column] : T(0);
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kAscentThreads<T>, kAscentBlocks<T>) ascend_ke
     if (threadIdx.x < K) move(grad_log_d, x.log_d, m.log_d, v.log_d);
     T grad_log_sigma2 = 0;
     if (a.learn_sigma2) {
-      grad_log_sigma2 = T(0.5) * (precision * total<T>(shared.partial_distortion) - static_cast<T>(D));
+      grad_log_sigma2 = T(0.5) * (precision * total<T>(shared.partial_distortion) - static_cast<T>(D + a.omitted_features));
       move(grad_log_sigma2, x.log_sigma2, m.log_sigma2, v.log_sigma2);
     }
     leave(squares, shared.partial_squares);
@@ -355,7 +355,7 @@ __global__ void __launch_bounds__(kThreads) pull_kernel(ProductStep<T> s) {
   const T *log_d = x + 2 * D * K, *C = s.covariance_encoder + model * D * K;
   T *gram = s.gram + model * K * K, *aggregate = s.aggregate + model * K * K;
   const T sigma2 = exponential(log_d[K]), beta = a.beta[model * a.steps + s.step];
-  T sum = 0;
+  T sum = threadIdx.x == 0 ? static_cast<T>(a.omitted_variance) : T(0);
   for (int64_t i = threadIdx.x; i < D; i += kThreads) sum += a.covariance[i * D + i];
   for (int64_t i = threadIdx.x; i < D * K; i += kThreads) sum -= 2 * x[i] * C[i];
   for (int64_t i = threadIdx.x; i < K * K; i += kThreads) {
@@ -399,7 +399,7 @@ __global__ void __launch_bounds__(kThreads) move_kernel(ProductStep<T> s) {
   squares = block_sum(squares, partial);  // and all have read σ²
   if (threadIdx.x == 0) {
     if (a.learn_sigma2) {
-      squares += move_by(T(0.5) * (precision * s.distortion[model] - static_cast<T>(D)), log_sigma2);
+      squares += move_by(T(0.5) * (precision * s.distortion[model] - static_cast<T>(D + a.omitted_features)), log_sigma2);
     }
     const T norm = square_root(squares);
     a.gradient_norm[model] = norm;

@@ -57,6 +57,8 @@ class PhaseDiagramConfig(Config):
         Of the initial parameters.
     steps, learning_rate
         Of Adam.
+    rank
+        Principal directions of the data along which the grids train, as `sweep` does; None: all features.
     annealing_steps
         Steps over which β rises from 0 to 1, at most ``steps``.
     num_stochastic, stochastic_steps, batch_size
@@ -73,6 +75,7 @@ class PhaseDiagramConfig(Config):
     seeds: tuple[int, ...] = tuple(range(25))
     steps: int = 16_000
     learning_rate: float = 3e-3
+    rank: int | None = None
     annealing_steps: int = 8000
     num_stochastic: int = 8
     stochastic_steps: int = 20_000
@@ -136,6 +139,7 @@ def run(config: PhaseDiagramConfig, run_dir: Path) -> Results:
             {"sigma2": sigma2, "lr": config.learning_rate, "latent_dim": config.latent_dim, **grid},
             steps=config.steps,
             learn_sigma2=learn_sigma2,
+            rank=config.rank,
             record=("live",),
             record_at=record_at,
             device=config.device,

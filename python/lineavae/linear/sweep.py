@@ -25,6 +25,7 @@ def sweep(
     steps: int,
     learn_sigma2: bool,
     optimizer: Literal["adam", "sgd"] = "adam",
+    rank: int | None = None,
     record: Sequence[str] = ("elbo", "live", "log_sigma2"),
     record_at: Sequence[int] | None = None,
     tolerance: float = 0.0,
@@ -68,6 +69,11 @@ def sweep(
         Whether σ² is trained along with the other parameters.
     optimizer
         ``"adam"`` as ``torch.optim.Adam`` is by default, or plain ``"sgd"``.
+    rank
+        Train in coordinates along the r principal directions of largest variance, K <= r <= D, in which a
+        step costs as little as with D = r. The initial W and V are projected onto these directions. With
+        ``"sgd"`` the models are then those that train in all D dimensions from there, but for rounding. With
+        ``"adam"``, which scales the steps of each coordinate by itself, they take another way.
     record
         What to record of each model, evaluated in float64:
 
@@ -150,6 +156,7 @@ def sweep(
         raise ValueError(f"{CALLER}: checkpoint must be given to resume from, got None")
     steps = check_integer(CALLER, "steps", steps, 1)
     memory = check_number(CALLER, "memory", memory, above=0)
+    rank = None if rank is None else check_integer(CALLER, "rank", rank, 1)
     record, record_at = tuple(record), _check_record(record, record_at, steps)
     training = Training(
         moments=moments,
@@ -157,6 +164,7 @@ def sweep(
         steps=steps,
         learn_sigma2=learn_sigma2,
         optimizer=optimizer,
+        rank=rank,
         record=record,
         record_at=record_at,
         tolerance=check_number(CALLER, "tolerance", tolerance, at_least=0),

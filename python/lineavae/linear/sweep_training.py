@@ -32,7 +32,7 @@ from lineavae.linear.moments import Moments
 from lineavae.linear.sweep_statistics import Statistics, width_of
 from lineavae.linear.vae import LinearVAE
 from lineavae.ops import linear_vae_ascent
-from lineavae.reference.linear_vae_ascent import num_parameters
+from lineavae.reference.linear_vae_ascent import num_parameters, split_parameters
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -68,6 +68,7 @@ class Training:
     steps: int
     learn_sigma2: bool
     optimizer: str
+    rank: int | None
     record: tuple[str, ...]
     record_at: list[int]
     tolerance: float
@@ -78,6 +79,11 @@ class Training:
     memory: float
 
     def __post_init__(self) -> None:
+        if self.rank is not None and not self._widest <= self.rank <= len(self._eigenvalues):
+            raise ValueError(
+                f"{CALLER}: rank must be at least latent_dim, {self._widest}, and at most the "
+                f"{len(self._eigenvalues)} principal directions of the data, got {self.rank}"
+            )
         results = self.grid.num_models * (
             8 * (len(self.record_at) * self._width + 2) + self._num_kept * self.dtype.itemsize
         )
@@ -102,6 +108,7 @@ class Training:
             "steps": self.steps,
             "learn_sigma2": self.learn_sigma2,
             "optimizer": self.optimizer,
+            "rank": self.rank,
             "record": list(self.record),
             "record_at": self.record_at,
             "tolerance": self.tolerance,
@@ -138,7 +145,10 @@ class Training:
                 results["gradient_norm"][models] = chunk.gradient_norm.double().cpu()
                 results["diverged"][models] = (~chunk.parameters.isfinite().all(1)).long().cpu()
                 if self.keep_models:
-                    results["parameters"][models, : chunk.parameters.shape[1]] = chunk.parameters.cpu()
+                    parameters = self._of_features(chunk.parameters)
+                    results["parameters"][models, : parameters.shape[1]] = parameters.to(
+                        results["parameters"]
+                    )
 
         with _progress_bar(progress and rank == 0) as bar:
             bar.add_task(f"{num_models} models", total=self.steps * sum(len(chunks[index]) for index in own))
@@ -167,12 +177,37 @@ class Training:
         num_features, together = self.moments.num_features, {}
         for latent_dim in self.grid.latent_dims:
             # parameters and moments before and after a step, and their evaluation in float64
-            training = 6 * num_parameters(num_features, latent_dim) * self.dtype.itemsize
+            training = 6 * num_parameters(self.rank or num_features, latent_dim) * self.dtype.itemsize
             evaluation = 8 * (4 * num_features * latent_dim + num_features**2)
             together[latent_dim] = min(
                 _MOST_MODELS[self.device.type], int(self.memory / (training + evaluation))
             )
         return together
+
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return self.moments.eigh()
+
+    @property
+    def _eigenvalues(self) -> Tensor:
+        return self._eigh[0]
+
+    @cached_property
+    def _directions(self) -> Tensor | None:
+        """The basis (D, r) of the coordinates in which the models train, unless these are the features."""
+        return None if self.rank is None else self._eigh[1][:, : self.rank].to(self.device)
+
+    @cached_property
+    def _covariance(self) -> Tensor:
+        """In those coordinates."""
+        covariance = self.moments.covariance if self.rank is None else self._eigenvalues[: self.rank].diag()
+        return covariance.to(self.device, self.dtype)
+
+    def _of_features(self, parameters: Tensor) -> Tensor:
+        """Give the parameters of models over the features, in float64 where they train in others."""
+        if self._directions is None:
+            return parameters
+        return _transform(self._directions, parameters.double())
 
     @property
     def _widest(self) -> int:
@@ -197,8 +232,7 @@ class Training:
     ) -> _Chunk:
         settings = {name: torch.from_numpy(values) for name, values in self.grid.of(models).items()}
         latent_dim = int(settings["latent_dim"][0])
-        statistics, covariance = self._statistics[latent_dim], self.moments.covariance
-        covariance = covariance.to(self.device, self.dtype)
+        statistics = self._statistics[latent_dim]
         chunk = files.load(index, self.device) if files else None
         if chunk is None:
             chunk = self._begin(settings, latent_dim)
@@ -206,7 +240,7 @@ class Training:
         while not interrupted.is_set():
             num_records = chunk.records.shape[1]
             if num_records < len(self.record_at) and self.record_at[num_records] == chunk.step:
-                found = statistics.evaluate(chunk.parameters)
+                found = statistics.evaluate(self._of_features(chunk.parameters))
                 chunk.records = torch.cat([chunk.records, found.unsqueeze(1)], 1)
             bar.update(bar.task_ids[0], advance=len(models) * (chunk.step - done))
             done = chunk.step
@@ -216,9 +250,7 @@ class Training:
                 break
             stops = [step for step in (*self.record_at, self.steps) if step > done]
             spans = [_STEPS, *([files.every] if files else [])]
-            self._ascend(
-                chunk, settings, covariance, min(*stops, *((done // span + 1) * span for span in spans))
-            )
+            self._ascend(chunk, settings, min(*stops, *((done // span + 1) * span for span in spans)))
         return chunk
 
     def _begin(self, settings: Mapping[str, Tensor], latent_dim: int) -> _Chunk:
@@ -236,6 +268,8 @@ class Training:
         log_sigma2 = settings["sigma2"].log().to(self.dtype).unsqueeze(1)
         parts = [scale * torch.stack(matrices)[of_seed], torch.stack(log_d)[of_seed], log_sigma2]
         parameters = torch.cat(parts, 1).to(self.device)
+        if self._directions is not None:
+            parameters = _transform(self._directions.mT, parameters.double()).to(self.dtype)
         num_models = len(parameters)
         moments = torch.zeros_like(parameters if self.optimizer == "adam" else parameters[:, :0])
         return _Chunk(
@@ -248,14 +282,14 @@ class Training:
             records=parameters.new_empty((num_models, 0, self._width), dtype=torch.float64),
         )
 
-    def _ascend(self, chunk: _Chunk, settings: Mapping[str, Tensor], covariance: Tensor, until: int) -> None:
+    def _ascend(self, chunk: _Chunk, settings: Mapping[str, Tensor], until: int) -> None:
         """Take the steps of a chunk up to ``until``."""
         steps = torch.arange(chunk.step, until, dtype=torch.float64)
         ramp = settings["annealing_steps"].unsqueeze(1)
         beta = settings["beta"].unsqueeze(1) * torch.where(steps < ramp, steps / ramp, 1.0)
         lr = settings["lr"].unsqueeze(1).expand_as(beta)
         found = linear_vae_ascent(
-            covariance,
+            self._covariance,
             chunk.parameters,
             chunk.first_moment,
             chunk.second_moment,
@@ -265,6 +299,8 @@ class Training:
             step=chunk.step,
             tolerance=self.tolerance,
             learn_sigma2=self.learn_sigma2,
+            omitted_features=self.moments.num_features - len(self._covariance),
+            omitted_variance=0.0 if self.rank is None else self._eigenvalues[self.rank :].sum().item(),
         )
         chunk.gradient_norm = torch.where(chunk.active, found.gradient_norm, chunk.gradient_norm)
         chunk.steps_taken = chunk.steps_taken + found.steps_taken
@@ -288,8 +324,7 @@ class Training:
             variables[name] = (axes, results[name].reshape(shape))
         if self.keep_models:
             variables["parameters"] = ((*axes, "parameter"), results["parameters"].reshape(*shape, -1))
-        eigenvalues = self.moments.eigh()[0].cpu().numpy()
-        variables["eigenvalues"] = ("component", eigenvalues)
+        variables["eigenvalues"] = ("component", self._eigenvalues.cpu().numpy())
         variables["sample_mean"] = ("feature", self.moments.sample_mean.cpu().numpy())
         coordinates: dict[str, Any] = {**self.grid.axes, **self.grid.fixed, "step": self.record_at}
         if "gap" in self.record:
@@ -297,6 +332,7 @@ class Training:
         attributes = {
             "learn_sigma2": int(self.learn_sigma2),
             "optimizer": self.optimizer,
+            **({} if self.rank is None else {"rank": self.rank}),
             "steps": self.steps,
             "tolerance": self.tolerance,
             "epsilon": self.epsilon,
@@ -348,6 +384,13 @@ class Checkpoints:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"chunk-{index:04d}.safetensors"
+
+
+def _transform(basis: Tensor, parameters: Tensor) -> Tensor:
+    """Give W and V of models in other coordinates: (D', D) and of D features -> of D'."""
+    weight, encoder_t, log_d, log_sigma2 = split_parameters(parameters, basis.shape[1])
+    matrices = ((basis @ matrix).flatten(1) for matrix in (weight, encoder_t))
+    return torch.cat([*matrices, log_d, log_sigma2.unsqueeze(1)], 1)
 
 
 def _progress_bar(show: bool) -> Progress:

@@ -28,6 +28,8 @@ def linear_vae_ascent(
     step: int = 0,
     tolerance: float = 0.0,
     learn_sigma2: bool = True,
+    omitted_features: int = 0,
+    omitted_variance: float = 0.0,
 ) -> Ascent:
     """S steps of gradient ascent on the mean ELBO of each of M linear VAEs of one size, on the same data.
 
@@ -57,6 +59,9 @@ def linear_vae_ascent(
         A model stops for good after a step at which the norm of its gradient is below this; 0: never.
     learn_sigma2
         Whether σ² is trained.
+    omitted_features, omitted_variance
+        How many directions of the data, uncorrelated with those of ``covariance``, are left out of it, and
+        the sum of their variances. In these W and V are zero, and stay so; only σ² depends on them.
 
     Returns
     -------
@@ -67,11 +72,11 @@ def linear_vae_ascent(
     Raises
     ------
     TypeError
-        An argument is no tensor, or of another dtype; ``step`` is no integer, ``tolerance`` no number or
-        ``learn_sigma2`` no bool.
+        An argument is no tensor, or of another dtype; ``step`` or ``omitted_features`` is no integer, ``tolerance``
+        or ``omitted_variance`` no number, or ``learn_sigma2`` no bool.
     ValueError
-        A shape or device does not fit; ``step`` or ``tolerance`` is negative or not finite; an argument
-        requires grad: a trajectory is not differentiable.
+        A shape or device does not fit; ``step``, ``tolerance`` or what is omitted is negative or not
+        finite; an argument requires grad: a trajectory is not differentiable.
 
     Notes
     -----
@@ -115,6 +120,8 @@ def linear_vae_ascent(
     _check_active(active, parameters)
     step = check_integer(_OP, "step", step, 0)
     tolerance = check_number(_OP, "tolerance", tolerance, at_least=0)
+    omitted_features = check_integer(_OP, "omitted_features", omitted_features, 0)
+    omitted_variance = check_number(_OP, "omitted_variance", omitted_variance, at_least=0)
     if not isinstance(learn_sigma2, bool):
         raise TypeError(f"{_OP}: learn_sigma2 must be a bool, got {type(learn_sigma2).__name__}")
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -124,7 +131,8 @@ def linear_vae_ascent(
         )
     native = has_native(_OP, parameters.device)
     function = torch.ops.lineavae.linear_vae_ascent if native else reference.linear_vae_ascent
-    return Ascent(*function(*tensors, active, step, tolerance, learn_sigma2))
+    settings = step, tolerance, learn_sigma2, omitted_features, omitted_variance
+    return Ascent(*function(*tensors, active, *settings))
 
 
 def _check_shapes(
@@ -187,6 +195,8 @@ def _fake(
     step: int,
     tolerance: float,
     learn_sigma2: bool,
+    omitted_features: int,
+    omitted_variance: float,
 ) -> tuple[Tensor, ...]:
     models = parameters.shape[0]
     return (

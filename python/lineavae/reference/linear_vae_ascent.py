@@ -3,8 +3,8 @@
 With c = 1/σ², S the covariance about that mean, C = S Vᵀ, M = WᵀW and Q = V C:
 
     dW      = c (C - W (Q + diag d))            dlog d  = ½ (β (1 - d) - c d diag(M))
-    dVᵀ     = S (c W - Vᵀ (c M + β I))          dlog σ² = ½ (c T - D)
-    T       = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S
+    dVᵀ     = S (c W - Vᵀ (c M + β I))          dlog σ² = ½ (c T - (D + omitted features))
+    T       = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S + omitted variance
 
 which are the gradients of equations 15-20 of Lucas et al. (2019), with a weight β of the KL.
 """
@@ -59,6 +59,8 @@ def linear_vae_ascent(
     step: int = 0,
     tolerance: float = 0.0,
     learn_sigma2: bool = True,
+    omitted_features: int = 0,
+    omitted_variance: float = 0.0,
 ) -> Ascent:
     """covariance (D, D), parameters (M, 2DK + K + 1), lr and beta (M, S), active (M,): S steps."""
     num_models, size = parameters.shape
@@ -67,7 +69,7 @@ def linear_vae_ascent(
     steps_taken = torch.zeros(num_models, dtype=torch.int64, device=parameters.device)
     norm = parameters.new_full((num_models,), torch.nan)
     for i in range(lr.shape[1]):
-        gradient = _gradient(covariance, parameters, beta[:, i]) * trained
+        gradient = _gradient(covariance, parameters, beta[:, i], omitted_features, omitted_variance) * trained
         direction, step_size = gradient, lr[:, i]
         moves = active[:, None] & trained
         if first_moment.shape[1] > 0:
@@ -84,7 +86,9 @@ def linear_vae_ascent(
     return Ascent(parameters, first_moment, second_moment, active, steps_taken, norm)
 
 
-def _gradient(covariance: Tensor, parameters: Tensor, beta: Tensor) -> Tensor:
+def _gradient(
+    covariance: Tensor, parameters: Tensor, beta: Tensor, omitted_features: int, omitted_variance: float
+) -> Tensor:
     num_features = covariance.shape[0]
     weight, encoder_t, log_d, log_sigma2 = split_parameters(parameters, num_features)
     beta, d, precision = beta[:, None], log_d.exp(), (-log_sigma2).exp()[:, None]
@@ -97,12 +101,13 @@ def _gradient(covariance: Tensor, parameters: Tensor, beta: Tensor) -> Tensor:
         + (gram * aggregate).sum((-2, -1))
         - 2 * (weight * covariance_encoder).sum((-2, -1))
         + covariance.trace()
+        + omitted_variance
     )
     pull = precision[..., None] * gram + torch.diag_embed(beta.expand_as(d))
     grad_weight = precision[..., None] * (covariance_encoder - weight @ (aggregate + torch.diag_embed(d)))
     grad_encoder_t = covariance @ (precision[..., None] * weight - encoder_t @ pull)
     grad_log_d = 0.5 * (beta * (1 - d) - precision * d * gram_diagonal)
-    grad_log_sigma2 = 0.5 * (precision * distortion[:, None] - num_features)
+    grad_log_sigma2 = 0.5 * (precision * distortion[:, None] - (num_features + omitted_features))
     return torch.cat([grad_weight.flatten(1), grad_encoder_t.flatten(1), grad_log_d, grad_log_sigma2], 1)
 
 

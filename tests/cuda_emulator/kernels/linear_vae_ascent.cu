@@ -15,6 +15,10 @@ const std::vector<Shape> kShapes = kFewThreads || kTraceMemory
                                        ? std::vector<Shape>{{1, 64, 16, 2}}
                                        : std::vector<Shape>{{2, 1, 1, 3}, {3, 5, 2, 4}, {1, 33, 16, 3}, {2, 64, 16, 3}};
 
+// Of the directions in which all models are zero.
+constexpr int64_t kOmittedFeatures = 5;
+constexpr double kOmittedVariance = 2.5;
+
 // One model's trajectory with dense D x D products, from the gradients as they are printed.
 struct Trained {
   std::vector<double> parameters, first, second;
@@ -43,7 +47,7 @@ Trained train_densely(const std::vector<double>& S, std::vector<double> x, const
     for (int64_t i = 0; i < D; ++i)
       for (int64_t j = 0; j < D; ++j)
         for (int64_t l = 0; l < D; ++l) AS[i * D + j] += A[i * D + l] * S[l * D + j];
-    double distortion = 0;
+    double distortion = kOmittedVariance;
     for (int64_t i = 0; i < D; ++i)
       for (int64_t j = 0; j < D; ++j) distortion += AS[i * D + j] * A[i * D + j];
     for (int64_t k = 0; k < K; ++k) {
@@ -63,7 +67,7 @@ Trained train_densely(const std::vector<double>& S, std::vector<double> x, const
         gradient[D * K + i * K + k] = by_encoder / sigma2 - b * pulled;
       }
     }
-    gradient[size - 1] = options.learn_sigma2 ? (distortion / sigma2 - D) / 2 : 0;
+    gradient[size - 1] = options.learn_sigma2 ? (distortion / sigma2 - D - kOmittedFeatures) / 2 : 0;
     double squares = 0;
     const double t = static_cast<double>(first_step + step + 1);
     for (int64_t i = 0; i < size; ++i) {
@@ -121,9 +125,11 @@ void test_ascend(const Shape& s, Options options, bool stops) {
                        D,
                        K,
                        S,
+                       kOmittedFeatures,
                        options.adam,
                        options.learn_sigma2,
                        stops ? 1e6 : 0.0,
+                       kOmittedVariance,
                        correction,
                        c.input<T>("covariance", covariance),
                        c.input<T>("lr", lr),
@@ -164,6 +170,7 @@ void test_pull(const Shape& s) {
     const double* x = parameters.data() + model * size;
     const double sigma2 = std::exp(x[size - 1]), b = beta[model * S + step];
     double& sum = distortion[model];
+    sum = kOmittedVariance;
     for (int64_t i = 0; i < D; ++i) sum += covariance[i * D + i];
     for (int64_t i = 0; i < D * K; ++i) sum -= 2 * x[i] * product[model * D * K + i];
     for (int64_t i = 0; i < K * K; ++i) sum += gram[model * K * K + i] * aggregate[model * K * K + i];
@@ -183,6 +190,8 @@ void test_pull(const Shape& s) {
   a.ascent.features = D;
   a.ascent.latents = K;
   a.ascent.steps = S;
+  a.ascent.omitted_features = kOmittedFeatures;
+  a.ascent.omitted_variance = kOmittedVariance;
   a.step = step;
   a.ascent.covariance = c.input<T>("covariance", covariance);
   a.ascent.parameters = c.in_out<T>("parameters", parameters);
@@ -219,6 +228,8 @@ void test_move(const Shape& s, Options options, bool stops) {
   a.ascent.features = D;
   a.ascent.latents = K;
   a.ascent.steps = S;
+  a.ascent.omitted_features = kOmittedFeatures;
+  a.ascent.omitted_variance = kOmittedVariance;
   a.ascent.adam = options.adam;
   a.ascent.learn_sigma2 = options.learn_sigma2;
   a.step = step;
@@ -243,7 +254,7 @@ void test_move(const Shape& s, Options options, bool stops) {
       gradient.push_back(precision * (product[i] - weight_pull[i]));
     for (int64_t i = model * D * K; i < (model + 1) * D * K; ++i) gradient.push_back(precision * rise[i]);
     for (int64_t k = 0; k < K; ++k) gradient.push_back(grad_log_d[model * K + k]);
-    gradient.push_back(options.learn_sigma2 ? (precision * distortion[model] - D) / 2 : 0);
+    gradient.push_back(options.learn_sigma2 ? (precision * distortion[model] - D - kOmittedFeatures) / 2 : 0);
     double squares = 0;
     for (int64_t i = 0; i < size; ++i) {
       const double g = gradient[i], lr_now = lr[model * S + step];
