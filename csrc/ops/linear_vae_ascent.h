@@ -7,8 +7,8 @@
 //   dVᵀ  = S G                                     dlog σ² = ½ (c T - (D + omitted features))
 //   T    = Σ_k d_k M_kk + Σ_kl M_kl Q_kl - 2 Σ_ik W_ik C_ik + tr S + omitted variance
 //
-// Omitted are directions of the data in which W and V are zero. Subtracting before multiplying by S keeps dV accurate near the optimum, where G vanishes. Step t (from 1) of Adam,
-// for the gradient g of a parameter x:
+// Omitted are directions of the data in which W and V are zero. Subtracting before multiplying by S keeps dV accurate
+// near the optimum, where G vanishes. Step t (from 1) of Adam, for the gradient g of a parameter x:
 //
 //   m += (1 - β₁) (g - m),  v = β₂ v + (1 - β₂) g²,  x += lr / (1 - β₁ᵗ) m / (√v / √(1 - β₂ᵗ) + ε)
 //

@@ -348,7 +348,8 @@ class Trainer {
     const T beta = beta_, precision = precision_ = exponential(-*x_.log_sigma2);
 #pragma omp simd
     for (int64_t k = 0; k < K; ++k) d_[k] = exponential(x_.log_d[k]);
-    grad_log_sigma2_ = a_.learn_sigma2 ? T(0.5) * (precision * distortion() - T(a_.features + a_.omitted_features)) : T(0);
+    grad_log_sigma2_ =
+        a_.learn_sigma2 ? T(0.5) * (precision * distortion() - T(a_.features + a_.omitted_features)) : T(0);
     for (int64_t k = 0; k < K; ++k) {
       grad_log_d_[k] = T(0.5) * (beta * (1 - d_[k]) - precision * d_[k] * gram_(k, k));
       aggregate_(k, k) += d_[k];
@@ -438,7 +439,7 @@ class Trainer {
   Matrix gram_, aggregate_;                // M, of which R is made, and Q
   T *d_, *grad_log_d_;
   double total_variance_;  // tr S, and what is omitted
-  Move<T> move_{};             // of this step, as is all below
+  Move<T> move_{};         // of this step, as is all below
   T beta_ = 0, precision_ = 0, grad_log_sigma2_ = 0;
   std::vector<double> squares_;  // Σ g² of the blocks of W, then of Vᵀ
   double total_squares_ = 0;     // ‖g‖²

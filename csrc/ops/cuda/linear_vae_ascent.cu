@@ -324,7 +324,8 @@ __global__ void __launch_bounds__(kAscentThreads<T>, kAscentBlocks<T>) ascend_ke
     if (threadIdx.x < K) move(grad_log_d, x.log_d, m.log_d, v.log_d);
     T grad_log_sigma2 = 0;
     if (a.learn_sigma2) {
-      grad_log_sigma2 = T(0.5) * (precision * total<T>(shared.partial_distortion) - static_cast<T>(D + a.omitted_features));
+      const T features = static_cast<T>(D + a.omitted_features);
+      grad_log_sigma2 = T(0.5) * (precision * total<T>(shared.partial_distortion) - features);
       move(grad_log_sigma2, x.log_sigma2, m.log_sigma2, v.log_sigma2);
     }
     leave(squares, shared.partial_squares);
@@ -399,7 +400,8 @@ __global__ void __launch_bounds__(kThreads) move_kernel(ProductStep<T> s) {
   squares = block_sum(squares, partial);  // and all have read σ²
   if (threadIdx.x == 0) {
     if (a.learn_sigma2) {
-      squares += move_by(T(0.5) * (precision * s.distortion[model] - static_cast<T>(D + a.omitted_features)), log_sigma2);
+      const T features = static_cast<T>(D + a.omitted_features);
+      squares += move_by(T(0.5) * (precision * s.distortion[model] - features), log_sigma2);
     }
     const T norm = square_root(squares);
     a.gradient_norm[model] = norm;

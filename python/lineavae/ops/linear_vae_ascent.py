@@ -72,8 +72,8 @@ def linear_vae_ascent(
     Raises
     ------
     TypeError
-        An argument is no tensor, or of another dtype; ``step`` or ``omitted_features`` is no integer, ``tolerance``
-        or ``omitted_variance`` no number, or ``learn_sigma2`` no bool.
+        An argument is no tensor, or of another dtype; ``step`` or ``omitted_features`` is no integer,
+        ``tolerance`` or ``omitted_variance`` no number, or ``learn_sigma2`` no bool.
     ValueError
         A shape or device does not fit; ``step``, ``tolerance`` or what is omitted is negative or not
         finite; an argument requires grad: a trajectory is not differentiable.
