@@ -13,8 +13,10 @@
 
 // One binary, the best code for each machine. Levels of the instruction set, never CPU models: those match the model's
 // number and fall back to SSE2 on every other one. A clone cannot be a template and does not reach into a lambda, so a
-// kernel is an always-inline template body with one clone per dtype around it.
-#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
+// kernel is an always-inline template body with one clone per dtype around it. LINEAVAE_WITHOUT_CLONES leaves all code
+// at the level of the compiler's flags, for tests of another level than the machine's highest.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(LINEAVAE_WITHOUT_CLONES)
 #define LINEAVAE_HAS_CLONES
 #define LINEAVAE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -445,9 +445,17 @@ class Trainer {
   double total_squares_ = 0;     // ‖g‖²
 };
 
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
 // One for each instruction set, with vectors of its width: no clones, then.
 template <class T>
-void work_plainly(Trainer<T, 16>& trainer, Phase phase, int64_t begin, int64_t end) {
+void work_plainly(Trainer<T, kVectorBytes>& trainer, Phase phase, int64_t begin, int64_t end) {
   trainer.work(phase, begin, end);
 }
 #ifdef LINEAVAE_HAS_CLONES
@@ -492,7 +500,7 @@ void ascend(Cpu, const AscentArguments<T>& a) {
   if (__builtin_cpu_supports("x86-64-v4")) return train_models<T, 64>(a, &work_with_avx512<T>);
   if (__builtin_cpu_supports("x86-64-v3")) return train_models<T, 32>(a, &work_with_avx2<T>);
 #endif
-  train_models<T, 16>(a, &work_plainly<T>);
+  train_models<T, kVectorBytes>(a, &work_plainly<T>);
 }
 LINEAVAE_FLOATING(LINEAVAE_INSTANTIATE, Cpu, ascend, AscentArguments)
 
