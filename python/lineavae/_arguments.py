@@ -35,13 +35,17 @@ def check_number(
     """Give ``value`` as a ``float``, which must be finite and within the bounds."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{caller}: {name} must be a number, got {type(value).__name__}")
-    if not (above < value < below and at_least <= value <= at_most):
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf if value > 0 else -math.inf
+    if not (above < number < below and at_least <= number <= at_most):
         bounds = ((">=", at_least), (">", above), ("<", below), ("<=", at_most))
         rules = [f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound)]
         if math.isinf(below) and math.isinf(at_most):
             rules.insert(0, "finite")
-        raise ValueError(f"{caller}: {name} must be {' and '.join(rules)}, got {value}")
-    return float(value)
+        raise ValueError(f"{caller}: {name} must be {' and '.join(rules)}, got {number}")
+    return number
 
 
 def check_whole(caller: str, name: str, value: object) -> None:

@@ -161,7 +161,7 @@ def test_a_model_does_not_depend_on_the_others(moments, dtype):
         "steps": 150,
         "learn_sigma2": True,
         "record": ALL,
-        "record_at": [0, 70, 150],
+        "record_at": torch.tensor([0, 70, 150]),
         "keep_models": True,
         "dtype": dtype,
     }
@@ -336,6 +336,7 @@ def with_grid(**changes):
         (with_grid(sigma2=math.inf), {}, "sigma2 must be finite and > 0, got inf"),
         (with_grid(beta=[math.nan]), {}, "beta must be finite and >= 0, got nan"),
         (with_grid(lr=[0.0]), {}, "lr must be finite and > 0, got 0.0"),
+        (with_grid(sigma2=10**400), {}, "sigma2 must be finite and > 0, got inf"),
         (with_grid(sigma2=np.ones((2, 2))), {}, r"sigma2 must have shape \(n,\), got \(2, 2\)"),
         ({"latent_dim": [2, 7]}, {}, "latent_dim must be at most the 6 features of the data, got 7"),
         (
@@ -371,6 +372,12 @@ def test_bad_grids_fail_at_once(moments, grid, options, message):
         (with_grid(lr=["1"]), {}, "lr must be a number, got str"),
         (with_grid(), {"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64"),
         (with_grid(), {"learn_sigma2": None}, "learn_sigma2 must be a bool, got NoneType"),
+        (None, {}, "grid must be a mapping, or pairs of a name and values, got None"),
+        (["latent_dim", 2], {}, "grid must be a mapping, or pairs"),
+        (with_grid(), {"record": "elbo"}, "record must be a sequence, got str"),
+        (with_grid(), {"record": None}, "record must be a sequence, got NoneType"),
+        (with_grid(), {"record_at": 5}, "record_at must be a sequence, got int"),
+        (with_grid(), {"checkpoint": 5}, "checkpoint must be a path, got int"),
     ],
 )
 def test_wrong_types_are_named(moments, grid, options, message):

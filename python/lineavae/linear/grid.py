@@ -98,7 +98,11 @@ def read_grid(
     grid: Mapping[str, Any] | Sequence[tuple[str, Any]], num_features: int, most_models: int
 ) -> Grid:
     """Check a grid, before anything as long as it is made."""
-    given = list(grid.items() if isinstance(grid, Mapping) else grid)
+    given = list(grid.items()) if isinstance(grid, Mapping) else grid
+    if not isinstance(given, Sequence) or not all(
+        isinstance(pair, Sequence) and len(pair) == 2 for pair in given
+    ):
+        raise TypeError(f"{CALLER}: grid must be a mapping, or pairs of a name and values, got {grid!r}")
     names = [name for name, _ in given]
     for name in names:
         if name not in SETTINGS:

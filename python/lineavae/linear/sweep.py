@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._optional import require
@@ -157,7 +160,8 @@ def sweep(
     steps = check_integer(CALLER, "steps", steps, 1)
     memory = check_number(CALLER, "memory", memory, above=0)
     rank = None if rank is None else check_integer(CALLER, "rank", rank, 1)
-    record, record_at = tuple(record), _check_record(record, record_at, steps)
+    record = tuple(_check_several("record", record))
+    record_at = _check_record(record, record_at, steps)
     training = Training(
         moments=moments,
         grid=read_grid(grid, moments.num_features, most_models=int(memory // (8 * len(record_at)))),
@@ -176,6 +180,8 @@ def sweep(
     )
     files = None
     if checkpoint is not None:
+        if not isinstance(checkpoint, str | os.PathLike):
+            raise TypeError(f"{CALLER}: checkpoint must be a path, got {type(checkpoint).__name__}")
         every = check_integer(CALLER, "checkpoint_every", checkpoint_every, 1)
         files = Checkpoints(Path(checkpoint), every, training.identity(), resume)
     require("xarray", "dataframe")  # before the work rather than after it
@@ -194,10 +200,19 @@ def _check_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def _check_several(name: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, np.ndarray | Tensor) and values.ndim == 1:
+        several: list[Any] = values.tolist()
+        return several
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{CALLER}: {name} must be a sequence, got {type(values).__name__}")
+    return values
+
+
 def _check_record(record: Sequence[str], record_at: Sequence[int] | None, steps: int) -> list[int]:
     """Check what is to be recorded; give when."""
-    if isinstance(record, str) or not record:
-        raise ValueError(f"{CALLER}: record must be a sequence of at least one name, got {record!r}")
+    if not record:
+        raise ValueError(f"{CALLER}: record must be a sequence of at least one name, got none")
     for name in record:
         if name not in STATISTICS:
             raise ValueError(f"{CALLER}: record must have names among {', '.join(STATISTICS)}, got {name!r}")
@@ -205,7 +220,8 @@ def _check_record(record: Sequence[str], record_at: Sequence[int] | None, steps:
         raise ValueError(f"{CALLER}: record must have each name once, got {', '.join(record)}")
     if record_at is None:
         return [steps]
-    checked = [check_integer(CALLER, "record_at", step, 0) for step in record_at]
+    given = _check_several("record_at", record_at)
+    checked = [check_integer(CALLER, "record_at", step, 0) for step in given]
     if not checked or checked != sorted(set(checked)) or checked[-1] > steps:
         raise ValueError(
             f"{CALLER}: record_at must be at least one number of steps, ascending, up to steps={steps}, "
