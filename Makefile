@@ -1,6 +1,7 @@
 # make demo   train on real MNIST digits and draw the paper's figures 2 and 3
 # make test   everything the tests check, slow ones too where SLOW=1; where nvcc is, it compiles the GPU's programs
 # make lint   formatting, style and types
+# make docs   the site of docs/, with the reference from the docstrings: build/site/index.html
 # make bench  ours against eager PyTorch and torch.compile
 # make lower-bounds  every dependency but torch at its lower bound, and kernels for AVX2: the docs' examples, the
 #   commands, some tests
@@ -30,7 +31,7 @@ LOWER := build/lower-bounds
 # what a processor without AVX-512 takes; on others than x86-64, what there is
 AVX2 := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3 -DLINEAVAE_WITHOUT_CLONES)
 
-.PHONY: demo test browser emulator gpu-programs lint bench lower-bounds contract cuda-report install
+.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds contract cuda-report install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
@@ -72,6 +73,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
 	$(BIN)/pytest -c bench/pytest.ini bench

@@ -50,6 +50,29 @@ def test_models_have_what_their_table_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["index", "tutorial", "monitor", "sigma2", "losses", "many-gpus"])
+def test_pages_print_what_they_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of a page runs, and a comment behind a print is what it prints."""
+    monkeypatch.chdir(tmp_path)
+    for variable, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "localhost"),
+        ("MASTER_PORT", "0"),
+    ):
+        monkeypatch.setenv(variable, value)
+    code = "\n".join(
+        re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text("utf-8"), re.DOTALL)
+    )
+    exec(compile(code, f"{name}.md", "exec"), {"__name__": "__main__"})
+    printed = iter(capsys.readouterr().out.splitlines())
+    for said in re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE):
+        assert said in printed, said
+
+
+@pytest.mark.slow
 def test_readme_examples(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
