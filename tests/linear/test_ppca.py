@@ -439,3 +439,21 @@ class TestTensors:
     def test_pickle(self, data: NDArray[np.float64]) -> None:
         ppca = PPCA(3).fit(torch.from_numpy(data))
         assert pickle.loads(pickle.dumps(ppca)).score(data) == ppca.score(data)
+
+
+@pytest.mark.parametrize(("scale", "is_leading"), [(1.0, True), (1e-3, False)])
+def test_leading_components_are_those_of_all(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch, scale: float, is_leading: bool
+) -> None:
+    """One decomposition of the covariance serves where no eigenvalue that is kept is small."""
+    deviations = np.array([2.0, 1.5, 1.0, 0.5, 0.5, 0.4, 0.0]) * [1, 1, 1, *[scale] * 4]
+    turn = np.linalg.qr(random.standard_normal((7, 7)))[0]
+    moments = Moments.from_data(random.standard_normal((400, 7)) * deviations @ turn + 5)
+    assert (moments._leading_eigenpairs(3) is not None) == is_leading
+    fast = PPCA(3).fit(moments)
+    monkeypatch.setattr(Moments, "_leading_eigenpairs", lambda self, count: None)
+    exact = PPCA(3).fit(moments)
+    for name in ("weight_", "components_", "explained_variance_"):
+        torch.testing.assert_close(getattr(fast, name), getattr(exact, name), rtol=1e-10, atol=1e-12)
+    assert fast.noise_variance_ == pytest.approx(exact.noise_variance_, rel=1e-10)
+    assert fast.n_components_ == exact.n_components_ == 3
