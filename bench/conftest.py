@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import lineavae
-from harness import machine, measure, report
+from harness import guard, machine, measure, report
 from harness.setting import Setting
 from lineavae import _ext, _io
 
-RESULTS: list[dict[str, object]] = []
+RESULTS: list[dict[str, Any]] = []
+REGRESSIONS: list[guard.Regression] = []
 
 
 def has_cuda() -> bool:
@@ -32,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["1-thread", "2-threads", "cuda", "dry-run"],
         help="where to run; with one thread, two and, where it is to be had, on CUDA unless given; "
         "dry-run is small, for the benchmarks' own sake",
+    )
+    parser.addoption(
+        "--against", type=Path, help="results of an earlier run: fail where ours lost against a contender"
     )
 
 
@@ -87,7 +92,20 @@ def compare(request: pytest.FixtureRequest, setting: Setting) -> Callable[..., N
     return run
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--against")
+    if path is not None:
+        then = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        REGRESSIONS.extend(guard.regressions(then, RESULTS))
+    if REGRESSIONS and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if RESULTS:
         terminalreporter.section("ours and the others")
         terminalreporter.write_line(report.benchmark_table(RESULTS))
+    for found in REGRESSIONS:
+        terminalreporter.write_line(
+            f"{found.benchmark}: {found.contender} takes {found.now:.2f} times ours, {found.then:.2f} before"
+        )

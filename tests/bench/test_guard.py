@@ -1,0 +1,61 @@
+"""Regressions, against arithmetic by hand."""
+
+import json
+
+import pytest
+
+from harness import guard
+from harness.measure import GRAPH
+
+
+def timing(milliseconds, iqr=0.0):
+    return {"milliseconds": milliseconds, "iqr_milliseconds": iqr}
+
+
+def run(ours, eager, **others):
+    return [{"name": "test_kl[1-thread]", "contenders": {"ours": ours, "eager": eager, **others}}]
+
+
+THEN = run(timing(2.0), timing(10.0))
+
+
+@pytest.mark.parametrize(
+    ("ours", "eager", "regresses"),
+    [
+        (timing(2.0), timing(10.0), False),
+        (timing(20.0), timing(100.0), False),  # a slower machine
+        (timing(2.0), timing(8.4), False),  # 5 / 1.2 = 4.17
+        (timing(2.0), timing(8.2), True),
+        (timing(2.5), timing(10.0), True),
+        (timing(2.5, iqr=0.25), timing(10.0), False),  # 5 / 1.3 = 3.85
+        (timing(2.5, iqr=0.25), timing(9.4), True),
+        (timing(1.0), timing(10.0), False),
+    ],
+)
+def test_a_ratio_that_falls_by_more_than_slack_and_scatter(ours, eager, regresses):
+    found = guard.regressions(THEN, run(ours, eager))
+    expected = guard.Regression(
+        "test_kl[1-thread]", "eager", 5.0, eager["milliseconds"] / ours["milliseconds"]
+    )
+    assert found == ([expected] if regresses else [])
+
+
+def test_graphs_are_held_against_ours_in_a_graph():
+    graphs = {"ours" + GRAPH: timing(1.0), "eager" + GRAPH: timing(3.0), "compiled": {"error": "none"}}
+    assert guard.ratios(run(timing(2.0), timing(10.0), **graphs)) == {
+        ("test_kl[1-thread]", "eager"): (5.0, 0.0),
+        ("test_kl[1-thread]", "eager" + GRAPH): (3.0, 0.0),
+    }
+
+
+def test_what_only_one_run_has_is_left_out():
+    other = [{**THEN[0], "name": "test_elbo"}]
+    assert guard.regressions(THEN, other) == []
+    assert guard.regressions(THEN, [{"name": "test_kl[1-thread]", "contenders": {"copy": timing(1.0)}}]) == []
+
+
+def test_results_that_are_committed_have_ratios(pytestconfig):
+    path = pytestconfig.rootpath / "bench/results/intel-xeon-2-cores.json"
+    benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    assert len(guard.ratios(benchmarks)) > 100
+    assert guard.regressions(benchmarks, benchmarks) == []
