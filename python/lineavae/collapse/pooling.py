@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lineavae.collapse._counts import clopper_pearson
 from lineavae.collapse._tables import ranges
 from lineavae.collapse.files import Shard
-from lineavae.collapse.report import clopper_pearson
 from lineavae.ops import LatentStatistics
 
 _OF_A_MODEL = re.compile(

@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 import lineavae
 from lineavae._tensor_file import read_tensors, write_tensors
+from lineavae.collapse._counts import blocks
 from lineavae.collapse.files import RESULT_KIND, PosteriorFileError, Shard
-from lineavae.collapse.report import CollapseReport, blocks
+from lineavae.collapse.report import CollapseReport
 from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges, merge_moments
 
 # Called with the bytes read so far and the bytes to be read by this process.
