@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lineavae.collapse import CollapseStatistics
+from lineavae.collapse import CollapseReport, CollapseStatistics, compare
 from lineavae.collapse.files import PosteriorFileError, find_shards
 from lineavae.collapse.scan import ShardResults, scan
 from lineavae.data import DataError, load_images, load_mnist, read_samples
@@ -298,18 +298,34 @@ class ReportedRun(RunDirectory):
             return read_run(folder)
 
 
-class CollapseJson:
-    error = CollapseFileError
+class SavedReport:
+    error = ValueError
     is_checked = False
 
     def write(self, folder):
         statistics = CollapseStatistics(latent_dim=3)
         statistics.update(MEAN, LOGVAR)
-        statistics.compute().at().to_json(folder / "collapse.json")
+        self.save(folder, statistics.compute())
+
+    def save(self, folder, report):
+        report.save(folder / "report.json")
 
     def read(self, folder):
-        with mock.patch("lineavae.report.collapses.plot_curve", return_value=Figure(figsize=(1, 1))):
-            return read_collapse(folder / "collapse.json")
+        return CollapseReport.load(folder / "report.json").at().to_dict()
+
+
+class ShownComparison(SavedReport):
+    """As the page reads it."""
+
+    error = CollapseFileError
+
+    def save(self, folder, report):
+        (folder / "models.json").write_text(json.dumps(compare([report, report]).to_dict()))
+
+    def read(self, folder):
+        with mock.patch("lineavae.report.collapses._draw"):
+            view = read_collapse(folder / "models.json")
+        return view.rows, view.facts
 
 
 READERS = [
@@ -333,7 +349,8 @@ READERS = [
     FinishedShard,
     RunDirectory,
     ReportedRun,
-    CollapseJson,
+    SavedReport,
+    ShownComparison,
 ]
 
 HEADER_TEXTS = [

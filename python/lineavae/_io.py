@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,27 @@ def read_json(path: Path, most_bytes: int = 1 << 24) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def finite(value: Any) -> Any:
+def finite(value: Any, otherwise: Callable[[float], Any] = lambda _: None) -> Any:
     """Give None for numbers that are not finite, which JSON lacks, in dicts and lists as well."""
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: finite(item, otherwise) for key, item in value.items()}
     if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [finite(item, otherwise) for item in value]
+    return otherwise(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def spelled(value: Any) -> Any:
+    """Give "Infinity", "-Infinity" and "NaN" for them, as JavaScript spells them; `number` reads these."""
+    return finite(value, lambda x: "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity")
+
+
+def number(value: Any) -> float:
+    """Give a number as it was before `spelled`."""
+    if isinstance(value, str) and value not in ("Infinity", "-Infinity", "NaN"):
+        raise ValueError(f"{value!r} is no number")
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def check_writable(path: Path) -> None:

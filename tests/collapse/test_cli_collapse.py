@@ -1,5 +1,6 @@
 """The command ``lineavae collapse``, in this process, in others, in several at once, and killed."""
 
+import csv
 import json
 import os
 import random
@@ -12,11 +13,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lineavae.cli import app
-from lineavae.collapse import CollapseReport
+from lineavae.collapse import CollapseAt, CollapseComparison, CollapseReport
 from lineavae.collapse import scan as scan_module
 from lineavae.ops import collapse_statistics
 
@@ -146,6 +148,107 @@ def test_several_models_in_one_folder(tmp_path):
     assert "warning" not in one.stderr
 
 
+def save_epochs(folder):
+    """Checkpoints of one model, with ever more dead latents, in the folder's files."""
+    folder.mkdir()
+    for epoch, num_dead in ((2, 0), (10, 3), (100, 5)):
+        posterior = {name: array.clone() for name, array in draw(1000, epoch).items()}
+        for name in posterior:
+            posterior[name][:, :num_dead] = 0
+            posterior[name][:, num_dead:] = draw(1000, epoch)[name][:, -1:]
+        save_file(posterior, folder / f"epoch={epoch}.safetensors")
+
+
+@pytest.mark.parametrize("how", ["--each", "--compare", "pattern", "--each --resume"])
+def test_checkpoints_are_compared_in_their_order(tmp_path, how):
+    save_epochs(tmp_path / "run")
+    paths = [tmp_path / "run"]
+    if how == "--compare":
+        paths = sorted(paths[0].iterdir())  # epoch=10, epoch=100, epoch=2, as of a shell
+    elif how == "pattern":
+        paths = [tmp_path / "run" / "epoch=*"]
+    options = ["--compare"] if how == "--compare" else ["--each"]
+    if how.endswith("--resume"):
+        options += ["--resume", tmp_path / "state"]
+        assert invoke(*paths, *options).exit_code == 0
+    document = report_of(*paths, *options)
+    names = [f"epoch={epoch}.safetensors" for epoch in (2, 10, 100)]
+    assert list(document["models"]) == names
+    assert [model["num_collapsed"] for model in document["models"].values()] == [0, 3, 5]
+    died = [[latent["latent"] for latent in change["died"]] for change in document["changes"]]
+    assert died == [[0, 1, 2], [3, 4]]
+    for name, epoch in zip(names, (2, 10, 100), strict=True):
+        alone = report_of(tmp_path / "run" / f"epoch={epoch}.safetensors")
+        alone.pop("curve")
+        assert document["models"][name] == alone
+
+
+def test_models_that_are_folders_and_saved_reports(tmp_path):
+    """One is a folder of shards; of another there is the report alone; a third has fewer latents."""
+    save(tmp_path / "b" / "posterior")
+    (tmp_path / "a").mkdir()
+    saved = invoke(tmp_path / "b" / "posterior", "--json").stdout
+    (tmp_path / "a" / "posterior.json").write_text(saved)
+    np.savez(tmp_path / "small.npz", mean=np.zeros((400, 2)), std=np.ones((400, 2)))
+    models = [tmp_path / "b" / "posterior", tmp_path / "a" / "posterior.json", tmp_path / "small.npz"]
+    result = invoke(*models, "--compare", "--csv", tmp_path / "models.csv")
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0] == "3 models, 2 to 12 latents, N = 400 to 1800, at ε = 0.01, δ = 0.01"
+    assert "b/posterior to a/posterior.json none died or woke" in lines
+    assert "a/posterior.json to small.npz not matched: 12 latents and 2" in lines
+    with (tmp_path / "models.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["b/posterior", "a/posterior.json", "small.npz"]
+    assert {key: rows[0][key] for key in rows[0] if key != "model"} == {
+        key: rows[1][key] for key in rows[1] if key != "model"
+    }
+    result = invoke(*models, "--compare", "--plot", tmp_path / "x.png", "--draw", "heat-map")
+    assert result.exit_code == 1
+    assert "models must have the same number of latents, got 12 of b/posterior, 12 of" in result.stderr
+    again = json.loads(invoke(tmp_path / "a" / "posterior.json", "--json").stdout)
+    expected = json.loads(saved)
+    for document in (again, expected):
+        document.pop("files"), document.pop("rows")
+    assert again == expected
+
+
+def test_page_and_table_of_one_report(tmp_path):
+    save(tmp_path / "posterior")
+    page, table = tmp_path / "page.html", tmp_path / "latents.csv"
+    result = invoke(tmp_path / "posterior", "--html", page, "--csv", table, "--level", 0.999)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-2:] == [str(table), str(page)]
+    assert "at 99.9 %" in result.stdout
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "at 99.9 %" in text
+    assert "shard-002.safetensors (600)" in text
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = report_of(tmp_path / "posterior", "--level", 0.999)["latents"]
+    assert [row["latent"] for row in rows] == list(map(str, range(LATENT_DIM)))
+    for name in ("mean_kl", "critical_epsilon", "count_below_0.01"):
+        assert [float(row[name]) for row in rows] == columns[name]
+    assert [row["collapse_test"] for row in rows] == columns["collapse_test"]
+
+
+@pytest.mark.parametrize("drawing", ["curve", "spectrum", "surface", "heat-map"])
+def test_drawings(tmp_path, monkeypatch, drawing):
+    drawn = []
+    monkeypatch.setattr(CollapseAt, "plot_curve", lambda _: drawn.append("curve") or Figure())
+    monkeypatch.setattr(CollapseAt, "plot_spectrum", lambda _: drawn.append("spectrum") or Figure())
+    monkeypatch.setattr(CollapseReport, "plot_surface", lambda _: drawn.append("surface") or Figure())
+    monkeypatch.setattr(CollapseComparison, "plot_heat_map", lambda _: drawn.append("heat-map") or Figure())
+    save(tmp_path / "posterior")
+    options = ["--each"] if drawing == "heat-map" else []
+    plot = tmp_path / "x.png"
+    result = invoke(tmp_path / "posterior", "--plot", plot, "--draw", drawing, *options)
+    assert result.exit_code == 0, result.output
+    assert drawn == [drawing]
+    assert plot.exists()
+
+
 def test_shards_of_one_posterior_give_no_warning(tmp_path):
     save(tmp_path / "run1" / "posterior")
     result = invoke(tmp_path / "run1" / "posterior", "--epsilon", 0.1)
@@ -156,7 +259,7 @@ def test_shards_of_one_posterior_give_no_warning(tmp_path):
 def test_a_row_for_every_latent(tmp_path):
     np.savez(tmp_path / "x.npz", mean=np.zeros((2, 30)), std=np.ones((2, 30)))
     assert "10 more" in invoke(tmp_path / "x.npz").stdout
-    assert "more" not in invoke(tmp_path / "x.npz", "--all-latents").stdout
+    assert "more" not in invoke(tmp_path / "x.npz", "--all").stdout
 
 
 def test_plot(tmp_path):
@@ -191,11 +294,23 @@ def test_json_alone_on_stdout(tmp_path):
         (["posterior", "--device", "tpu9"], "--device tpu9"),
         (["posterior", "--plot", "curve.xyz"], "--plot curve.xyz: the name must end with one of"),
         (["posterior", "broken.npz"], "broken.npz is damaged: File is not a zip file"),
+        (["posterior", "--level", "1"], "--level must be above 0 and below 1, got 1.0"),
+        (["posterior", "--draw", "surface"], "--draw surface needs --plot FILE"),
+        (
+            ["posterior", "--plot", "x.png", "--draw", "heat-map"],
+            "--draw heat-map is of several, by --compare",
+        ),
+        (["posterior", "--plot", "x.png", "--draw", "surface", "--each"], "--draw surface is of one model"),
+        (["posterior", "posterior", "--compare"], "posterior is named twice"),
+        (["posterior", "broken.json"], "reports cannot be pooled: --compare shows several models"),
+        (["broken.json"], "broken.json is damaged ("),
+        (["posterior", "nothing.json", "--compare"], "nothing.json: cannot be read: No such file"),
     ],
 )
 def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, arguments, message):
     save(tmp_path / "posterior", num_shards=1)
     (tmp_path / "broken.npz").write_text("")
+    (tmp_path / "broken.json").write_text("{")
     monkeypatch.chdir(tmp_path)
     result = invoke(*arguments, "--resume", "state")
     assert result.exit_code == 2
@@ -265,7 +380,7 @@ def test_results_in_the_folder_of_the_shards(tmp_path):
         assert json.loads(result.stdout) == expected
 
 
-@pytest.mark.parametrize("option", ["--plot", "--resume"])
+@pytest.mark.parametrize("option", ["--plot", "--resume", "--html", "--csv"])
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, option):
     save(tmp_path / "posterior", num_shards=1)
     monkeypatch.setattr(scan_module, "_scan_shard", None)  # would raise

@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -673,6 +674,31 @@ class TestClassification:
             report.classification(mean_error_range=0.5)
 
 
+class TestLiveLatents:
+    @pytest.mark.parametrize(
+        ("kl", "live"),
+        [
+            ([0.02, 2.0, 0.1, 3.0], [False, True, False, True]),
+            ([0.02, math.inf, 0.1, 3.0], [False, True, False, True]),
+            ([0.02, math.nan, 0.1, 3.0], [False, False, False, True]),
+            ([1e-5, 0.0, 9e-4], [False, False, False]),  # all are dead, though without a gap
+        ],
+    )
+    def test_those_above_the_largest_gap(self, kl: list[float], live: list[bool]) -> None:
+        at = report_of_kl(np.tile(kl, (400, 1)), [0.01]).at()
+        assert at.live_latents().tolist() == live
+        assert f"live latents {sum(live)} of {len(kl)} latents" in " ".join(str(at).split())
+        assert at.to_dict()["num_live"] == sum(live)
+
+    @pytest.mark.parametrize("kl", [[0.5, 2.0, 4.0], [0.3, 0.3]])
+    def test_open_where_no_gap_is_clear(self, kl: list[float]) -> None:
+        at = report_of_kl(np.tile(kl, (400, 1)), [0.01]).at()
+        with pytest.raises(ValueError, match="must have a gap that spans a factor of ten, got none"):
+            at.live_latents()
+        assert "live latents open" in " ".join(str(at).split())
+        assert at.to_dict()["num_live"] is None
+
+
 class TestExport:
     def test_json_is_strict(self, report: CollapseReport, tmp_path: Path) -> None:
         def refuse(constant: str) -> Any:
@@ -688,9 +714,7 @@ class TestExport:
         assert loaded["num_samples"] == 997
         assert (loaded["num_infinite"], loaded["num_nan"]) == (2, 2)
         latents = loaded["latents"]
-        assert latents["mean_kl"][8] is None
-        assert latents["mean_kl"][0] == report.mean_kl[0]
-        assert latents["mean_kl"][5] is None
+        assert [latents["mean_kl"][latent] for latent in (0, 5, 8)] == [report.mean_kl[0], "Infinity", "NaN"]
         assert (latents["infinite"][5], latents["nan"][8]) == (300, 997)
         assert [answer is not None for answer in latents["collapsed"]] == verdict.decided.tolist()
         assert [answer is True for answer in latents["collapsed"]] == verdict.collapsed.tolist()
@@ -700,19 +724,21 @@ class TestExport:
     def test_histogram_is_whole(self, report: CollapseReport) -> None:
         exported = report.at().to_dict()["histogram"]
         edges = histogram_edges().tolist()
-        first, counts = edges.index(exported["edges"][0]), np.array(exported["counts"])
-        assert exported["edges"] == [*edges[first : first + counts.shape[1]], None]
+        begin = edges.index(exported["edges"][0])
+        assert exported["edges"] == [*edges[begin:-1], "Infinity"]
         whole = np.zeros_like(report.histogram)
-        whole[:, first : first + counts.shape[1]] = counts
+        for row, first, counts in zip(whole, exported["first"], exported["counts"], strict=True):
+            assert not counts or counts[0] * counts[-1] > 0
+            row[begin + first : begin + first + len(counts)] = counts
         np.testing.assert_array_equal(whole, report.histogram)
         empty = report_of(torch.zeros(0, 2), torch.zeros(0, 2)).at().to_dict()
         assert empty["histogram"]["counts"] == [[], []]
 
-    def test_overflow_is_null(self) -> None:
+    def test_overflow_is_spelled(self) -> None:
         # the posterior variance is finite, its square is not
         report = report_of(torch.zeros(2, 1).double(), torch.tensor([[600.0], [0.0]]).double())
         assert report.variance_of_variance.item() == math.inf
-        assert json.loads(report.at().to_json())["latents"]["variance_of_variance"] == [None]
+        assert json.loads(report.at().to_json())["latents"]["variance_of_variance"] == ["Infinity"]
 
     def test_open_is_null(self, simple: CollapseReport) -> None:
         exported = simple.at(0.00995, 0.6).to_dict()
@@ -720,6 +746,52 @@ class TestExport:
         assert (exported["num_collapsed"], exported["num_undecided"]) == (1, 1)
         column = simple.at(0.00995, 0.6).to_dataframe()["collapsed"]
         assert column.isna().tolist() == [False, False, True]
+
+    def test_saved_and_loaded_it_is_the_same_to_the_bit(self, report: CollapseReport, tmp_path: Path) -> None:
+        """NaN and infinite statistics among them."""
+        report.save(tmp_path / "report.json")
+        loaded = CollapseReport.load(tmp_path / "report.json")
+        state = {name: value for name, value in vars(report).items() if isinstance(value, np.ndarray)}
+        assert len(state) > 12
+        for name, value in state.items():
+            assert vars(loaded)[name].dtype == value.dtype
+            assert vars(loaded)[name].tobytes() == value.tobytes(), name
+        np.testing.assert_array_equal(loaded.histogram, report.histogram)
+        assert loaded.at(0.2, 0.3, 0.9).to_json() == report.at(0.2, 0.3, 0.9).to_json()
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"format": "lineavae.moments"}, "must be a lineavae.collapse-report of schema 1, got "),
+            ({"schema": 2}, "must be a lineavae.collapse-report of schema 1, got "),
+            ({"latents": {}}, "is damaged (KeyError"),
+            ({"latent_dim": 7}, "is damaged (ValueError: there are 11 latents"),
+            ({"num_samples": 996}, "is damaged (ValueError: not every latent has 996 samples"),
+            ({"thresholds": [0.01, 0.0, 0.3, "no"]}, "is damaged (ValueError: 'no' is no number"),
+            ({"thresholds": [0.02]}, "is damaged (KeyError: 'count_below_0.02'"),
+            ({"histogram": {"edges": [0.0, 1.0]}}, "is damaged (ValueError: the histogram has other bins"),
+            ({"nan": [-1] * 11}, "is damaged (ValueError"),
+            ({"nan": [0.5] * 11}, "is damaged (TypeError: float64 of shape (11,)"),
+            ({"count_below_0.01": [0] * 11}, "statistics must be counts at these thresholds"),
+            ({"min_kl": [None] * 11}, "is damaged (TypeError: None is no number"),
+            ({"max_kl": ["NaN"] * 11}, "is damaged (ValueError: there are samples and no smallest KL"),
+            ({"mean_kl": [0.0]}, "is damaged (ValueError: 'mean_kl' of 11 latents has 1 values"),
+        ],
+    )
+    def test_what_is_no_report_is_named(
+        self, report: CollapseReport, tmp_path: Path, change: dict[str, Any], words: str
+    ) -> None:
+        document, path = report.at().to_dict(), tmp_path / "other.json"
+        for key, value in change.items():
+            (document["latents"] if key in document["latents"] else document)[key] = value
+        path.write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+            CollapseReport.load(path)
+        assert words in str(error.value)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            CollapseReport.load(tmp_path / "nowhere.json")
 
     def test_failed_write_leaves_the_old_file(
         self, report: CollapseReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -767,8 +839,11 @@ class TestText:
         assert "with 95 % confidence 1 collapsed, 2 not collapsed, 0 undetermined" in lines
         assert not any("not decided" in line for line in lines)
         # the mean KL of statistics made by hand is zero
-        assert "0 0 1 1 no no no active" in lines
-        assert "1 0 1e-05 1e-05 yes yes no active" in lines
+        assert lines[-3:] == [
+            "1 0 1e-05 yes yes no active",
+            "2 0 0.01 to 0.0101 no no no active",
+            "0 0 1 no no no active",
+        ]
 
     def test_ranges(self) -> None:
         kl = np.ones((10, 12))
@@ -780,11 +855,11 @@ class TestText:
         text = str(report_of_kl(near, [0.5]))
         assert "latents 0: 0.01 is no threshold" in " ".join(text.split())
 
-    def test_rows_of_many_latents_are_the_most_live_and_the_most_collapsed(self) -> None:
+    def test_rows_of_many_latents_are_the_most_collapsed_and_the_most_live(self) -> None:
         mean = torch.arange(200.0).expand(3, 200)
         report = report_of(mean, 0 * mean)
         found = re.findall(r"(?m)^ *(\d+|\.\.\.)  ", str(report))
-        assert found == [*(str(i) for i in range(199, 189, -1)), "...", *(str(i) for i in range(9, -1, -1))]
+        assert found == [*map(str, range(10)), "...", *map(str, range(190, 200))]
         assert "180 more" in str(report)
         assert len(str(report).splitlines()) < 35
         console = Console(file=io.StringIO(), width=110)
@@ -807,7 +882,34 @@ class TestText:
         console = Console(file=io.StringIO(), width=width)
         console.print(report_of(mean, 0 * mean))
         lines = [line.split() for line in console.file.getvalue().splitlines()]
-        assert [*lines[-1][:4], lines[-1][4][:3]] == ["1", "7.56e-05", "7.56e-05", "7.56e-05", "yes"]
+        assert lines[-2][:4] == ["1", "7.56e-05", "7.56e-05", "yes"]
+
+    def test_level(self) -> None:
+        """370 of 370 samples below ε prove a collapse at 95 %, and not at 99 %."""
+        report = report_of_kl(np.zeros((370, 1)), [0.01])
+        assert "with 95 % confidence 1 collapsed" in " ".join(str(report).split())
+        at = report.at(level=0.99)
+        assert "with 99 % confidence 0 collapsed" in " ".join(str(at).split())
+        assert "at 99 %" in str(at)
+        assert at.to_dict()["latents"]["collapse_test"] == ["undetermined"]
+        assert at.collapse_test().tolist() == at.collapse_test(0.99).tolist() == ["undetermined"]
+        with pytest.raises(ValueError, match="level must be > 0 and < 1, got 1"):
+            report.at(level=1)
+
+    def test_html_of_a_notebook(self, report: CollapseReport) -> None:
+        html = report._repr_html_()
+        text = re.sub("<[^>]*>", "", html)
+        expected = [line.rstrip() for line in str(report).splitlines()]
+        assert [unescape(line).rstrip() for line in text.splitlines()] == expected
+        assert "color: #800000" in html
+
+    def test_verdicts_have_colours_where_there_are_any(self, report: CollapseReport) -> None:
+        console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system="standard")
+        console.print(report)
+        assert "\x1b[31myes" in console.file.getvalue()
+        console = Console(file=io.StringIO(), width=110, force_terminal=True, no_color=True)
+        console.print(report)
+        assert "\x1b[31m" not in console.file.getvalue()
 
     def test_rich_prints_the_same(self, report: CollapseReport) -> None:
         console = Console(file=io.StringIO(), width=110)

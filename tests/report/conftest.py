@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from made_up import collapse_report, deep, experiment, plain
 
@@ -14,5 +12,5 @@ def paths(tmp_path_factory):
         for name, run in (("deep", deep), ("plain", plain)):
             patch.setitem(EXPERIMENTS.data, name, experiment(name, run))
             execute(EXPERIMENTS[name], Config(num_images=10, seed=3), folder / name)
-        (folder / "collapse.json").write_text(json.dumps(collapse_report().to_dict()))
+        collapse_report().to_json(folder / "collapse.json")
         yield [folder / "deep", folder / "plain", folder / "collapse.json"]

@@ -1,4 +1,6 @@
+import io
 import json
+import re
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -10,9 +12,11 @@ from typer.testing import CliRunner
 
 from lineavae import report
 from lineavae.cli import app
+from lineavae.collapse import compare
 from lineavae.experiments import EXPERIMENTS
 from lineavae.report import collapses, runs
 from lineavae.report.numbers import write
+from lineavae.report.pictures import png
 
 
 def invoke(*arguments):
@@ -94,7 +98,7 @@ def test_tables_and_figures_say_what_they_are(html):
     page = Page(html)
     assert len(page.all("caption")) == len(page.all("table")) == 5
     assert all(tag["scope"] in ("row", "col") for tag in page.all("th"))
-    assert len(page.all("img")) == len(page.all("figcaption")) == 3
+    assert len(page.all("img")) == len(page.all("figcaption")) == 4
     assert all(tag["alt"] for tag in page.all("img"))
     assert "The numbers, one after another." in page.text  # from the docstring of what draws it
     assert "is 100 % where the KL is 0 | so * it" in page.text
@@ -249,44 +253,63 @@ def test_a_collapse_report_says_what_is_printed(found):
     for text in (*collapse.warnings, collapse.size, *(f"{label}  {fact}" for label, fact in collapse.facts)):
         words = text.replace("namely ", "").split()
         assert any(line.split() == words for line in printed), text
-    rows = [line.split() for line in printed[-6:]]
-    for latent, row in zip(collapse.latents, rows, strict=True):
-        assert [str(latent.index), *latent.answers] == [row[0], *" ".join(row[4:]).split(maxsplit=3)]
-        for number, text in zip(latent.numbers, row[1:4], strict=True):
-            assert number.text == write(float(text), ".3g")
+    rows = [re.split(r"  +", line.strip()) for line in printed[-6:]]
+    for row, expected in zip(collapse.rows, rows, strict=True):
+        assert [row.name.text, *row.answers] == [expected[0], *expected[3:]]
+        for number, text in zip(row.numbers, expected[1:3], strict=True):
+            assert number.text == " to ".join(write(float(end), ".3g") for end in text.split(" to "))
 
 
-def test_the_curve_is_that_of_the_report(tmp_path, paths, monkeypatch):
-    drawn = []
-
-    def plot_curve(title, curve, critical, epsilon):
-        drawn.append(curve)
-        return plot(title, curve, critical, epsilon)
-
-    plot = collapses.plot_curve
-    monkeypatch.setattr(collapses, "plot_curve", plot_curve)
-    collapses.read_collapse(paths[2])
-    (curve,) = drawn
-    finite = np.isfinite(curve.epsilons)
-    expected = collapse_report().collapse_curve(np.nextafter(curve.epsilons[finite], np.inf))
-    np.testing.assert_allclose(curve.lower[finite], expected.lower, rtol=1e-15)
-    assert finite.sum() >= 4
+def test_figures_are_those_of_the_report(found):
+    (collapse,) = found.collapses
+    for figure, plot in zip(
+        collapse.figures, (collapse_report().plot_curve, collapse_report().plot_spectrum), strict=True
+    ):
+        file = io.BytesIO()
+        plot().savefig(file, format="png")
+        assert figure.picture == png(file.getvalue())
 
 
 def test_of_very_many_latents_some_are_shown(paths, monkeypatch):
     monkeypatch.setattr(collapses, "_MOST_LATENTS", 3)
     collapse = collapses.read_collapse(paths[2])
-    assert len(collapse.latents) == 3
-    assert collapse.num_hidden == 3
+    assert len(collapse.rows) == 3
+    assert "; 3 between the smallest and the largest are left out." in collapse.caption
+
+
+def test_models_are_compared(tmp_path, paths):
+    comparison = compare({SCRIPT: collapse_report().report, "same": collapse_report().report})
+    (tmp_path / "models.json").write_text(json.dumps(comparison.to_dict()))
+    out, markdown = tmp_path / "page.html", tmp_path / "page.md"
+    result = invoke(tmp_path / "models.json", paths[2], "--out", out, "--markdown", markdown)
+    assert result.exit_code == 0, result.output
+    page = Page(out.read_text())
+    assert len(page.all("script")) == 1
+    assert len(page.all("img")) == 2 + 2
+    assert f"{SCRIPT} to same" in page.text
+    assert "none died or woke" in page.text
+    collapse = collapses.read_collapse(tmp_path / "models.json")
+    assert collapse.size == "2 models, 6 latents, N = 500"
+    assert collapse.headings == (["collapsed", "undecided", "live", "active", "mean KL"], [])
+    at = collapse_report()
+    assert [number.text for number in collapse.rows[1].numbers] == [
+        str(at.verdict.collapsed.sum()),
+        str((~at.verdict.decided).sum()),
+        str(at.live_latents().sum()),
+        str(at.report.num_active()),
+        "NaN",
+    ]
+    assert "| same | 1 | 1 | 1 | 4 | NaN |" in markdown.read_text()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"latents": {}}, "KeyError"),
-        ({"latent_dim": 7}, "of 7 latents has 6 values"),
-        ({"epsilon": None}, "TypeError"),
-        ({"delta": 2.0}, "δ = 2.0"),
+        ({"latents": {}}, "is damaged (KeyError"),
+        ({"latent_dim": 7}, "is damaged (ValueError"),
+        ({"epsilon": None}, "is damaged (TypeError"),
+        ({"delta": 2.0}, "delta must be >= 0 and < 1, got 2.0"),
+        ({"schema": 0}, "must be a lineavae.collapse-report or lineavae.collapse-comparison of schema 1"),
     ],
 )
 def test_other_json_is_named(tmp_path, paths, change, words):
@@ -294,7 +317,7 @@ def test_other_json_is_named(tmp_path, paths, change, words):
     path.write_text(json.dumps({**json.loads(paths[2].read_text()), **change}))
     result = invoke(path, paths[1], "--out", tmp_path / "x.html")
     assert result.exit_code == 1
-    assert f"{path} is not what lineavae collapse --json writes" in result.stderr
+    assert f"lineavae: {path} " in result.stderr
     assert words in result.stderr
 
 

@@ -2,6 +2,7 @@
 
 from lineavae.collapse._posterior import WidePosteriorWarning
 from lineavae.collapse.at import CollapseAt
+from lineavae.collapse.comparison import Change, CollapseComparison, compare
 from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor
 from lineavae.collapse.mutual_information import (
     InformationBoundWarning,
@@ -14,8 +15,10 @@ from lineavae.collapse.verdicts import CriticalGap
 from lineavae.collapse.writer import PosteriorWriter
 
 __all__ = [
+    "Change",
     "CollapseAt",
     "CollapseCheck",
+    "CollapseComparison",
     "CollapseMonitor",
     "CollapseReport",
     "CollapseStatistics",
@@ -24,5 +27,6 @@ __all__ = [
     "MutualInformation",
     "PosteriorWriter",
     "WidePosteriorWarning",
+    "compare",
     "mutual_information",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from lineavae import _io
 from lineavae._arguments import check_integer, check_number
 from lineavae._optional import require
-from lineavae.collapse import _plots, _tables
+from lineavae._printing import Printed
+from lineavae.collapse import _document, _plots, _tables
 from lineavae.collapse._counts import clopper_pearson, frozen, num_allowed, unstrict
 from lineavae.collapse.verdicts import (
+    NO_GAP_BELOW,
     CollapseCurve,
     CriticalEpsilon,
     CriticalGap,
@@ -25,7 +26,6 @@ from lineavae.collapse.verdicts import (
     Verdict,
     gap_ratio,
 )
-from lineavae.ops import histogram_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,10 @@ _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 
 
-class CollapseAt:
+LEVEL = 0.95  # confidence in what the samples prove
+
+
+class CollapseAt(Printed):
     """What a report says at one pair (ε, δ): verdicts, intervals, tables and figures.
 
     :meth:`CollapseReport.at` makes it. What it keeps is computed once, when it is first asked for; the arrays
@@ -51,6 +54,8 @@ class CollapseAt:
         The threshold ε in nats.
     delta : float
         The fraction δ.
+    level : float
+        The confidence level of what is said of the population.
 
     Examples
     --------
@@ -68,12 +73,15 @@ class CollapseAt:
     ['not collapsed', 'collapsed', 'collapsed', 'not collapsed']
     >>> at.critical_gap
     CriticalGap(num_below=2, num_above=2, lower=0.00500..., upper=1.28...)
+    >>> at.live_latents()
+    array([ True, False, False,  True])
     """
 
-    def __init__(self, report: CollapseReport, epsilon: float, delta: float) -> None:
+    def __init__(self, report: CollapseReport, epsilon: float, delta: float, level: float) -> None:
         self.report = report
         self.epsilon = check_number("CollapseReport.at", "epsilon", epsilon, at_least=0)
         self.delta = check_number("CollapseReport.at", "delta", delta, at_least=0, below=1)
+        self.level = check_number("CollapseReport.at", "level", level, above=0, below=1)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -121,24 +129,25 @@ class CollapseAt:
         total = self.report.num_samples or np.nan
         return Interval(frozen(low / total), frozen(high / total))
 
-    def confidence_interval(self, level: float = 0.95) -> Interval:
+    def confidence_interval(self, level: float | None = None) -> Interval:
         """Give a confidence interval of the probability that a sample's KL is below ε (zero at ε = 0), (K,).
 
         The interval is that of Clopper and Pearson (1934). If the samples are independent, it lies above the
         probability in at most the fraction (1 - level) / 2 of all cases, and below it in as many. If only
         bounds of the number of samples below ε are known, it covers the intervals of both bounds; without
-        samples it is [0, 1].
+        samples it is [0, 1]. The level is :attr:`level` if none is given.
         """
+        level = self.level if level is None else level
         level = check_number("CollapseAt.confidence_interval", "level", level, above=0, below=1)
         return clopper_pearson(*self._below, self.report.num_samples, level)
 
-    def collapse_test(self, level: float = 0.95) -> NDArray[np.str_]:
+    def collapse_test(self, level: float | None = None) -> NDArray[np.str_]:
         """Tell what the samples prove of the population that they are drawn from, (K,).
 
         ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
         ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
-        level 0.95 no fewer than 368 samples prove a collapse. The level is that of one latent: for all K
-        statements to hold together, give 1 - 0.05/K.
+        level 0.95 no fewer than 368 samples prove a collapse. The level, :attr:`level` if none is given, is
+        that of one latent: for all K statements to hold together, give 1 - 0.05/K.
         """
         lower, upper = self.confidence_interval(level)
         return np.select(
@@ -185,6 +194,33 @@ class CollapseAt:
         below = int(ratios.argmax()) + 1
         return CriticalGap(below, len(lower) - below, float(upper[below - 1]), float(lower[below]))
 
+    def live_latents(self) -> _Bools:
+        """Which latents are live, (K,): those above the largest gap of critical ε, where that is clear.
+
+        Unlike the count at one ε, these hardly change with the time of training once the gap is there. None
+        is live if every critical ε is at most 0.001 nats. A latent is not if all its KL values are NaN.
+
+        Raises
+        ------
+        ValueError
+            No gap of critical ε spans a factor of ten, and some is above 0.001 nats: what is live depends on
+            ε.
+        """
+        if self._live is None:
+            raise ValueError(
+                "CollapseAt.live_latents: the critical ε must have a gap that spans a factor of ten, got "
+                + _tables.gap_in_words(self.critical_gap)
+            )
+        return self._live
+
+    @cached_property
+    def _live(self) -> _Bools | None:
+        gap, critical = self.critical_gap, self.critical_epsilon
+        if gap is not None and gap.is_clear:
+            return frozen(~np.isnan(critical.estimate) & (critical.lower >= gap.upper))
+        nothing: _Bools = critical.upper <= NO_GAP_BELOW
+        return frozen(~nothing) if nothing.all() else None
+
     def collapse_curve(self, epsilons: ArrayLike | None = None) -> CollapseCurve:
         """Give the percentage of collapsed latents against ε at this δ, figures 5 to 11 of the paper.
 
@@ -200,39 +236,19 @@ class CollapseAt:
         return CollapseCurve(epsilons, lower[:, 0], upper[:, 0])
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the report as numbers, strings, lists and dicts.
+        """Give the report as one document of numbers, strings, lists and dicts, which is strict JSON.
 
-        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and numbers that are not
-        finite, are ``None``. ``"gap"`` is :attr:`critical_gap`. ``"histogram"`` has the bins of
-        `lineavae.ops.histogram_edges` from the first to the last that any latent has a sample in: B + 1
-        ``"edges"`` in nats, the last of which is ``None`` if infinite, and B ``"counts"`` per latent.
+        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts are ``None``; numbers that
+        are not finite are ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``, which ``float`` reads. ``"gap"`` is
+        :attr:`critical_gap`, ``"num_live"`` the number of :meth:`live_latents`, ``None`` if no gap is clear.
+        ``"histogram"`` has the ``"edges"`` in nats of those bins of `lineavae.ops.histogram_edges` that any
+        latent has a sample in, and for each latent its ``"counts"``, from the first bin with a sample to the
+        last, and the number of that bin, ``"first"``. `CollapseReport.load` reads the document from a file.
         """
-        report, gap = self.report, self.critical_gap
-        histogram = report.histogram
-        occupied = np.flatnonzero(histogram.any(0))
-        first, end = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
-        edges = histogram_edges()[first : end + 1].tolist()
-        return {
-            "num_samples": report.num_samples,
-            "latent_dim": report.latent_dim,
-            "epsilon": self.epsilon,
-            "delta": self.delta,
-            "num_collapsed": int(self.verdict.collapsed.sum()),
-            "num_undecided": int((~self.verdict.decided).sum()),
-            "num_active": report.num_active(),
-            "num_infinite": int((report.infinite > 0).sum()),
-            "num_nan": int((report.nan > 0).sum()),
-            "is_wider_than_prior": report.is_wider_than_prior,
-            "gap": None if gap is None else {**gap._asdict(), "is_clear": gap.is_clear},
-            "histogram": {
-                "edges": _io.finite(edges),
-                "counts": histogram[:, first:end].tolist(),
-            },
-            "latents": _io.finite(self._columns()),
-        }
+        return _document.write(self)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Give :meth:`to_dict` as strict JSON, and write it to a file, atomically, if a path is given."""
+        """Give :meth:`to_dict` as JSON, and write it to a file, atomically, if a path is given."""
         text = json.dumps(self.to_dict(), allow_nan=False)
         if path is not None:
             _io.write_text(Path(path), text + "\n")
@@ -241,13 +257,13 @@ class CollapseAt:
     def to_dataframe(self) -> DataFrame:
         """Give a pandas DataFrame with one row per latent; needs pandas."""
         pandas = require("pandas", "dataframe")
-        frame: DataFrame = pandas.DataFrame(self._columns()).rename_axis("latent")
+        frame: DataFrame = pandas.DataFrame(self.columns()).rename_axis("latent")
         return frame.astype({"collapsed": "boolean"})
 
     def plot_curve(self) -> Figure:
         """Draw the percentage of collapsed latents against ε, with this ε marked; needs matplotlib."""
         return _plots.plot_curve(
-            f"{self.report._size}, δ = {self.delta:g}",
+            rf"{self.report._size}, $\delta = {self.delta:g}$",
             self.collapse_curve(),
             self.critical_epsilon.estimate,
             self.epsilon,
@@ -256,7 +272,7 @@ class CollapseAt:
     def plot_spectrum(self) -> Figure:
         """Draw each latent's mean KL and critical ε, coloured by the verdict; needs matplotlib."""
         return _plots.plot_spectrum(
-            f"{self.report._size}, δ = {self.delta:g}",
+            rf"{self.report._size}, $\delta = {self.delta:g}$",
             self.report.mean_kl,
             self.critical_epsilon.estimate,
             self.verdict,
@@ -266,27 +282,12 @@ class CollapseAt:
     def summary(self, max_latents: int | None = 20) -> RenderableType:
         """Give the printed report, for ``rich.print``.
 
-        It has at most ``max_latents`` rows: one half is for the latents with the largest mean KL, the other
-        for those with the smallest. None gives every latent a row.
+        It has at most ``max_latents`` rows, those with the smallest critical ε first: one half is for these,
+        the other for those with the largest. None gives every latent a row.
         """
         if max_latents is not None:
             max_latents = check_integer("CollapseAt.summary", "max_latents", max_latents, 0)
-        report = self.report
-        return _tables.Summary(
-            epsilon=self.epsilon,
-            delta=self.delta,
-            num_samples=report.num_samples,
-            is_wider_than_prior=report.is_wider_than_prior,
-            gap=self.critical_gap,
-            nan=report.nan > 0,
-            infinite=report.infinite > 0,
-            mean_kl=report.mean_kl,
-            critical=self.critical_epsilon,
-            verdict=self.verdict,
-            test=self.collapse_test(),
-            active=report.active_units(),
-            kinds=report.classification(),
-        ).render(max_latents)
+        return _tables.Summary(self).render(max_latents)
 
     @cached_property
     def _below(self) -> tuple[_Ints, _Ints]:
@@ -294,12 +295,13 @@ class CollapseAt:
         low, high = self.report._count_below(np.array([self.epsilon]))
         return low[:, 0], high[:, 0]
 
-    def _columns(self) -> dict[str, list[Any]]:
+    def columns(self) -> dict[str, list[Any]]:
+        """Give the columns of :meth:`to_dataframe`, a value per latent."""
         report, critical = self.report, self.critical_epsilon
         collapsed = self.verdict.collapsed.astype(object)
         collapsed[~self.verdict.decided] = None
         counts = {
-            f"count_below_{threshold}": count
+            _document.threshold_column(threshold): count
             for threshold, count in zip(report.thresholds.tolist(), report.counts.T, strict=True)
         }
         columns = {
@@ -308,16 +310,9 @@ class CollapseAt:
             "critical_epsilon": critical.estimate,
             "critical_epsilon_lower": critical.lower,
             "critical_epsilon_upper": critical.upper,
-            "mean_kl": report.mean_kl,
-            "kl_variance": report.kl_variance,
-            "min_kl": report.min_kl,
-            "max_kl": report.max_kl,
             "active": report.active_units(),
             "classification": report.classification(),
-            "mean_of_mean": report.mean_of_mean,
-            "variance_of_mean": report.variance_of_mean,
-            "mean_variance": report.mean_variance,
-            "variance_of_variance": report.variance_of_variance,
+            **{name: getattr(report, name) for name in _document.MOMENTS},
             "infinite": report.infinite,
             "nan": report.nan,
             **counts,
@@ -326,16 +321,6 @@ class CollapseAt:
 
     def __rich__(self) -> RenderableType:
         return self.summary()
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        # in a notebook rich would display the text rather than write it
-        Console(file=text, width=110, color_system=None, force_jupyter=False).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the printed report where a notebook or IPython shows a value."""
-        printer.text(str(self))
 
     def __repr__(self) -> str:
         report = self.report

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from lineavae._arguments import check_number
 from lineavae._paper import DELTA, EPSILON
-from lineavae.collapse import _plots
+from lineavae._printing import Printed
+from lineavae.collapse import _document, _plots
 from lineavae.collapse._counts import blocks, cumulate, frozen, num_allowed, strict, unstrict
 from lineavae.collapse._posterior import is_wider_than_prior
-from lineavae.collapse.at import CollapseAt
+from lineavae.collapse.at import LEVEL, CollapseAt
 from lineavae.collapse.verdicts import CollapseSurface, Interval
 from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges
 
@@ -31,7 +33,7 @@ _Bools = NDArray[np.bool_]
 _NAME = "CollapseReport"
 
 
-class CollapseReport:
+class CollapseReport(Printed):
     """Which latents of a VAE are collapsed, at any (ε, δ), and how certain that is.
 
     Latent j is (ε, δ)-collapsed if KL(q(z_j|x) ‖ p(z_j)) < ε for at least the fraction 1 - δ of the samples x
@@ -110,16 +112,41 @@ class CollapseReport:
     array([ True,  True, False])
     """
 
+    thresholds: _Floats
+    counts: _Ints
+    infinite: _Ints
+    nan: _Ints
+    mean_kl: _Floats
+    kl_variance: _Floats
+    min_kl: _Floats
+    max_kl: _Floats
+    mean_of_mean: _Floats
+    variance_of_mean: _Floats
+    mean_variance: _Floats
+    variance_of_variance: _Floats
+
     def __init__(self, statistics: LatentStatistics, thresholds: Sequence[float] | Tensor) -> None:
         if isinstance(thresholds, Tensor):
             if thresholds.dtype != torch.float64:
                 raise TypeError(f"{_NAME}: thresholds must be float64, got {thresholds.dtype}")
             thresholds = thresholds.tolist()
-        self.thresholds = frozen(_check_all(_NAME, "thresholds", thresholds, at_least=0))
-        _check_shapes(statistics, len(self.thresholds))
+        checked = _check_all(_NAME, "thresholds", thresholds, at_least=0)
+        _check_shapes(statistics, len(checked))
         counts, histogram, moments, minimum, maximum, infinite, nan = (
             part.cpu().numpy() for part in statistics
         )
+        known = histogram.sum(-1)
+        means, squares = moments[:, 1::2].T, moments[:, 2::2].T / np.maximum(known, 1)
+        columns = (means[0], squares[0], minimum, maximum, means[1], squares[1], means[2], squares[2])
+        some = {
+            name: np.where(known > 0, column, np.nan)
+            for name, column in zip(_document.MOMENTS, columns, strict=True)
+        }
+        self._fill(_document.Parts(checked, counts, histogram, infinite, nan, some))
+
+    def _fill(self, parts: _document.Parts) -> None:
+        thresholds, counts, histogram, infinite, nan, moments = parts
+        self.thresholds = frozen(thresholds)
         self.counts, self.infinite, self.nan = map(frozen, (counts, infinite, nan))
         self._known: _Ints = histogram.sum(-1)  # N_j
         num_samples = self._known + nan
@@ -129,15 +156,58 @@ class CollapseReport:
                 f"{num_samples.min()} to {num_samples.max()} samples"
             )
         self.num_samples, self.latent_dim = int(num_samples[0]), len(nan)
-        some = self._known > 0
-        self.min_kl, self.max_kl = (frozen(np.where(some, bound, np.nan)) for bound in (minimum, maximum))
-        means = np.where(some, moments[:, 1::2].T, np.nan)
-        variances = np.where(some, moments[:, 2::2].T, np.nan) / np.maximum(self._known, 1)
-        self.mean_kl, self.mean_of_mean, self.mean_variance = map(frozen, means)
-        self.kl_variance, self.variance_of_mean, self.variance_of_variance = map(frozen, variances)
+        for name, column in moments.items():
+            setattr(self, name, frozen(column))
         self._knots, self._below = cumulate(histogram, infinite, counts, self.thresholds)
 
-    def at(self, epsilon: float = EPSILON, delta: float = DELTA) -> CollapseAt:
+    def save(self, path: str | Path) -> None:
+        """Write the report, atomically, as JSON: :meth:`CollapseAt.to_dict` at the paper's (ε, δ).
+
+        It has the counts, the histogram and the moments, exact, so that :meth:`load` gives the same report:
+        every verdict, curve and figure can be had of it again, at any (ε, δ).
+        """
+        self.at().to_json(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CollapseReport:
+        """Read what :meth:`save`, :meth:`CollapseAt.to_json` or ``lineavae collapse --json`` wrote.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        ValueError
+            It is something else, or damaged; the message names it.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> from lineavae.collapse import CollapseReport, CollapseStatistics
+        >>> statistics = CollapseStatistics(latent_dim=3)
+        >>> statistics.update(torch.eye(3), torch.zeros(3, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     statistics.compute().save(f"{folder}/epoch=9.json")
+        ...     CollapseReport.load(f"{folder}/epoch=9.json")
+        CollapseReport(num_samples=3, latent_dim=3)
+        """
+        path = Path(path)
+        path.open("rb").close()  # of what cannot be read, the error is Python's
+        try:
+            document = _document.read(path, _document.REPORT)
+        except ValueError as error:
+            raise ValueError(f"{_NAME}.load: {error}") from error
+        try:
+            return cls._of(document)
+        except _document.DAMAGE as error:
+            raise ValueError(f"{_NAME}.load: {path} is damaged ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _of(cls, document: Mapping[str, Any]) -> CollapseReport:
+        report = cls.__new__(cls)
+        report._fill(_document.parse(document))
+        return report
+
+    def at(self, epsilon: float = EPSILON, delta: float = DELTA, level: float = LEVEL) -> CollapseAt:
         """Give what the report says at one pair (ε, δ): verdicts, intervals, tables, figures.
 
         Parameters
@@ -146,19 +216,25 @@ class CollapseReport:
             Threshold ε in nats, finite and >= 0; by default the paper's, 0.01.
         delta
             Fraction δ of the samples that may have a larger KL, >= 0 and < 1; by default the paper's, 0.01.
+        level
+            Confidence level of what is said of the population, > 0 and < 1.
         """
-        return CollapseAt(self, epsilon, delta)
+        return CollapseAt(self, epsilon, delta, level)
 
     @property
     def histogram(self) -> _Ints:
         """Number of samples in each bin of `lineavae.ops.histogram_edges`, (K, 642), int64."""
-        # kept as the counts below its edges alone: with thousands of latents one is large
-        edges = np.isin(self._knots, histogram_edges().numpy())
-        histogram = np.empty((self.latent_dim, np.count_nonzero(edges) - 1), np.int64)
+        histogram = np.empty((self.latent_dim, len(histogram_edges()) - 1), np.int64)
         for latents in blocks(self.latent_dim):
-            histogram[latents] = np.diff(self._below[latents, edges])
-        histogram[:, -1] += self.infinite
+            histogram[latents] = self._histogram(latents)
         histogram.setflags(write=False)
+        return histogram
+
+    def _histogram(self, latents: slice) -> _Ints:
+        """Give that of some latents: with thousands of them one is large, and kept as the counts below."""
+        edges = np.isin(self._knots, histogram_edges().numpy())
+        histogram = np.diff(self._below[latents, edges])
+        histogram[:, -1] += self.infinite[latents]
         return histogram
 
     def active_units(self, threshold: float = 0.01) -> _Bools:
@@ -271,13 +347,6 @@ class CollapseReport:
 
     def __rich__(self) -> RenderableType:
         return self.at().summary()
-
-    def __str__(self) -> str:
-        return str(self.at())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the printed report where a notebook or IPython shows a value."""
-        printer.text(str(self))
 
     def __repr__(self) -> str:
         return f"CollapseReport(num_samples={self.num_samples}, latent_dim={self.latent_dim})"

@@ -29,7 +29,7 @@ def show(*parts: RenderableType, err: bool = False) -> None:
 
     A number of which a terminal shows the first digits reads as another.
     """
-    console = Console(stderr=err, markup=False, emoji=False)
+    console = Console(stderr=err, markup=False, emoji=False, highlight=False)
     wide = console.options.update(max_width=_WIDEST)
     widths = [console.measure(part, options=wide).maximum for part in parts]
     console.width = max(console.width, *widths)

@@ -1,35 +1,29 @@
-"""``lineavae collapse``: which latents of posteriors on disk are collapsed."""
+"""``lineavae collapse``: which latents of posteriors on disk are collapsed, in one model or in several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-import torch.distributed as dist
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import RenderableType
 from rich.table import Table
 
-from lineavae._io import atomic_path
+from lineavae._io import atomic_path, write_text
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
-from lineavae.collapse import CollapseAt, CollapseReport
+from lineavae.collapse import CollapseAt, CollapseComparison, compare
 from lineavae.collapse._posterior import WIDE
-from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
+from lineavae.collapse.at import LEVEL
+from lineavae.collapse.files import PosteriorFileError, Shard
 from lineavae.collapse.names import Keys
-from lineavae.collapse.pooling import pooling_warnings
-from lineavae.collapse.scan import ShardResults, scan_each
+from lineavae.collapse.scan import ShardResults
 from lineavae.collapse.statistics import DEFAULT_THRESHOLDS
 from lineavae.commands._common import (
     cannot_write,
@@ -40,13 +34,28 @@ from lineavae.commands._common import (
     show,
     show_json,
 )
-from lineavae.ops import LatentStatistics, collapse_statistics
+from lineavae.commands._models import Model, Pool, find_models, scan_model
+from lineavae.ops import collapse_statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Files that have a line in the printed report.
 _MOST_FILES = 20
 
+
+class Drawing(str, Enum):
+    """What ``--plot`` draws."""
+
+    curve = "curve"
+    spectrum = "spectrum"
+    surface = "surface"
+    heat_map = "heat-map"
+
+
 EPILOG = (
     "Examples: [bold]lineavae collapse posterior.safetensors[/bold]; "
+    "[bold]lineavae collapse epoch=*.npz --each --html course.html[/bold] compares checkpoints; "
     "[bold]torchrun --nproc-per-node 4 -m lineavae collapse shards/ --resume state/[/bold] reads the files "
     "of a folder with four processes, and after a kill continues where it was."
 )
@@ -58,9 +67,20 @@ def collapse(
         typer.Argument(
             metavar="FILES...",
             help=".safetensors, .npz or .pt files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
-            "glob patterns, or folders of them; they may be larger than memory.",
+            "glob patterns, or folders of them; they may be larger than memory. Or a report that --json "
+            "printed, as a .json file.",
         ),
     ],
+    compare_paths: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Each FILE, folder or pattern is a model: a table of them, and what died between.",
+        ),
+    ] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="As --compare, but each file of a folder or pattern is one.")
+    ] = False,
     epsilon: Annotated[
         list[float],
         typer.Option(help="Threshold ε in nats; repeated, the first is that of the report."),
@@ -68,6 +88,9 @@ def collapse(
     delta: Annotated[
         float, typer.Option(help="Fraction δ, below 1, of the samples that may have a larger KL.")
     ] = DELTA,
+    level: Annotated[
+        float, typer.Option(help="Confidence level of what is said of the population, below 1.")
+    ] = LEVEL,
     mean_key: Annotated[
         str | None, typer.Option(help="Name of the means; by default one of mean, mu, loc, qz_m, ...")
     ] = None,
@@ -99,7 +122,7 @@ def collapse(
         ),
     ] = False,
     all_latents: Annotated[
-        bool, typer.Option("--all-latents", help="Print a row for every latent, however many there are.")
+        bool, typer.Option("--all", help="Print a row for every latent, however many there are.")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -114,10 +137,34 @@ def collapse(
     ] = "cpu",
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", dir_okay=False, help="Draw the percentage collapsed against ε."),
+        typer.Option(metavar="FILE.png", dir_okay=False, help="Draw the figure that --draw names."),
+    ] = None,
+    draw: Annotated[
+        Drawing,
+        typer.Option(
+            help="The percentage collapsed against ε; KL and critical ε of each latent; the percentage "
+            "against ε and δ; or, of several models, the critical ε of each latent in each."
+        ),
+    ] = Drawing.curve,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write a page for others; it needs no network."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            dir_okay=False,
+            help="Write a row for each latent, or for each model.",
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; all other text goes to stderr.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object, which this command reads again; other text goes to stderr.",
+        ),
     ] = False,
 ) -> None:
     """Check, find, scan and show."""
@@ -127,124 +174,126 @@ def collapse(
         keys.check()
     except ValueError as error:
         fail(str(error))
-    _check(thresholds, delta, plot, resume)
+    _check(thresholds, delta, level)
+    several = compare_paths or each
+    _check_outputs(plot, draw, html, table, resume, several)
     results = None if resume is None else ShardResults(resume, thresholds)
+    threshold = thresholds.index(epsilon[0])
+    pool: Pool = "file" if each else "path" if compare_paths else "all"
     with processes(device) as (rank, device):
         check_device(device)
         try:
-            shards = _find_shards(files, keys, event_dim)
-            num_samples, latent_dim = sum(shard.num_samples for shard in shards), shards[0].latent_dim
-            if rank == 0 and latent_dim > num_samples:
-                remark = (
-                    f"there are more latents, {latent_dim}, than samples, {num_samples}: arrays are (N, K)"
-                )
-                typer.echo(f"lineavae: {remark}", err=True)
-            statistics, each = _scan(shards, thresholds, results, device, rank)
+            models = find_models(files, keys, event_dim, pool)
+            if rank == 0:
+                _remark(models)
+            read = [
+                scan_model(model, thresholds, threshold, delta, results, device, rank) for model in models
+            ]
         except PosteriorFileError as error:
             fail(str(error))
         except KeyboardInterrupt:
             how = "the same command" if resume else "a command with --resume DIR"
             fail(f"interrupted; {how} continues after the finished files", 130)
     if rank == 0:
-        report = CollapseReport(statistics, thresholds)
-        if report.is_wider_than_prior and not allow_wide:
-            fail(f"{WIDE} --var-key and --std-key name them; --allow-wide takes them as they are")
-        for warning in pooling_warnings(shards, each, thresholds.index(epsilon[0]), delta):
-            typer.echo(f"warning: {warning}", err=True)
-        at = report.at(epsilon[0], delta)
-        _show(at, shards, as_json, all_latents)
-        if plot is not None:
-            _plot(at, plot, as_json)
+        question = epsilon[0], delta, level
+        reports = {model.name: model.report for model in read if model.report is not None}
+        for model in read:
+            if reports[model.name].is_wider_than_prior and not allow_wide:
+                fail(f"{model.prefix}{WIDE} --var-key and --std-key name them; --allow-wide takes them so")
+            for warning in model.warnings:
+                typer.echo(f"warning: {model.prefix}{warning}", err=True)
+        if several:
+            found: CollapseAt | CollapseComparison = compare(reports, *question)
+        else:
+            found = reports[read[0].name].at(*question)
+        _show(found, read, as_json, all_latents)
+        _write(found, read, plot, draw, html, table, as_json)
     if results is not None and results.failure is not None:
         fail(f"{cannot_write(results.folder, results.failure)}; later files are not kept as finished", 1)
 
 
-def _check(thresholds: Sequence[float], delta: float, plot: Path | None, resume: Path | None) -> None:
-    """End the command, before the work rather than after it, where its options cannot be served."""
+def _check(thresholds: Sequence[float], delta: float, level: float) -> None:
+    """End the command where its numbers are none to ask for."""
     try:
         collapse_statistics(torch.empty(0, 1), torch.empty(0, 1), thresholds)
     except ValueError as error:
         fail(f"--epsilon: {error}")
     if not 0 <= delta < 1:
         fail(f"--delta must be at least 0 and below 1, got {delta}")
-    if resume is not None:
-        check_output("--resume", resume / "result.safetensors")
-    if plot is None:
-        return
+    if not 0 < level < 1:
+        fail(f"--level must be above 0 and below 1, got {level}")
+
+
+def _check_outputs(
+    plot: Path | None,
+    draw: Drawing,
+    html: Path | None,
+    table: Path | None,
+    resume: Path | None,
+    several: bool,
+) -> None:
+    """End the command, before the work rather than after it, where its options cannot be served."""
+    of_several = (Drawing.curve, Drawing.heat_map)
+    if plot is None and draw is not Drawing.curve:
+        fail(f"--draw {draw.value} needs --plot FILE")
+    if (several and draw not in of_several) or (not several and draw is Drawing.heat_map):
+        fail(f"--draw {draw.value} is of {'one model' if several else 'several, by --compare or --each'}")
+    outputs = {"--plot": plot, "--html": html, "--csv": table}
+    outputs["--resume"] = None if resume is None else resume / "result.safetensors"
     try:
-        known = require("matplotlib.figure", "experiments").Figure().canvas.get_supported_filetypes()
+        if html is not None:
+            require("jinja2", "experiments")
+        if html is not None or plot is not None:
+            known = require("matplotlib.figure", "experiments").Figure().canvas.get_supported_filetypes()
     except ModuleNotFoundError as error:
         fail(str(error), 1)
-    if plot.suffix.removeprefix(".") not in known:
+    if plot is not None and plot.suffix.removeprefix(".") not in known:
         fail(f"--plot {plot}: the name must end with one of {', '.join(f'.{kind}' for kind in known)}")
-    check_output("--plot", plot)
+    for option, path in outputs.items():
+        if path is not None:
+            check_output(option, path)
 
 
-def _find_shards(files: Sequence[Path], keys: Keys, event_dim: int | None) -> list[Shard]:
-    """Find the shards in the first process: the others work on its list, and its errors are said once."""
-    if not dist.is_initialized():
-        return find_shards(files, keys, event_dim)
-    message = b""
-    try:
-        if dist.get_rank() == 0:
-            message = "\n".join(shard.to_json() for shard in find_shards(files, keys, event_dim)).encode()
-    except PosteriorFileError as error:
-        fail(str(error))
-    finally:
-        message = _broadcast(message)
-    if not message:  # the first process has failed
-        raise typer.Exit(2)
-    return [Shard.from_json(line) for line in message.decode().splitlines()]
+def _remark(models: Sequence[Model]) -> None:
+    """Say where arrays look transposed."""
+    for model in models:
+        num_samples = sum(shard.num_samples for shard in model.shards)
+        for shard in model.shards[:1]:
+            if shard.latent_dim > num_samples:
+                what = f"there are more latents, {shard.latent_dim}, than samples, {num_samples}"
+                typer.echo(f"lineavae: {model.prefix}{what}: arrays are (N, K)", err=True)
 
 
-def _broadcast(message: bytes) -> bytes:
-    """Give every process the message of the first; torch's broadcast of objects would pickle them."""
-    length = torch.tensor(len(message))
-    dist.broadcast(length, 0)
-    content = torch.zeros(int(length), dtype=torch.uint8)
-    if dist.get_rank() == 0:
-        content.numpy()[:] = memoryview(message)
-    dist.broadcast(content, 0)
-    return content.numpy().tobytes()
-
-
-def _scan(
-    shards: Sequence[Shard],
-    thresholds: Sequence[float],
-    results: ShardResults | None,
-    device: str,
-    rank: int,
-) -> tuple[LatentStatistics, LatentStatistics]:
-    """Scan with a progress bar on stderr, which is that of the first process."""
-    console = Console(stderr=True)
-    finished = sum(results.has(shard) for shard in shards) if results is not None else 0
-    if finished and rank == 0:
-        console.print(f"{finished} of {len(shards)} files were finished earlier")
-    what = f"process 1 of {dist.get_world_size()}" if dist.is_initialized() else "reading"
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=rank > 0 or finished == len(shards)) as bar:
-        task = bar.add_task("")
-        return scan_each(
-            shards,
-            thresholds,
-            results,
-            device,
-            progress=lambda read, total: bar.update(task, completed=read, total=total),
-        )
-
-
-def _show(at: CollapseAt, shards: Sequence[Shard], as_json: bool, all_latents: bool) -> None:
-    curve = at.collapse_curve(at.report.thresholds)
-    if as_json:
+def _show(
+    found: CollapseAt | CollapseComparison, models: Sequence[Model], as_json: bool, all_latents: bool
+) -> None:
+    """Print what was found, as text and as JSON."""
+    document = found.to_dict() if as_json else {}
+    if isinstance(found, CollapseComparison):
+        for model in models if as_json else ():
+            document["models"][model.name] |= _sources(model.shards)
+        parts: list[RenderableType] = [found]
+    else:
+        (model,) = models
+        curve = found.collapse_curve(found.report.thresholds)
         points = {"epsilon": curve.epsilons.tolist(), "collapsed_percent": curve.lower.tolist()}
-        files = {"files": [shard.name for shard in shards], "rows": [shard.num_samples for shard in shards]}
-        show_json({**files, **at.to_dict(), "curve": points})
-    table = Table("ε", "collapsed", title=f"at δ = {at.delta:g}", title_justify="left", box=SIMPLE_HEAD)
-    for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
-        table.add_row(f"{threshold:g}", f"{percent:.1f} %")
-    pooled = [_pooled(shards)] if len(shards) > 1 else []
-    summary = at.summary(max_latents=None) if all_latents else at.summary()
-    show(*pooled, summary, table, err=as_json)
+        document = {**_sources(model.shards), **document, "curve": points}
+        pooled = [_pooled(model.shards)] if len(model.shards) > 1 else []
+        summary = found.summary(max_latents=None) if all_latents else found.summary()
+        at_thresholds = Table(
+            "ε", "collapsed", title=f"at δ = {found.delta:g}", title_justify="left", box=SIMPLE_HEAD
+        )
+        for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
+            at_thresholds.add_row(f"{threshold:g}", f"{percent:.1f} %")
+        parts = [*pooled, summary, at_thresholds]
+    if as_json:
+        show_json(document)
+    show(*parts, err=as_json)
+
+
+def _sources(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Name the files that a report is of, in its document."""
+    return {"files": [shard.name for shard in shards], "rows": [shard.num_samples for shard in shards]}
 
 
 def _pooled(shards: Sequence[Shard]) -> Table:
@@ -259,10 +308,61 @@ def _pooled(shards: Sequence[Shard]) -> Table:
     return table
 
 
-def _plot(at: CollapseAt, plot: Path, as_json: bool) -> None:
+def _write(
+    found: CollapseAt | CollapseComparison,
+    models: Sequence[Model],
+    plot: Path | None,
+    draw: Drawing,
+    html: Path | None,
+    table: Path | None,
+    as_json: bool,
+) -> None:
+    """Write what else was asked for, and name it."""
     try:
-        with atomic_path(plot) as temporary:
-            at.plot_curve().savefig(temporary, dpi=200)
+        for path in filter(None, (table, html, plot)):
+            if path is plot:
+                with atomic_path(path) as temporary:
+                    _drawings(found)[draw]().savefig(temporary)
+            else:
+                write_text(path, _csv(found) if path is table else _page(found, models))
+            show(str(path), err=as_json)
     except OSError as error:
-        fail(cannot_write(plot, error), 1)
-    show(str(plot), err=as_json)
+        fail(cannot_write(path, error), 1)
+    except ValueError as error:  # a heat map of models whose latents are not matched
+        fail(str(error), 1)
+
+
+def _csv(found: CollapseAt | CollapseComparison) -> str:
+    columns, text = found.columns(), io.StringIO()
+    if isinstance(found, CollapseAt):
+        columns = {"latent": list(range(found.report.latent_dim)), **columns}
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _page(found: CollapseAt | CollapseComparison, models: Sequence[Model]) -> str:
+    from lineavae.report import ReportView, to_html
+    from lineavae.report.collapses import show_comparison, show_report
+
+    if isinstance(found, CollapseComparison):
+        first, *_, last = names = [model.name for model in models]
+        name = ", ".join(names) if len(names) <= 3 else f"{first} to {last}"
+        view = show_comparison(name, found)
+    else:
+        (model,) = models
+        name = model.name or Path(model.shards[0].name).name
+        files = [(shard.name, shard.num_samples) for shard in model.shards]
+        view = show_report(name, found, files)
+    return to_html(ReportView([], [view], []))
+
+
+def _drawings(found: CollapseAt | CollapseComparison) -> dict[Drawing, Callable[[], Figure]]:
+    if isinstance(found, CollapseComparison):
+        return {Drawing.curve: found.plot_curves, Drawing.heat_map: found.plot_heat_map}
+    return {
+        Drawing.curve: found.plot_curve,
+        Drawing.spectrum: found.plot_spectrum,
+        Drawing.surface: found.report.plot_surface,
+    }

@@ -1,26 +1,22 @@
-"""From the JSON of a collapse report to what a report shows of it."""
+"""From collapse reports, and comparisons of them, to what a page shows of them."""
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from lineavae._io import read_json
-from lineavae.collapse._plots import plot_curve
-from lineavae.collapse._tables import ANSWERS, NUMBERS, Summary
-from lineavae.collapse.verdicts import CollapseCurve, CriticalEpsilon, CriticalGap, Verdict
+from lineavae._io import number
+from lineavae.collapse import CollapseAt, CollapseComparison, CollapseReport
+from lineavae.collapse import _document as documents
+from lineavae.collapse._tables import Summary, interval
 from lineavae.report.numbers import Number, write
 from lineavae.report.pictures import Picture, png
-from lineavae.report.view import CollapseView, FigureView, LatentView
+from lineavae.report.view import CollapseView, FigureView, RowView
 
-# Bytes of a file at the most: that of some 50 000 latents.
-_MOST_BYTES = 1 << 28
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Latents that have a row.
 _MOST_LATENTS = 500
@@ -31,7 +27,7 @@ class CollapseFileError(ValueError):
 
 
 def read_collapse(path: Path) -> CollapseView:
-    """Read what ``lineavae collapse --json`` or `lineavae.collapse.CollapseAt.to_json` wrote.
+    """Read what ``lineavae collapse --json`` or `lineavae.collapse.CollapseReport.save` wrote.
 
     Raises
     ------
@@ -39,103 +35,104 @@ def read_collapse(path: Path) -> CollapseView:
         The file cannot be read, or holds something else.
     """
     try:
-        document = read_json(path, _MOST_BYTES)
+        document = documents.read(path, documents.REPORT, documents.COMPARISON)
     except ValueError as error:
         raise CollapseFileError(str(error)) from error
     try:
-        return _view(path, document)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CollapseFileError(
-            f"{path} is not what lineavae collapse --json writes ({type(error).__name__}: {error})"
-        ) from error
+        if document["format"] == documents.REPORT:
+            return show_report(path.name, _at(document, document), _files(document))
+        reports = {name: _at(model, document) for name, model in document["models"].items()}
+    except documents.DAMAGE as error:
+        raise CollapseFileError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    return show_comparison(path.name, CollapseComparison(reports))
 
 
-def _view(path: Path, document: Mapping[str, Any]) -> CollapseView:
-    summary = _summary(document)
+def show_report(name: str, at: CollapseAt, files: Sequence[tuple[str, int]] = ()) -> CollapseView:
+    """Show a report; ``files`` are those that it is of, with their numbers of samples."""
+    summary = Summary(at)
     facts = [(label.strip() or "namely", text) for label, text in summary.facts()]
-    largest, smallest = summary.ends(_MOST_LATENTS)
-    latents = [
-        LatentView(
-            latent,
-            [Number(write(value, ".3g"), float(value)) for value in summary.numbers(latent)],
+    first, last = summary.ends(_MOST_LATENTS)
+    rows = [
+        RowView(
+            Number(str(latent), latent),
+            [
+                Number(interval(write(end, ".3g") for end in ends), float(ends[-1]))
+                for ends in summary.numbers(latent)
+            ],
             summary.answers(latent),
         )
-        for latent in (*largest, *smallest)
+        for latent in (*first, *last)
     ]
-    caption = (
-        f"Latents that are collapsed for certain, in percent of all, against ε, at δ = {summary.delta:g}. "
-        f"The dotted line is at ε = {summary.epsilon:g}."
-    )
-    curve = FigureView("Collapse curve", caption, f"The collapse curve of {path.name}", _draw(summary))
+    hidden = at.report.latent_dim - len(rows)
+    left_out = f"; {hidden} between the smallest and the largest are left out" if hidden else ""
+    marked = f"at δ = {at.delta:g}. The dotted line is at ε = {at.epsilon:g}."
+    curve = f"Latents that are collapsed for certain, in percent of all, against ε, {marked}"
+    spectrum = f"Mean KL and critical ε of each latent {marked}"
+    pooled = ", ".join(f"{file} ({num_samples})" for file, num_samples in files)
     return CollapseView(
-        path.name,
-        summary.size,
-        ": ".join(facts[0]),
-        summary.warnings(),
-        [*_files(document), *facts],
-        curve,
-        (NUMBERS, ANSWERS),
-        latents,
-        len(summary.mean_kl) - len(latents),
+        name=name,
+        size=summary.size,
+        verdict=": ".join(facts[0]),
+        warnings=summary.warnings(),
+        facts=[*([("files (samples)", pooled)] if pooled else []), *facts],
+        row_kind="latent",
+        caption=f"By critical ε; KL and ε in nats{left_out}.",
+        headings=summary.headings,
+        rows=rows,
+        figures=[
+            FigureView("Collapse curve", curve, f"The collapse curve of {name}", _draw(at.plot_curve)),
+            FigureView("Spectrum", spectrum, f"KL of the latents of {name}", _draw(at.plot_spectrum)),
+        ],
     )
 
 
-def _summary(document: Mapping[str, Any]) -> Summary:
-    latents, latent_dim, gap = document["latents"], document["latent_dim"], document["gap"]
-    epsilon, delta = float(document["epsilon"]), float(document["delta"])
-    if not (0 <= epsilon < math.inf and 0 <= delta < 1 and latent_dim > 0):
-        raise ValueError(f"ε = {epsilon}, δ = {delta}, {latent_dim} latents")
-
-    def column(name: str) -> NDArray[Any]:
-        if len(latents[name]) != latent_dim:
-            raise ValueError(f"{name!r} of {latent_dim} latents has {len(latents[name])} values")
-        return np.array(latents[name], dtype=object)
-
-    def floats(name: str, missing: ArrayLike) -> NDArray[np.float64]:
-        """Give a column in which JSON lacks what is not finite."""
-        values = column(name).astype(np.float64)
-        return np.where(np.isnan(values), missing, values)
-
-    nan = column("nan") > 0
-    unknown = np.where(nan, np.nan, np.inf)
-    collapsed = column("collapsed").tolist()
-    return Summary(
-        epsilon=epsilon,
-        delta=delta,
-        num_samples=int(document["num_samples"]),
-        is_wider_than_prior=bool(document["is_wider_than_prior"]),
-        gap=None if gap is None else CriticalGap(*(gap[name] for name in CriticalGap._fields)),
-        nan=nan,
-        infinite=column("infinite") > 0,
-        mean_kl=floats("mean_kl", unknown),
-        critical=CriticalEpsilon(
-            floats("critical_epsilon", unknown),
-            floats("critical_epsilon_lower", np.inf),
-            floats("critical_epsilon_upper", np.inf),
-        ),
-        verdict=Verdict(
-            np.array([answer is True for answer in collapsed]),
-            np.array([answer is not None for answer in collapsed]),
-        ),
-        test=column("collapse_test"),
-        active=column("active").astype(bool),
-        kinds=column("classification"),
+def show_comparison(name: str, comparison: CollapseComparison) -> CollapseView:
+    """Show several models side by side."""
+    shown, marked = comparison.table(), f"ε = {comparison.epsilon:g}."
+    curves = (
+        "Latents that are collapsed for certain, in percent of all, against ε, "
+        f"at δ = {comparison.delta:g}. The dotted line is at {marked}"
+    )
+    alt = f"The collapse curves of {name}"
+    figures = [FigureView("Collapse curves", curves, alt, _draw(comparison.plot_curves))]
+    dims = {at.report.latent_dim for at in comparison.models.values()}
+    if len(dims) == 1:
+        heat_map = f"Critical ε of each latent in each model, by that of the last. The line is at {marked}"
+        alt = f"The critical ε of {name}"
+        figures.append(FigureView("Heat map", heat_map, alt, _draw(comparison.plot_heat_map)))
+    return CollapseView(
+        name=name,
+        size=comparison.size,
+        verdict=f"at ε = {comparison.epsilon:g}, δ = {comparison.delta:g}",
+        warnings=[],
+        facts=[(label or "and", text) for label, text in comparison.course()],
+        row_kind="model",
+        caption=f"Mean KL in nats; {'; '.join(comparison.meaning())}.",
+        headings=(list(shown), []),
+        rows=[
+            RowView(Number(model, index), [_shown(value) for value in values], ())
+            for index, (model, *values) in enumerate(zip(comparison.models, *shown.values(), strict=True))
+        ],
+        figures=figures,
     )
 
 
-def _files(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _at(report: Mapping[str, Any], question: Mapping[str, Any]) -> CollapseAt:
+    """Read a report, and what it says where the question was asked."""
+    asked = (number(question[name]) for name in ("epsilon", "delta", "level"))
+    return CollapseReport._of(report).at(*asked)
+
+
+def _files(document: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Name the files that the report is of, if it was made by the command."""
-    files = zip(document.get("files", ()), document.get("rows", ()), strict=True)
-    text = ", ".join(f"{name} ({rows})" for name, rows in files)
-    if text:
-        yield "files (samples)", text
+    return list(zip(document.get("files", ()), document.get("rows", ()), strict=True))
 
 
-def _draw(summary: Summary) -> Picture:
-    """Draw the curve: what is collapsed for certain rises at the upper bounds of the critical ε."""
-    upper = np.sort(summary.critical.upper)
-    curve = CollapseCurve(upper, *[100 * np.arange(1, len(upper) + 1) / len(upper)] * 2)
-    title = f"{summary.size}, δ = {summary.delta:g}"
-    figure, file = plot_curve(title, curve, summary.critical.estimate, summary.epsilon), io.BytesIO()
-    figure.savefig(file, format="png", dpi=200)
+def _shown(value: float | None) -> Number:
+    return Number("?", -1) if value is None else Number(write(value, ".5g"), value)
+
+
+def _draw(plot: Callable[[], Figure]) -> Picture:
+    file = io.BytesIO()
+    plot().savefig(file, format="png")
     return png(file.getvalue())

@@ -21,8 +21,8 @@ def read(paths: Iterable[Path]) -> ReportView:
     Parameters
     ----------
     paths
-        Directories that ``lineavae reproduce`` left, and files that ``lineavae collapse --json`` wrote; shown
-        in this order, runs first.
+        Directories that ``lineavae reproduce`` left, and files that ``lineavae collapse --json`` or
+        `CollapseReport.save` wrote; shown in this order, runs first.
 
     Returns
     -------

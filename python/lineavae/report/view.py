@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from lineavae.experiments.runs import Claim, Verdict
 from lineavae.report.numbers import Cell, Number, Outcome
@@ -83,27 +84,31 @@ class RunView:
 
 
 @dataclass(frozen=True)
-class LatentView:
-    """One latent: its numbers, and what is said of it."""
+class RowView:
+    """One latent, or one model: what it is called, its numbers, and what is said of it."""
 
-    index: int
+    name: Number
     numbers: Sequence[Number]
     answers: Sequence[str]
 
 
 @dataclass(frozen=True)
 class CollapseView:
-    """A collapse report. ``headings`` are those of the numbers and of the answers of each latent."""
+    """A collapse report, or several models compared.
+
+    ``row_kind`` is what a row is of, and ``headings`` are those of its numbers and of its answers.
+    """
 
     name: str
     size: str
     verdict: str
     warnings: Sequence[str]
     facts: Facts
-    curve: FigureView
+    row_kind: Literal["latent", "model"]
+    caption: str
     headings: tuple[Sequence[str], Sequence[str]]
-    latents: Sequence[LatentView]
-    num_hidden: int
+    rows: Sequence[RowView]
+    figures: Sequence[FigureView]
 
 
 @dataclass(frozen=True)
