@@ -43,5 +43,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "curve.png",
         "spectrum.png",
         "surface.png",
+        "epoch=10.json",
+        "course.png",
         "posterior",
     }

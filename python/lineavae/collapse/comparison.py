@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
-from scipy.stats import hypergeom
 
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
@@ -318,6 +317,8 @@ def _change(before: tuple[str, CollapseAt], after: tuple[str, CollapseAt]) -> Ch
 
 def _fisher(one: CollapseAt, other: CollapseAt, latents: _Bools) -> _Floats:
     """Give the two-sided p-value of equal probabilities below ε; of counts in bounds, the largest."""
+    from scipy.stats import hypergeom  # which takes a second to import
+
     sizes = one.report.num_samples, other.report.num_samples
     (low, high), (other_low, other_high) = (
         tuple(bound[latents] for bound in at._below) for at in (one, other)

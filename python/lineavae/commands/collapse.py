@@ -67,19 +67,19 @@ def collapse(
         typer.Argument(
             metavar="FILES...",
             help=".safetensors, .npz or .pt files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
-            "glob patterns, or folders of them; they may be larger than memory. Or a report that --json "
-            "printed, as a .json file.",
+            "glob patterns, or folders of them; they may be larger than memory. Or a .json file of a "
+            "report that --json printed.",
         ),
     ],
     compare_paths: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Each FILE, folder or pattern is a model: a table of them, and what died between.",
+            help="Take each file, folder or pattern for a model, and compare them: which latents died.",
         ),
     ] = False,
     each: Annotated[
-        bool, typer.Option("--each", help="As --compare, but each file of a folder or pattern is one.")
+        bool, typer.Option("--each", help="As --compare, with each file of a folder or pattern a model.")
     ] = False,
     epsilon: Annotated[
         list[float],
@@ -142,8 +142,9 @@ def collapse(
     draw: Annotated[
         Drawing,
         typer.Option(
-            help="The percentage collapsed against ε; KL and critical ε of each latent; the percentage "
-            "against ε and δ; or, of several models, the critical ε of each latent in each."
+            metavar="KIND",
+            help="curve: the percentage collapsed against ε; spectrum: KL and critical ε of each latent; "
+            "surface: the percentage against ε and δ; heat-map: the critical ε of each latent in each model.",
         ),
     ] = Drawing.curve,
     html: Annotated[
