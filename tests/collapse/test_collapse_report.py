@@ -747,8 +747,12 @@ class TestExport:
         column = simple.at(0.00995, 0.6).to_dataframe()["collapsed"]
         assert column.isna().tolist() == [False, False, True]
 
-    def test_saved_and_loaded_it_is_the_same_to_the_bit(self, report: CollapseReport, tmp_path: Path) -> None:
-        """NaN and infinite statistics among them."""
+    @pytest.mark.parametrize("is_broken", [True, False])
+    def test_saved_and_loaded_it_is_the_same_to_the_bit(
+        self, report: CollapseReport, tmp_path: Path, is_broken: bool
+    ) -> None:
+        """With NaN and infinite statistics, and with values in the middle of the histogram alone."""
+        report = report if is_broken else report_of_kl(np.array([[0.3, 2.0], [0.31, 3.0]]), [0.3])
         report.save(tmp_path / "report.json")
         loaded = CollapseReport.load(tmp_path / "report.json")
         state = {name: value for name, value in vars(report).items() if isinstance(value, np.ndarray)}
