@@ -200,7 +200,8 @@ def collapse(
         reports = {model.name: model.report for model in read if model.report is not None}
         for model in read:
             if reports[model.name].is_wider_than_prior and not allow_wide:
-                fail(f"{model.prefix}{WIDE} --var-key and --std-key name them; --allow-wide takes them so")
+                hint = "--var-key and --std-key name them; --allow-wide takes them as they are"
+                fail(f"{model.prefix}{WIDE} {hint}")
             for warning in model.warnings:
                 typer.echo(f"warning: {model.prefix}{warning}", err=True)
         if several:
@@ -293,8 +294,9 @@ def _show(
 
 
 def _sources(shards: Sequence[Shard]) -> dict[str, Any]:
-    """Name the files that a report is of, in its document."""
-    return {"files": [shard.name for shard in shards], "rows": [shard.num_samples for shard in shards]}
+    """Name the files that a report is of, in its document; of one that was saved they are not known."""
+    names, rows = [shard.name for shard in shards], [shard.num_samples for shard in shards]
+    return {"files": names, "rows": rows} if names else {}
 
 
 def _pooled(shards: Sequence[Shard]) -> Table:
