@@ -198,7 +198,8 @@ class CollapseAt(Printed):
         """Which latents are live, (K,): those above the largest gap of critical ε, where that is clear.
 
         Unlike the count at one ε, these hardly change with the time of training once the gap is there. None
-        is live if every critical ε is at most 0.001 nats. A latent is not if all its KL values are NaN.
+        is live if every critical ε is at most 0.001 nats. A latent is not if all its KL values are NaN. The
+        largest gap may be one among live latents, if these are far apart: :attr:`critical_gap` has its ends.
 
         Raises
         ------

@@ -32,6 +32,19 @@ class Change(NamedTuple):
     """What became of the latents from one model to the next, (K,) each, matched by their index.
 
     Of models with different numbers of latents nothing is matched, and the arrays are empty.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseReport, compare
+    >>> from lineavae.ops import collapse_statistics
+    >>> mean = torch.tensor([2.0, 1.0]).expand(1000, 2)
+    >>> before, after = (
+    ...     CollapseReport(collapse_statistics(m, 0 * m, [0.01]), [0.01]) for m in (mean, mean - 1)
+    ... )
+    >>> (change,) = compare([before, after]).changes
+    >>> change.before, change.after, change.died
+    ('0', '1', array([False,  True]))
     """
 
     before: str
@@ -62,6 +75,21 @@ class CollapseComparison(Printed):
         The fraction δ.
     level : float
         The confidence level of changes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseReport, compare
+    >>> from lineavae.ops import collapse_statistics
+    >>> mean = torch.tensor([2.0, 1.0, 0.01]).expand(1000, 3)
+    >>> report = CollapseReport(collapse_statistics(mean, 0 * mean, [0.01]), [0.01])
+    >>> comparison = compare({"epoch=10": report, "epoch=20": report}, epsilon=0.01, delta=0.01)
+    >>> comparison
+    CollapseComparison('epoch=10', 'epoch=20', epsilon=0.01, delta=0.01)
+    >>> comparison.models["epoch=20"].live_latents()
+    array([ True,  True, False])
+    >>> comparison.to_dataframe()["num_collapsed"].tolist()
+    [1, 1]
     """
 
     def __init__(self, models: Mapping[str, CollapseAt]) -> None:
