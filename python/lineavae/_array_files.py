@@ -2,7 +2,7 @@
 
 This is the one place that reads these formats. No header is trusted: its size is bounded before it is parsed,
 and what it says is compared with the bytes that are there, before anything is allocated by its word. Nothing
-is ever unpickled.
+is ever unpickled. Formats that have libraries of their own are in `lineavae._formats`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast
 
@@ -76,18 +77,25 @@ class ArrayFileError(ValueError):
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where an array lies: in a file from byte ``offset`` on, or so in a member of a zip file."""
+    """Where an array lies: in a file from byte ``offset`` on, or so in a member of a zip file.
+
+    One that has a ``reader``, a module of `lineavae._formats`, is what that calls ``member``.
+    """
 
     path: Path
     dtype: np.dtype[Any] | torch.dtype
     shape: tuple[int, ...]
-    offset: int
+    offset: int = 0
     member: str | None = None
     is_fortran: bool = False
+    reader: str | None = None
 
     def open(self, stack: ExitStack) -> Stream:
         """Open the file at the beginning of the data, until the stack is closed."""
-        with _reading(self.path):
+        with reading(self.path):
+            if self.reader is not None:
+                format = import_module(f"lineavae._formats.{self.reader}")
+                return _Blocks(format.blocks(self.path, self.member, stack))
             if self.member is None:
                 file = stack.enter_context(self.path.open("rb", buffering=0))
                 file.seek(self.offset)
@@ -103,7 +111,7 @@ class StoredArray:
         """
         order: Literal["C", "F"] = "F" if self.is_fortran else "C"
         dtype = cast("np.dtype[Any]", self.dtype)
-        with _reading(self.path):
+        with reading(self.path):
             return np.asarray(np.memmap(self.path, dtype, "r", self.offset, self.shape, order))
 
     def read(self, stream: Stream, buffer: _Buffer) -> _Buffer:
@@ -113,7 +121,7 @@ class StoredArray:
             view = buffer.reshape(-1).view(torch.uint8).numpy().data
         else:
             view = buffer.reshape(-1).view(np.uint8).data
-        with _reading(self.path):
+        with reading(self.path):
             while view:
                 count = stream.readinto(view[:_READ_BYTES])
                 if not count:
@@ -122,19 +130,38 @@ class StoredArray:
         return buffer
 
 
+class _Blocks(io.RawIOBase):
+    """The bytes of arrays that follow each other, as a stream."""
+
+    def __init__(self, blocks: Iterator[NDArray[Any]]) -> None:
+        self._blocks = blocks
+        self._left = memoryview(b"")
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
 # What a file holds by name; an array is looked at when it is asked for, whatever the others are.
 Contents = Mapping[str, Callable[[], StoredArray]]
 
 
 def npy_array(path: Path) -> StoredArray:
     """Describe the array of an ``.npy`` file."""
-    with _reading(path), path.open("rb") as stream:
+    with reading(path), path.open("rb") as stream:
         return _npy_array(str(path), stream, path.stat().st_size, path)
 
 
 def npz_arrays(path: Path) -> Contents:
     """Describe the arrays of an ``.npz`` file."""
-    with _reading(path), ExitStack() as stack:
+    with reading(path), ExitStack() as stack:
         members = {info.filename: info for info in _open_zip(path, stack).infolist()}
         size = path.stat().st_size
 
@@ -147,7 +174,7 @@ def npz_arrays(path: Path) -> Contents:
             raise ArrayFileError(f"{where} cannot be read: it is encrypted with a password")
         if info.file_size > ratios[info.compress_type] * min(info.compress_size, size):
             raise ArrayFileError(f"{path} is damaged: no {info.file_size} bytes are in it")
-        with _reading(path), ExitStack() as stack, _open_zip(path, stack).open(info.filename) as stream:
+        with reading(path), ExitStack() as stack, _open_zip(path, stack).open(info.filename) as stream:
             return _npy_array(where, stream, info.file_size, path, info.filename)
 
     return {
@@ -159,7 +186,7 @@ def npz_arrays(path: Path) -> Contents:
 
 def torch_arrays(path: Path) -> Contents:
     """Describe the tensors of a dict in a file of ``torch.save``, in torch's zip format."""
-    with _reading(path), ExitStack() as stack:
+    with reading(path), ExitStack() as stack:
         is_zip = zipfile.is_zipfile(path)
         archive = _open_zip(path, stack) if is_zip else None
         if archive is None or not all(map(partial(_is_plain, archive), archive.infolist())):
@@ -203,7 +230,7 @@ def safetensors_arrays(path: Path) -> tuple[Contents, dict[str, str]]:
     All of them are checked at once, since the data must be theirs without a gap. safetensors' own reader
     refuses paths that are not UTF-8.
     """
-    with _reading(path), path.open("rb") as stream:
+    with reading(path), path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         left = path.stat().st_size - 8 - size
         if left < 0 or size > _SAFETENSORS_HEADER:
@@ -295,13 +322,13 @@ def _open_zip(path: Path, stack: ExitStack) -> zipfile.ZipFile:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Whatever is raised while a file is read as an error that names it."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise ArrayFileError(f"{path} must be a regular file")
     try:
         yield
-    except ArrayFileError:
+    except (ArrayFileError, ModuleNotFoundError):
         raise
     except OSError as error:
         raise ArrayFileError(f"{path}: cannot be read: {error.strerror or error}") from error

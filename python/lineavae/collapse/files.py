@@ -1,14 +1,16 @@
 """Posteriors on disk: which files there are, what they hold, and their rows in blocks.
 
 A shard holds the mean and the log-variance, or another spread, of some posteriors: two arrays (N, K)
-in a ``.safetensors`` or ``.npz`` file, in a dict by ``torch.save``, or in a pair of ``.npy`` files whose
-names differ in their endings alone, such as ``test_mean.npy`` and ``test_logvar.npy``. All is checked when a
-shard is found, before any row is read; nothing is unpickled but by torch's loader of weights only.
+in a ``.safetensors`` or ``.npz`` file, in a dict by ``torch.save``, in the ``obsm`` of an ``.h5ad`` file, in
+HDF5, parquet, Arrow's IPC or a zarr store, or in a pair of ``.npy`` files whose names differ in their endings
+alone, such as ``test_mean.npy`` and ``test_logvar.npy``. All is checked when a shard is found, before any row
+is read; nothing is unpickled but by torch's loader of weights only.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +35,7 @@ from lineavae._array_files import (
     safetensors_arrays,
     torch_arrays,
 )
+from lineavae._formats.zarr import is_store
 from lineavae.collapse._posterior import fold, log_variance
 from lineavae.collapse.names import OPTIONS, USUAL_NAMES, Keys, Spread
 
@@ -83,7 +87,8 @@ class Shard:
     kind
         What that array holds: "logvar", "std", "variance" or "log_std".
     stamp
-        Path, size in bytes and time of the last change in ns, of each file.
+        Path, size in bytes and time of the last change in ns, of each file; of a folder a digest of those
+        that are in it stands for the time.
     """
 
     name: str
@@ -127,8 +132,9 @@ class Shard:
         fields = json.loads(text)
         for name in ("mean", "spread"):
             array = fields[name]
-            path, dtype = Path(array["path"]), getattr(torch, array["dtype"].removeprefix("torch."))
-            fields[name] = StoredArray(path, dtype, tuple(array["shape"]), array["offset"], array["member"])
+            dtype = getattr(torch, array["dtype"].removeprefix("torch."))
+            given = {"path": Path(array["path"]), "dtype": dtype, "shape": tuple(array["shape"])}
+            fields[name] = StoredArray(**{**array, **given})
         fields["stamp"] = tuple(map(tuple, fields["stamp"]))
         return cls(**fields)
 
@@ -195,9 +201,10 @@ def find_shards(
     Parameters
     ----------
     paths
-        Files, glob patterns (``**`` reaches into folders), and folders. A folder stands for all its
-        ``.safetensors`` and ``.npz`` files and for the ``.npy`` files whose names end with a key. One of a
-        pair of ``.npy`` files stands for both. A file that is named twice is taken once.
+        Files, glob patterns (``**`` reaches into folders), and folders. A folder stands for all its files
+        but those that may be a model's, ``.pt``, ``.pth``, ``.h5`` and ``.hdf5``, and for the ``.npy`` files
+        whose names end with a key. A zarr store counts as a file. One of a pair of ``.npy`` files stands for
+        both. A file that is named twice is taken once.
     keys
         Names of the arrays.
     event_dim
@@ -256,13 +263,13 @@ def find_shards(
 
 
 def _expand(path: Path, keys: Keys) -> list[Path]:
-    if path.is_dir():
+    if path.is_dir() and not is_store(path):
         # one that begins with a dot is a file that is being written
         with _reading(path):
             files = [file for file in path.iterdir() if file.name[0] != "." and _may_be_shard(file, keys)]
         files = [file for file in files if not _is_result(file)]
         if not files:
-            names = ", ".join(("*.safetensors", "*.npz", *(f"*{name}.npy" for name in keys.first_names)))
+            names = ", ".join((*_IN_FOLDERS, *(f"*{name}.npy" for name in keys.first_names)))
             raise PosteriorFileError(f"{path}: the folder holds none of {names}")
         return files
     if path.exists():
@@ -277,13 +284,11 @@ def _expand(path: Path, keys: Keys) -> list[Path]:
 
 
 def _may_be_shard(file: Path, keys: Keys) -> bool:
-    """Tell whether a file of a folder is meant: .pt files may be checkpoints, and must be named."""
-    suffix = file.suffix.lower()
-    if not file.is_file():
-        return False
-    if suffix == ".npy":
+    """Tell whether a file of a folder is meant: .pt and .h5 files may be models, and must be named."""
+    suffix = _suffix(file)
+    if suffix == ".npy" and file.is_file():
         return file.stem.endswith(keys.first_names) or _is_of_a_pair(file, keys)
-    return suffix in (".safetensors", ".npz")
+    return f"*{suffix}" in _IN_FOLDERS and (file.is_file() or is_store(file))
 
 
 def _is_of_a_pair(file: Path, keys: Keys) -> bool:
@@ -306,7 +311,7 @@ def _is_result(file: Path) -> bool:
 
 
 def _shard(file: Path, keys: Keys, event_dim: int | None) -> Shard:
-    contents = _CONTENTS.get(file.suffix.lower())
+    contents = _CONTENTS.get(_suffix(file))
     if contents is None:
         raise PosteriorFileError(
             f"{file}: the file must be a {', '.join(_CONTENTS)} file; "
@@ -343,13 +348,30 @@ def _npy_contents(file: Path, keys: Keys) -> Contents:
     return {name: partial(npy_array, path) for name, path in paths.items() if path.exists()}
 
 
+def _suffix(file: Path) -> str:
+    return ".zarr" if is_store(file) else file.suffix.lower()
+
+
+def _contents_by(reader: str) -> Callable[[Path, Keys], Contents]:
+    """Give the function of a module of `lineavae._formats`, which is imported when it is called."""
+    return lambda file, _: import_module(f"lineavae._formats.{reader}").arrays(file)
+
+
 _CONTENTS: dict[str, Callable[[Path, Keys], Contents]] = {
     ".safetensors": lambda file, _: safetensors_arrays(file)[0],
     ".npz": lambda file, _: npz_arrays(file),
     ".npy": _npy_contents,
     ".pt": lambda file, _: torch_arrays(file),
     ".pth": lambda file, _: torch_arrays(file),
+    ".h5ad": _contents_by("hdf5"),
+    ".h5": _contents_by("hdf5"),
+    ".hdf5": _contents_by("hdf5"),
+    ".parquet": _contents_by("arrow"),
+    ".arrow": _contents_by("arrow"),
+    ".feather": _contents_by("arrow"),
+    ".zarr": _contents_by("zarr"),
 }
+_IN_FOLDERS = tuple(f"*{suffix}" for suffix in _CONTENTS if suffix not in (".npy", ".pt", ".pth", ".h5", ".hdf5"))
 
 
 def _posterior_array(file: Path, key: str, array: StoredArray, event_dim: int | None) -> StoredArray:
@@ -377,8 +399,19 @@ def _posterior_array(file: Path, key: str, array: StoredArray, event_dim: int | 
 
 
 def _stamp(*paths: Path) -> tuple[tuple[str, int, int], ...]:
-    statuses = {str(path.resolve()): path.stat() for path in paths}
-    return tuple((path, status.st_size, status.st_mtime_ns) for path, status in statuses.items())
+    return tuple((str(path), *_size_and_time(path)) for path in dict.fromkeys(map(Path.resolve, paths)))
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    if not path.is_dir():
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    files = {file: file.stat() for file in sorted(path.rglob("*"))}
+    parts = [
+        (str(file.relative_to(path)), status.st_size, status.st_mtime_ns) for file, status in files.items()
+    ]
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()[:8]
+    return sum(status.st_size for status in files.values()), int.from_bytes(digest, "big")
 
 
 @contextmanager
@@ -388,5 +421,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except ArrayFileError as error:
         raise PosteriorFileError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise PosteriorFileError(f"{path}: {error}") from error
     except OSError as error:
         raise PosteriorFileError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -8,15 +8,18 @@ from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 Spread: TypeAlias = Literal["logvar", "std", "variance", "log_std"]
 
-# The first of each is this package's own. torch.distributions, Keras' examples, scvi-tools and pythae have
-# the others.
+# The first of each is this package's own. torch.distributions, Keras' and Pyro's examples, scvi-tools and
+# pythae have the others.
 USUAL_NAMES = {
-    "mean": ("mean", "mu", "loc", "z_mean", "qz_m", "qzm", "embedding"),
+    "mean": ("mean", "mu", "loc", "z_mean", "z_mu", "z_loc", "qz_m", "qzm", "embedding"),
     "logvar": ("logvar", "log_var", "log_variance", "z_logvar", "z_log_var", "log_covariance"),
-    "std": ("std", "sigma", "scale"),
-    "variance": ("variance", "var", "qz_v", "qzv"),
+    "std": ("std", "sigma", "scale", "z_std", "z_sigma", "z_scale"),
+    "variance": ("variance", "var", "z_var", "qz_v", "qzv"),
     "log_std": ("log_std", "logstd", "log_sigma", "log_scale"),
 }
+# How scvi-tools ends the names of a minified model's posterior, as in scvi_latent_qzm. Beside it there often
+# is X_latent_qzm, which it was made of.
+_MINIFIED = {"mean": "_latent_qzm", "variance": "_latent_qzv"}
 OPTIONS = {
     "mean": "--mean-key",
     "logvar": "--logvar-key",
@@ -30,8 +33,8 @@ class Keys(NamedTuple):
     """Names of the arrays of a shard: the mean's, and those of what tells the variance.
 
     None stands for the usual names: ``mean``, ``logvar``, ``std``, ``variance`` and ``log_std``, and where
-    these are missing others such as ``mu``, ``loc``, ``sigma``, ``scale``, ``var``, ``qz_m`` or ``qz_v``, if
-    just one of them is there. If a spread is named, no other is looked for. If there are several, the first
+    these are missing others such as ``mu``, ``loc``, ``sigma``, ``scale``, ``var``, ``qz_m``, ``qz_v`` or
+    scvi-tools' ``scvi_latent_qzm``, if just one of them is there. If a spread is named, no other is looked for. If there are several, the first
     in the order logvar, std, variance, log_std is taken.
 
     Examples
@@ -83,8 +86,12 @@ class Keys(NamedTuple):
             None fits, or more than one.
         """
         self.check()
-        spreads = [kind for kind in get_args(Spread) if kind in self.given] or get_args(Spread)
-        (_, mean), (kind, spread) = self._find(["mean"], names), self._find(spreads, names)
+        spreads = [kind for kind in get_args(Spread) if kind in self.given]
+        _, mean = self._find(["mean"], names)
+        variance = mean.replace(_MINIFIED["mean"], _MINIFIED["variance"])
+        if not spreads and mean.endswith(_MINIFIED["mean"]) and variance in names:
+            return mean, "variance", variance
+        kind, spread = self._find(spreads or get_args(Spread), names)
         return mean, cast("Spread", kind), spread
 
     def endings(self, stem: str) -> list[str]:
@@ -111,9 +118,10 @@ class Keys(NamedTuple):
             (kind, name)
             for kind in kinds
             if kind not in self.given
-            for name in USUAL_NAMES[kind]
-            if name in names
+            for name in names
+            if name in USUAL_NAMES[kind] or (kind in _MINIFIED and name.endswith(_MINIFIED[kind]))
         ]
+        others = [other for other in others if not other[1].startswith("X_")] or others
         if len(others) == 1:
             return others[0]
         wanted = "mean" if "mean" in kinds else "variance"

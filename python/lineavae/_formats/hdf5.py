@@ -1,0 +1,76 @@
+"""HDF5 by h5py: the ``obsm`` of an AnnData file, or the data sets of the root of any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineavae._array_files import ArrayFileError, Contents, StoredArray, reading
+from lineavae._formats import row_ranges
+from lineavae._optional import require
+
+
+def arrays(path: Path) -> Contents:
+    """Describe the data sets; one whose bytes lie in the file as in memory is read without h5py."""
+    h5py = require("h5py", "formats")
+    with reading(path), h5py.File(path, "r") as file:
+        group = "obsm/" if "obsm" in file else ""
+        names = list(_object(path, file, group) if group else file)
+    return {name: partial(_describe, path, group + name) for name in names}
+
+
+def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+    """Read a data set."""
+    file = stack.enter_context(require("h5py", "formats").File(path, "r"))
+    data = _data_set(path, file, member)
+    for rows in row_ranges(f"{path}: {member!r}", data.shape, data.chunks, data.dtype.itemsize):
+        yield data[rows]
+
+
+def _describe(path: Path, member: str) -> StoredArray:
+    h5py = require("h5py", "formats")
+    with reading(path), h5py.File(path, "r") as file:
+        data = _data_set(path, file, member)
+        dtype, shape, offset = data.dtype, data.shape, data.id.get_offset()
+        # a float of the file's own making has no equal in memory
+        is_plain = offset is not None and data.id.get_type().equal(h5py.h5t.py_create(np.dtype(dtype)))
+    if is_plain:
+        return StoredArray(path, dtype, shape, offset)
+    return StoredArray(path, dtype, shape, member=member, reader="hdf5")
+
+
+def _data_set(path: Path, file: Any, member: str) -> Any:
+    """Look a data set up whose numbers lie in this file, and can be read."""
+    h5py = require("h5py", "formats")
+    where, found = f"{path}: {member!r}", _object(path, file, member)
+    if not isinstance(found, h5py.Dataset):
+        kind = found.attrs.get("encoding-type", "group")
+        raise ArrayFileError(
+            f"{where} must be an array, got a {kind}: replace it by .to_numpy() of a dataframe, or .toarray() "
+            "of a sparse matrix"
+        )
+    how = found.id.get_create_plist()
+    if how.get_external_count() or how.get_layout() == h5py.h5d.VIRTUAL:
+        raise ArrayFileError(f"{where} has its data in other files, which are not read")
+    for code, *_, name in map(how.get_filter, range(how.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            raise ArrayFileError(
+                f"{where} is compressed by filter {code} ({name.decode(errors='replace')}), which h5py lacks"
+            )
+    return found
+
+
+def _object(path: Path, file: Any, member: str) -> Any:
+    """Look up what a path of names leads to without following links, which may lead to other files."""
+    found = file
+    for name in member.strip("/").split("/"):
+        if not isinstance(found.get(name, getlink=True), require("h5py", "formats").HardLink):
+            raise ArrayFileError(f"{path}: {member!r} is a link, which is not followed")
+        found = found[name]
+    return found

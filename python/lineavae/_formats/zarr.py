@@ -1,0 +1,90 @@
+"""zarr 2 and 3 stores in folders: the ``obsm`` of an AnnData store, or the arrays of any other group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineavae._array_files import ArrayFileError, Contents, StoredArray, reading
+from lineavae._formats import row_ranges
+from lineavae._io import read_json
+from lineavae._optional import require
+
+# Codecs of numbers. Others may be anything, such as pickle, which zarr would run on opening an array.
+_CODECS = {
+    *("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"),
+    *("astype", "bitround", "delta", "fixedscaleoffset", "quantize", "shuffle"),
+    *("adler32", "crc32", "crc32c", "fletcher32"),
+    *("bytes", "sharding_indexed", "transpose"),
+}
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a folder is a store, or a group in one."""
+    return path.is_dir() and (
+        path.suffix.lower() == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists()
+    )
+
+
+def arrays(path: Path) -> Contents:
+    """Describe the arrays of a group."""
+    with reading(path):
+        group = "obsm" if (path / "obsm").is_dir() else "."
+        names = sorted(folder.name for folder in (path / group).iterdir() if folder.is_dir())
+    return {name: partial(_describe, path, f"{group}/{name}") for name in names}
+
+
+def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+    """Read an array."""
+    data = _open(path, member)
+    # a shard, in zarr's words, is a file of several chunks
+    chunks = getattr(data, "shards", None) or data.chunks
+    for rows in row_ranges(f"{path}: {member!r}", data.shape, chunks, data.dtype.itemsize):
+        yield np.asarray(data[rows], data.dtype)
+
+
+def _describe(path: Path, member: str) -> StoredArray:
+    with reading(path):
+        data = _open(path, member)
+        return StoredArray(path, data.dtype, data.shape, member=member, reader="zarr")
+
+
+def _open(path: Path, member: str) -> Any:
+    """Open an array of numbers, after a look at what zarr would run."""
+    zarr = require("zarr", "formats")
+    where, folder = f"{path}: {member!r}", path / member
+    files = [folder / name for name in ("zarr.json", ".zarray") if (folder / name).exists()]
+    try:
+        metadata = [read_json(file) for file in files]
+    except ValueError as error:
+        raise ArrayFileError(str(error)) from error
+    if not files or any(found.get("node_type", "array") != "array" for found in metadata):
+        raise ArrayFileError(
+            f"{where} must be an array, got a group: replace it by .to_numpy() of a dataframe, or .toarray() "
+            "of a sparse matrix"
+        )
+    for name in _codecs(metadata):
+        if name.removeprefix("numcodecs.") not in _CODECS:
+            raise ArrayFileError(f"{where} is encoded by {name!r}, which is not read")
+    return zarr.open_array(str(folder), mode="r")
+
+
+def _codecs(metadata: Any) -> Iterator[str]:
+    """Name all codecs, and those that are settings of others."""
+    if isinstance(metadata, list):
+        for item in metadata:
+            yield from _codecs(item)
+    elif isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key in ("codecs", "index_codecs", "filters", "compressor", "storage_transformers"):
+                for codec in value if isinstance(value, list) else [value]:
+                    if codec is not None:
+                        yield str(codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec)
+            if key != "attributes":  # are the writer's own
+                yield from _codecs(value)
