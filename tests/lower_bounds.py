@@ -17,8 +17,9 @@ requirements = [
     *pyproject["project"]["dependencies"],
     *extras["dataframe"],
     *extras["experiments"],
+    *extras["formats"],
 ]
 for requirement in requirements:
-    name, bound = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups()
+    name, bound, _ = re.fullmatch(r"([\w-]+)>=([\d.]+)(;.*)?", requirement).groups()
     if name != "torch":
         print(f"{name}=={bound}")

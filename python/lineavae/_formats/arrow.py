@@ -34,11 +34,9 @@ def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
     rows = max(1, READ_BYTES // (array.dtype.itemsize * array.shape[1]))
     start = 0
     for batch in _batches(path, names, rows, stack):
-        block = np.empty((len(batch), len(names), width), array.dtype)
-        for index, name in enumerate(names):
-            block[:, index] = _numbers(f"{path}: {name!r}", batch.column(name), start, width)
+        columns = [_numbers(f"{path}: {name!r}", batch.column(name), start, width) for name in names]
         start += len(batch)
-        yield block
+        yield np.stack(columns).swapaxes(0, 1)  # one copy more, and still half the time of stack(axis=1)
 
 
 def _describe(path: Path, member: str) -> StoredArray:

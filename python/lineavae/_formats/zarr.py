@@ -16,7 +16,7 @@ from lineavae._formats import row_ranges
 from lineavae._io import read_json
 from lineavae._optional import require
 
-# Codecs of numbers. Others may be anything, such as pickle, which zarr would run on opening an array.
+# Codecs of numbers. Others may be anything: one unpickles, in zarr 2 as soon as an array is opened.
 _CODECS = {
     *("blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"),
     *("astype", "bitround", "delta", "fixedscaleoffset", "quantize", "shuffle"),
