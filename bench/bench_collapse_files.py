@@ -4,9 +4,17 @@ Cold times include that of dropping the file from the page cache, on both sides.
 """
 
 import os
+import subprocess
+import sys
 
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+import zarr
+from pyarrow import feather, parquet
 from safetensors.torch import save_file
 
 from harness.measure import Contender
@@ -63,3 +71,111 @@ def test_collapse_files(compare, setting, tmp_path, cache):
         },
         rounds=5,
     )
+
+
+def save_h5ad(path, mean, variance, **options):
+    """A minified model of scvi-tools: every cell has a name and a batch, none has counts."""
+    obs = pd.DataFrame({"batch": pd.Categorical(["a"] * len(mean))}, index=np.arange(len(mean)).astype(str))
+    obsm = {"scvi_latent_qzm": mean, "scvi_latent_qzv": variance}
+    anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(path, **options)
+
+
+def read_h5ad(path):
+    obsm = anndata.read_h5ad(path).obsm
+    return obsm["scvi_latent_qzm"], obsm["scvi_latent_qzv"]
+
+
+def columns(*arrays):
+    named = zip(("mean", "var"), arrays, strict=True)
+    return [[f"{name}_{k}" for k in range(x.shape[1])] for name, x in named]
+
+
+def wide(*arrays):
+    named = zip(columns(*arrays), arrays, strict=True)
+    return pa.table({name: x[:, k] for names, x in named for k, name in enumerate(names)})
+
+
+def lists(*arrays):
+    named = zip(("mean", "var"), arrays, strict=True)
+    return pa.table({name: pa.FixedSizeListArray.from_arrays(x.ravel(), x.shape[1]) for name, x in named})
+
+
+def of_columns(table):
+    return [column.to_numpy() for column in table.columns]
+
+
+def of_lists(table):
+    return [column.combine_chunks().flatten().to_numpy() for column in table.columns]
+
+
+def save_zarr(path, *arrays):
+    group = zarr.open_group(path, mode="w")
+    for name, array in zip(("mean", "var"), arrays, strict=True):
+        group.create_array(name, data=array)
+
+
+def read_zarr(path):
+    group = zarr.open_group(path, mode="r")
+    return group["mean"][:], group["var"][:]
+
+
+# How each is written, and read whole by its own library; columns of a table are left as they come.
+FORMATS = {
+    "h5ad": ("x.h5ad", save_h5ad, read_h5ad),
+    "gzip": ("x.h5ad", lambda *args: save_h5ad(*args, compression="gzip"), read_h5ad),
+    "wide": (
+        "x.parquet",
+        lambda path, *x: parquet.write_table(wide(*x), path),
+        lambda path: of_columns(parquet.read_table(path)),
+    ),
+    "lists": (
+        "x.parquet",
+        lambda path, *x: parquet.write_table(lists(*x), path),
+        lambda path: of_lists(parquet.read_table(path)),
+    ),
+    "feather": (
+        "x.feather",
+        lambda path, *x: feather.write_feather(lists(*x), path),
+        lambda path: of_lists(feather.read_table(path)),
+    ),
+    "zarr": ("x.zarr", save_zarr, read_zarr),
+}
+
+# What a user of anndata writes.
+SCRIPT = """
+import sys
+import anndata, numpy as np
+obsm = anndata.read_h5ad(sys.argv[1]).obsm
+mean, variance = obsm["scvi_latent_qzm"], obsm["scvi_latent_qzv"]
+kl = 0.5 * (mean**2 + variance - np.log(variance) - 1)
+print(kl.mean(0), [((kl < epsilon).mean(0) >= 0.99).sum() for epsilon in (0, 0.001, 0.01, 0.1, 1)])
+"""
+
+
+@pytest.mark.only_cpu
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats(compare, setting, tmp_path, kind):
+    """A million cells with 30 latents, in a warm cache."""
+    name, save, read_whole = FORMATS[kind]
+    rng = np.random.default_rng(0)
+    mean, logvar = rng.standard_normal((2, setting.size(1_000_000), 30), dtype=np.float32)
+    path = tmp_path / name
+    save(path, mean, np.exp(logvar))
+    (shard,) = find_shards([path])
+
+    def contender(function):
+        return Contender(lambda _: function(), [torch.empty(1)], bytes=shard.num_bytes)
+
+    contenders = {
+        "ours": contender(lambda: scan([shard], THRESHOLDS)),
+        "ours, reading": contender(lambda: [None for _ in shard.blocks()]),
+        "its own reading": contender(lambda: read_whole(path)),
+    }
+    if kind == "h5ad" and not setting.dry:
+        commands = {"ours": ["-m", "lineavae", "collapse"], "anndata and NumPy": ["-c", SCRIPT]}
+        for name, command in commands.items():
+            call = [sys.executable, *command, str(path)]
+            contenders[f"{name}, process"] = contender(
+                lambda call=call: subprocess.run(call, check=True, capture_output=True)
+            )
+    compare(contenders, rounds=5)
