@@ -6,6 +6,7 @@
 # make lower-bounds  every dependency but torch at its lower bound, and kernels for AVX2: the docs' examples, the
 #   commands, some tests
 # make browser  a headless Chromium, if there is no browser, where apt-get may install one: tests of reports open it
+# make frameworks  scvi-tools, pythae, diffusers and JAX in an environment of their own: their posteriors, analysed
 # make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
 # make cuda-report  registers, spills, occupancy and instructions of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
@@ -28,10 +29,11 @@ EMULATOR := build/cuda_emulator
 GPU_PROGRAMS := build/cuda_programs
 NVCC := $(shell command -v "$${CUDACXX:-nvcc}")
 LOWER := build/lower-bounds
+FRAMEWORKS := build/frameworks
 # what a processor without AVX-512 takes; on others than x86-64, what there is
 AVX2 := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3 -DLINEAVAE_WITHOUT_CLONES)
 
-.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds contract cuda-report install
+.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds frameworks contract cuda-report install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
@@ -91,6 +93,12 @@ lower-bounds: $(LOWER)/installed
 	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 -o filterwarnings=default -m "not slow" tests/test_documentation.py \
 	    tests/test_cli.py tests/test_diagnostics.py tests/linear/test_ppca.py tests/collapse/test_cli_collapse.py \
 	    tests/collapse/test_formats.py tests/collapse/test_lightning.py tests/report tests/ops/test_linear_vae_ascent.py
+
+frameworks:
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install --quiet "$(TORCH)" scikit-build-core pybind11 cmake ninja scvi-tools pythae diffusers jax
+	LINEAVAE_CUDA=OFF $(FRAMEWORKS)/bin/pip install --quiet --no-build-isolation -Cbuild-dir=$(FRAMEWORKS)/build ".[formats]"
+	$(FRAMEWORKS)/bin/python tests/frameworks/posteriors.py
 
 contract: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/test_op_contract.py tests/ops tests/nn

@@ -74,7 +74,7 @@ def test_collapse_files(compare, setting, tmp_path, cache):
 
 
 def save_h5ad(path, mean, variance, **options):
-    """A minified model of scvi-tools: every cell has a name and a batch, none has counts."""
+    """Write what a minified model of scvi-tools has: names and batches of cells, and no counts."""
     obs = pd.DataFrame({"batch": pd.Categorical(["a"] * len(mean))}, index=np.arange(len(mean)).astype(str))
     obsm = {"scvi_latent_qzm": mean, "scvi_latent_qzv": variance}
     anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(path, **options)

@@ -142,7 +142,7 @@ class _Blocks(io.RawIOBase):
             block = next(self._blocks, None)
             if block is None:
                 return 0
-            self._left = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+            self._left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         count = min(len(buffer), len(self._left))
         buffer[:count] = self._left[:count]
         self._left = self._left[count:]

@@ -149,7 +149,9 @@ def test_minified_models_of_scvi_tools(tmp_path):
     ):
         find_shards([tmp_path])
     of_anndata(tmp_path / "x.h5ad", X_pca=ZEROS, X_umap=ZEROS)
-    with pytest.raises(PosteriorFileError, match="no mean, .* among 'X_pca', 'X_umap': name it by --mean-key"):
+    with pytest.raises(
+        PosteriorFileError, match=r"no mean, .* among 'X_pca', 'X_umap': name it by --mean-key"
+    ):
         find_shards([tmp_path])
 
 
@@ -220,7 +222,7 @@ def columns(mean, **others):
 
 NUMBERS = [[0.0, 1.0]] * 4
 TABLES = {
-    "'mean' must have no missing values, got null in row 1": columns([[0.0, 1.0], None, [0.0, 1.0], [0.0, 1.0]]),
+    "'mean' must have no missing values, got null in row 1": columns([NUMBERS[0], None, *NUMBERS[2:]]),
     "'mean' must have no missing values, got null in row 3": columns([*NUMBERS[1:], [0.0, None]]),
     "'mean' must have lists of one length, got 1 numbers in row 2 and 2 in row 0": columns(
         [*NUMBERS[2:], [0.0], [0.0, 1.0]]
@@ -266,11 +268,11 @@ def test_zarr_that_is_refused(tmp_path):
     metadata = json.loads((path / "var" / ".zarray").read_text())
     (path / "var" / ".zarray").write_text(json.dumps({**metadata, "compressor": {"id": "pickle"}}))
     (path / "var" / "0.0").write_bytes(pickle.dumps(Unpickled(trace)))
-    with pytest.raises(PosteriorFileError, match="x.zarr: .*var' is encoded by 'pickle', which is not read"):
+    with pytest.raises(PosteriorFileError, match=r"x.zarr: .*var' is encoded by 'pickle', which is not read"):
         find_shards([path])
     assert not trace.exists()
     (path / "var" / ".zarray").rename(path / "var" / ".zgroup")
-    with pytest.raises(PosteriorFileError, match="x.zarr: .*var' must be an array, got a group"):
+    with pytest.raises(PosteriorFileError, match=r"x.zarr: .*var' must be an array, got a group"):
         find_shards([path])
     (path / "var" / ".zgroup").write_text("{")
     (path / "var" / ".zgroup").rename(path / "var" / ".zarray")
@@ -287,7 +289,7 @@ def test_a_zarr_store_is_one_shard(tmp_path):
     assert [shard.name for shard in find_shards([*folder, tmp_path / "b.zarr" / "inner"])] == [
         *map(str, (tmp_path / "a.zarr", tmp_path / "b.zarr" / "inner", tmp_path / "c.npz"))
     ]
-    with pytest.raises(PosteriorFileError, match="b.zarr: .*inner"):
+    with pytest.raises(PosteriorFileError, match=r"b.zarr: .*inner"):
         find_shards([tmp_path])
     (tmp_path / "b.zarr").rename(tmp_path / "b")
     assert [shard.name for shard in find_shards([tmp_path])] == list(map(str, folder))
@@ -307,7 +309,7 @@ def test_a_store_that_was_changed_is_read_anew(tmp_path):
     next(reading)
     chunk.write_bytes(content)
     assert not results.has(find_shards([tmp_path / "x.zarr"])[0])
-    with pytest.raises(PosteriorFileError, match="x.zarr was changed while it was read"):
+    with pytest.raises(PosteriorFileError, match=r"x.zarr was changed while it was read"):
         list(reading)
 
 

@@ -109,7 +109,8 @@ def main() -> None:
         collapsed = (kl < 0.01).mean(0) >= 0.99
         assert report["latents"]["collapsed"] == collapsed.tolist()
         error = np.abs(np.asarray(report["latents"]["mean_kl"]) / kl.mean(0) - 1).max()
-        print(f"| {name} {version(name)} | {what} | {collapsed.sum()} of {len(collapsed)} | {error:.0e} |", flush=True)
+        dead = f"{collapsed.sum()} of {len(collapsed)}"
+        print(f"| {name} {version(name)} | {what} | {dead} | {error:.0e} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def _data_set(path: Path, file: Any, member: str) -> Any:
     if not isinstance(found, h5py.Dataset):
         kind = found.attrs.get("encoding-type", "group")
         raise ArrayFileError(
-            f"{where} must be an array, got a {kind}: replace it by .to_numpy() of a dataframe, or .toarray() "
-            "of a sparse matrix"
+            f"{where} must be an array, got a {kind}: replace it by .to_numpy() of a dataframe, or by "
+            ".toarray() of a sparse matrix"
         )
     how = found.id.get_create_plist()
     if how.get_external_count() or how.get_layout() == h5py.h5d.VIRTUAL:

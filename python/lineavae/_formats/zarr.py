@@ -66,8 +66,8 @@ def _open(path: Path, member: str) -> Any:
         raise ArrayFileError(str(error)) from error
     if not files or any(found.get("node_type", "array") != "array" for found in metadata):
         raise ArrayFileError(
-            f"{where} must be an array, got a group: replace it by .to_numpy() of a dataframe, or .toarray() "
-            "of a sparse matrix"
+            f"{where} must be an array, got a group: replace it by .to_numpy() of a dataframe, or by "
+            ".toarray() of a sparse matrix"
         )
     for name in _codecs(metadata):
         if name.removeprefix("numcodecs.") not in _CODECS:

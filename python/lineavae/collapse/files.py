@@ -371,7 +371,9 @@ _CONTENTS: dict[str, Callable[[Path, Keys], Contents]] = {
     ".feather": _contents_by("arrow"),
     ".zarr": _contents_by("zarr"),
 }
-_IN_FOLDERS = tuple(f"*{suffix}" for suffix in _CONTENTS if suffix not in (".npy", ".pt", ".pth", ".h5", ".hdf5"))
+_IN_FOLDERS = tuple(
+    f"*{suffix}" for suffix in _CONTENTS if suffix not in (".npy", ".pt", ".pth", ".h5", ".hdf5")
+)
 
 
 def _posterior_array(file: Path, key: str, array: StoredArray, event_dim: int | None) -> StoredArray:

@@ -33,9 +33,10 @@ class Keys(NamedTuple):
     """Names of the arrays of a shard: the mean's, and those of what tells the variance.
 
     None stands for the usual names: ``mean``, ``logvar``, ``std``, ``variance`` and ``log_std``, and where
-    these are missing others such as ``mu``, ``loc``, ``sigma``, ``scale``, ``var``, ``qz_m``, ``qz_v`` or
-    scvi-tools' ``scvi_latent_qzm``, if just one of them is there. If a spread is named, no other is looked for. If there are several, the first
-    in the order logvar, std, variance, log_std is taken.
+    these are missing others such as ``mu``, ``loc``, ``sigma``, ``scale``, ``var``, ``qz_m`` or ``qz_v``, if
+    just one of them is there. Those of scvi-tools' minified models, such as ``scvi_latent_qzm``, go before
+    ``X_latent_qzm``, and have their own variance. If a spread is named, no other is looked for. If there are
+    several, the first in the order logvar, std, variance, log_std is taken.
 
     Examples
     --------

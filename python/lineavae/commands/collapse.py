@@ -66,9 +66,9 @@ def collapse(
         list[Path],
         typer.Argument(
             metavar="FILES...",
-            help=".safetensors, .npz or .pt files, pairs of .npy files such as x_mean.npy and x_logvar.npy, "
-            "glob patterns, or folders of them; they may be larger than memory. Or a .json file of a "
-            "report that --json printed.",
+            help=".safetensors, .npz, .pt, .h5ad, .h5, .parquet, .arrow or .feather files, .zarr stores, "
+            "pairs of .npy files such as x_mean.npy and x_logvar.npy, glob patterns, or folders of them; "
+            "they may be larger than memory. Or a .json file of a report that --json printed.",
         ),
     ],
     compare_paths: Annotated[
@@ -92,7 +92,10 @@ def collapse(
         float, typer.Option(help="Confidence level of what is said of the population, below 1.")
     ] = LEVEL,
     mean_key: Annotated[
-        str | None, typer.Option(help="Name of the means; by default one of mean, mu, loc, qz_m, ...")
+        str | None,
+        typer.Option(
+            help="Name of the means, that in obsm of .h5ad files; by default one of mean, mu, loc, qz_m, ..."
+        ),
     ] = None,
     logvar_key: Annotated[
         str | None,
