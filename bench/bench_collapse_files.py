@@ -164,7 +164,8 @@ def test_formats(compare, setting, tmp_path, kind):
     (shard,) = find_shards([path])
 
     def contender(function):
-        return Contender(lambda _: function(), [torch.empty(1)], bytes=shard.num_bytes)
+        # a tensor larger than a cache, of which no copies are made
+        return Contender(lambda _: function(), [torch.empty(1 << 20)], bytes=shard.num_bytes)
 
     contenders = {
         "ours": contender(lambda: scan([shard], THRESHOLDS)),

@@ -20,9 +20,11 @@ def arrays(path: Path) -> Contents:
     """Describe the data sets; one whose bytes lie in the file as in memory is read without h5py."""
     h5py = require("h5py", "formats")
     with reading(path), h5py.File(path, "r") as file:
-        group = "obsm/" if "obsm" in file else ""
-        names = list(_object(path, file, group) if group else file)
-    return {name: partial(_describe, path, group + name) for name in names}
+        group = _object(path, file, "obsm") if "obsm" in file else file
+        if not isinstance(group, h5py.Group):
+            raise ArrayFileError(f"{path}: 'obsm' must be a group of arrays")
+        members = {name: f"{group.name}/{name}".lstrip("/") for name in group}
+    return {name: partial(_describe, path, member) for name, member in members.items()}
 
 
 def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
@@ -69,7 +71,7 @@ def _data_set(path: Path, file: Any, member: str) -> Any:
 def _object(path: Path, file: Any, member: str) -> Any:
     """Look up what a path of names leads to without following links, which may lead to other files."""
     found = file
-    for name in member.strip("/").split("/"):
+    for name in member.split("/"):
         if not isinstance(found.get(name, getlink=True), require("h5py", "formats").HardLink):
             raise ArrayFileError(f"{path}: {member!r} is a link, which is not followed")
         found = found[name]

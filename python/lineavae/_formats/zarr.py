@@ -37,7 +37,7 @@ def arrays(path: Path) -> Contents:
     with reading(path):
         group = "obsm" if (path / "obsm").is_dir() else "."
         names = sorted(folder.name for folder in (path / group).iterdir() if folder.is_dir())
-    return {name: partial(_describe, path, f"{group}/{name}") for name in names}
+    return {name: partial(_describe, path, str(Path(group, name))) for name in names}
 
 
 def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
