@@ -3,7 +3,7 @@
     python docs/update.py runs/latent-dimensions-quick forecast=other/deep-mnist-quick
 
 results.json has what the pages state, by experiment or by the name given; a test compares it with them and
-with the pictures. A run with a name leaves no pictures.
+with the pictures. A run with a name leaves only the picture whose name it begins with, under its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ for argument in sys.argv[1:]:
     directory = Path(path_of_run)
     results = load_results(directory)
     document = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    pictures = [] if name else sorted(directory.glob("*.png"))
-    for picture in pictures:
-        shutil.copyfile(picture, DOCS / picture.name)
+    taken = {
+        f"{name}.png" if name else picture.name: picture
+        for picture in sorted(directory.glob("*.png"))
+        if name.startswith(picture.stem) or not name
+    }
+    for picture, source in taken.items():
+        shutil.copyfile(source, DOCS / picture)
     documented[name or document["experiment"]] = {
         "experiment": document["experiment"],
         "checksum": document["checksum"],
         "data": results["data"],
         "config": results["config"],
-        "pictures": [picture.name for picture in pictures],
+        "pictures": list(taken),
         "quantities": {
             name: [entry["measured"], entry["spread"]] for name, entry in results["quantities"].items()
         },
