@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import lineavae
@@ -76,7 +78,7 @@ def test_version():
 
 
 def test_help_names_the_commands_and_an_example():
-    for command in ("diagnose", "collapse", "forecast", "sweep", "reproduce", "report"):
+    for command in COMMANDS:
         assert command in invoke("--help").stdout
     text = " ".join(invoke("reproduce", "--help").stdout.split())
     assert "Example: lineavae reproduce analytic-vs-stochastic --preset quick" in text
@@ -125,20 +127,58 @@ def test_only_reproduce_needs_the_native_module(tmp_path):
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("options", ["--help", "--version", "no-such-command", "reproduce --list"])
-def test_what_computes_nothing_imports_nothing_heavy(options):
+COMMANDS = ("diagnose", "collapse", "forecast", "sweep", "reproduce", "report")
+
+
+def modules_of(*arguments, **environment):
+    """What the command prints, and the modules that it loads."""
     code = f"""
 import atexit, sys
 atexit.register(lambda: print("loaded", *sys.modules))
-sys.argv = ["lineavae", *{options.split()}]
+sys.argv = ["lineavae", *{[str(argument) for argument in arguments]}]
 from lineavae.cli import main
 main()
 """
-    loaded = run_process("-c", code).stdout.rpartition("loaded")[2].split()
+    printed, _, loaded = run_process("-c", code, env=os.environ | environment).stdout.rpartition("loaded")
+    return printed, loaded.split()
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--help", "--version", "no-such-command", "reproduce --list", *(f"{name} -h" for name in COMMANDS)],
+)
+def test_what_computes_nothing_imports_nothing_heavy(options):
+    _, loaded = modules_of(*options.split())
     assert "lineavae.cli" in loaded
-    commands = [] if "reproduce" in options else ["lineavae.commands"]
+    commands = [] if " " in options else ["lineavae.commands"]
     for package in ("torch", "numpy", "scipy", "pandas", "matplotlib", "jinja2", "lineavae.ops", *commands):
         assert package not in loaded
+
+
+def test_a_shell_completes_options_without_torch():
+    words = {"COMP_WORDS": "lineavae collapse --ep", "COMP_CWORD": "2"}
+    printed, loaded = modules_of(_LINEAVAE_COMPLETE="complete_bash", **words)
+    assert printed.split() == ["--epsilon"]
+    assert "torch" not in loaded
+
+
+def test_collapse_imports_neither_metrics_nor_compilers(tmp_path):
+    np.savez(tmp_path / "posterior.npz", mean=np.ones((9, 2)), std=np.ones((9, 2)))
+    printed, loaded = modules_of("collapse", tmp_path / "posterior.npz")
+    assert "9 samples, 2 latents" in printed
+    for package in ("torchmetrics", "torch._dynamo", "sympy", "sklearn", "pandas", "matplotlib", "lightning"):
+        assert package not in loaded
+
+
+@pytest.mark.parametrize("columns", ["50", "120"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_whole_names_and_no_type_of_flags(command, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = invoke(command, "-h").stdout
+    assert text == invoke(command, "--help").stdout
+    for parameter in get_command(app).commands[command]._load().params:
+        assert parameter.param_type_name == "argument" or f" {max(parameter.opts, key=len)} " in text
+    assert not re.search(r"bool|…|\[/?bold\]", text, re.I)
 
 
 def test_list():

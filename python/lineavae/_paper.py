@@ -1,4 +1,4 @@
-"""The pair (ε, δ) at which the paper counts collapsed latents, section 6.2."""
+"""What a verdict is about by default: the pair (ε, δ) of the paper, section 6.2, and the confidence in it."""
 
 from __future__ import annotations
 
@@ -7,3 +7,6 @@ EPSILON = 0.01
 
 DELTA = 0.01
 """Fraction of the samples of which a collapsed latent may tell more."""
+
+LEVEL = 0.95
+"""Confidence in what the samples prove."""

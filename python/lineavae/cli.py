@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from lineavae import __version__
@@ -32,7 +34,32 @@ _COMMANDS = {
 }
 
 
-class _Command(TyperCommand):
+# Columns of a terminal below which a table of options would cut off their names.
+_WIDE = 80
+
+
+class _Help:
+    """A command whose help is plain text in a narrow terminal, and otherwise gives flags no type."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        command: Any = self
+        parameters = command.get_params(ctx)
+        if Console().width < _WIDE:
+            command.rich_markup_mode = None
+            for part in (command, *parameters):
+                part.help = part.help and Text.from_markup(part.help).plain
+            command.epilog = command.epilog and Text.from_markup(command.epilog).plain
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class _Command(_Help, TyperCommand):
+    pass
+
+
+class _LazyCommand(TyperCommand):
     """A command whose module is imported when it runs: to list the commands, torch is not loaded."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,14 +73,15 @@ class _Command(TyperCommand):
             typer.echo(f"lineavae: {error}", err=True)
             raise typer.Exit(1) from None
         alone = typer.Typer(add_completion=False, **_STYLE)
-        alone.command(self.name, help=self.help, epilog=module.EPILOG)(getattr(module, str(self.name)))
+        command = alone.command(self.name, cls=_Command, help=self.help, epilog=module.EPILOG)
+        command(getattr(module, str(self.name)))
         return typer.main.get_command(alone)
 
 
-class _Group(TyperGroup):
+class _Group(_Help, TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: _Command(name, help=text) for name, text in _COMMANDS.items()}
+        self.commands = {name: _LazyCommand(name, help=text) for name, text in _COMMANDS.items()}
 
 
 _STYLE: dict[str, Any] = {
@@ -66,7 +94,7 @@ app = typer.Typer(
     cls=_Group,
     help="Linear VAEs and posterior collapse: exact, fused C++/CUDA operators for PyTorch.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     **_STYLE,
 )
 

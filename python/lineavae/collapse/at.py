@@ -37,9 +37,6 @@ _Ints = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 
 
-LEVEL = 0.95  # confidence in what the samples prove
-
-
 class CollapseAt(Printed):
     """What a report says at one pair (ε, δ): verdicts, intervals, tables and figures.
 

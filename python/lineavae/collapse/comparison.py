@@ -13,11 +13,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lineavae._optional import require
-from lineavae._paper import DELTA, EPSILON
+from lineavae._paper import DELTA, EPSILON, LEVEL
 from lineavae._printing import Printed
 from lineavae.collapse import _document, _plots
 from lineavae.collapse._tables import ranges
-from lineavae.collapse.at import LEVEL, CollapseAt
+from lineavae.collapse.at import CollapseAt
 from lineavae.collapse.report import CollapseReport
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from lineavae._arguments import check_number
-from lineavae._paper import DELTA, EPSILON
+from lineavae._paper import DELTA, EPSILON, LEVEL
 from lineavae._printing import Printed
 from lineavae.collapse import _document, _plots
 from lineavae.collapse._counts import blocks, cumulate, frozen, num_allowed, strict, unstrict
 from lineavae.collapse._posterior import is_wider_than_prior
-from lineavae.collapse.at import LEVEL, CollapseAt
+from lineavae.collapse.at import CollapseAt
 from lineavae.collapse.verdicts import CollapseSurface, Interval
 from lineavae.ops import LatentStatistics, collapse_statistics, histogram_edges
 

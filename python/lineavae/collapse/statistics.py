@@ -10,14 +10,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lineavae._arguments import check_integer
-from lineavae._paper import EPSILON
 from lineavae._recomputation import recomputes
 from lineavae.collapse._posterior import Array, Posterior, as_posterior, check_latent_dim, warn_of_width
 from lineavae.collapse.report import CollapseReport
+from lineavae.collapse.verdicts import DEFAULT_THRESHOLDS
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 from lineavae.ops.collapse_statistics import count_checked
-
-DEFAULT_THRESHOLDS = (0.0, 0.001, EPSILON, 0.1, 1.0)
 
 _NAME = "CollapseStatistics"
 

@@ -7,8 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lineavae._paper import EPSILON
+
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
+
+DEFAULT_THRESHOLDS = (0.0, 0.001, EPSILON, 0.1, 1.0)  # nats, at which counts are exact
 
 NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from lineavae._io import check_writable
+from lineavae._loading import loading
 
 _WIDEST = 10_000
 
@@ -22,6 +23,16 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """End the command with one sentence on stderr."""
     typer.echo(f"lineavae: {' '.join(message.splitlines())}", err=True)
     raise typer.Exit(code)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what a command works with when it works: its options, and its help, do without torch."""
+    try:
+        with loading():
+            yield
+    except ImportError as error:  # the native module does not load, or a dependency is missing
+        fail(str(error), 1)
 
 
 def show(*parts: RenderableType, err: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lineavae import diagnostics
+from lineavae.commands._common import importing
 
 EPILOG = None
 
@@ -16,6 +16,8 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the diagnosis."""
+    with importing():
+        from lineavae import diagnostics
     diagnosis = diagnostics.diagnose()
     typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else str(diagnosis))
     raise typer.Exit(1 if diagnosis.native_error or diagnosis.problems else 0)

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from lineavae._io import finite
-from lineavae.commands._common import fail, show_json
-from lineavae.commands._moments import read_moments
-from lineavae.linear import forecast_collapse
+from lineavae.commands._common import fail, importing, show_json
 
 EPILOG = (
     "Example: [bold]lineavae forecast images.npy --latent-dim 200 --sigma2 1[/bold] tells how many of "
@@ -39,6 +37,9 @@ def forecast(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read the data and print the forecast."""
+    with importing():
+        from lineavae.commands._moments import read_moments
+        from lineavae.linear import forecast_collapse
     try:
         result = forecast_collapse(read_moments(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from lineavae._io import write_text
-from lineavae.commands._common import cannot_write, check_output, fail, show
-from lineavae.report import ReportError, read, to_html, to_markdown
+from lineavae.commands._common import cannot_write, check_output, fail, importing, show
 
 EPILOG = (
     "Example: [bold]lineavae report runs/* --out report.html[/bold] shows every run beside what the paper "
@@ -35,6 +34,8 @@ def report(
     ] = None,
 ) -> None:
     """Read the runs, and write what they found."""
+    with importing():
+        from lineavae.report import ReportError, read, to_html, to_markdown
     check_output("--out", out)
     if markdown is not None:
         check_output("--markdown", markdown)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import numpy as np
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -17,21 +15,20 @@ from rich.table import Column, Table
 
 from lineavae._io import atomic_path, finite
 from lineavae._paper import EPSILON
+from lineavae._sweep_settings import SETTINGS
 from lineavae.commands._common import (
     cannot_write,
     check_device,
     check_output,
     fail,
+    importing,
     processes,
     show,
     show_json,
 )
-from lineavae.commands._moments import read_moments
-from lineavae.data import DataError, Samples, load_digits, load_mnist5k
-from lineavae.data.images import Images
-from lineavae.linear import Moments, Sweep
-from lineavae.linear import sweep as train
-from lineavae.linear.grid import SETTINGS
+
+if TYPE_CHECKING:
+    from lineavae.linear import Moments, Sweep
 
 EPILOG = (
     "Example: [bold]lineavae sweep --data digits --axis latent_dim=16 --axis sigma2=1e-3:3:log:40 "
@@ -40,8 +37,6 @@ EPILOG = (
     + "; ".join(f"[bold]{name}[/bold], {setting.meaning}" for name, setting in SETTINGS.items())
     + "."
 )
-
-_EMBEDDED: dict[str, Callable[[], Images | Samples]] = {"digits": load_digits, "mnist5k": load_mnist5k}
 
 # Relative distance of βσ² from an eigenvalue within which training takes longer than it is given here.
 _CLOSE = 0.02
@@ -142,6 +137,12 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a model at each point of the grid, and say how many latents live."""
+    with importing():
+        import torch
+
+        from lineavae.data import DataError
+        from lineavae.linear import sweep as train
+
     if resume and out is None:
         fail("--resume: give the --out of the sweep that is to be continued")
     if out is not None and out.exists():
@@ -204,8 +205,16 @@ def sweep(
 
 
 def _read(data: str, key: str | None) -> Moments:
-    if data in _EMBEDDED:
-        return Moments.from_data(_EMBEDDED[data]().to_tensor(torch.float64))
+    import torch
+
+    from lineavae.commands._moments import read_moments
+    from lineavae.data import load_digits, load_mnist5k
+    from lineavae.linear import Moments
+
+    if data == "digits":
+        return Moments.from_data(load_digits().to_tensor(torch.float64))
+    if data == "mnist5k":
+        return Moments.from_data(load_mnist5k().to_tensor(torch.float64))
     return read_moments(Path(data), key)
 
 
@@ -236,6 +245,8 @@ def _parse_values(text: str, number: Callable[[Any], float]) -> Sequence[float]:
         if len(values) > _MOST_VALUES:
             raise ValueError
         return values
+    import numpy as np
+
     last, spacing, count = rest
     if spacing not in ("log", "lin") or int(count) > _MOST_VALUES:
         raise ValueError

@@ -13,45 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
+from lineavae._sweep_settings import SETTINGS, Setting
 
 CALLER = "sweep"
 
 _LARGEST = 2**63
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What may stand on an axis: its meaning, the numbers that it takes, and its value without an axis."""
-
-    meaning: str
-    default: float | None
-    minimum: int | None = None
-    bounds: Mapping[str, float] | None = None
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether its values are whole numbers."""
-        return self.minimum is not None
-
-    def check(self, name: str, value: Any) -> float:
-        """Give a value as a number of Python's."""
-        if self.minimum is not None:
-            whole = check_integer(CALLER, name, value, self.minimum)
-            if whole >= _LARGEST:
-                raise ValueError(f"{CALLER}: {name} must be below 2**63, got {whole}")
-            return whole
-        return check_number(CALLER, name, value, **(self.bounds or {}))
-
-
-SETTINGS = {
-    "sigma2": Setting("observation noise σ², fixed or initial", 1.0, bounds={"above": 0}),
-    "beta": Setting("weight β of the KL term", 1.0, bounds={"at_least": 0}),
-    "annealing_steps": Setting("steps over which β rises from 0, in a straight line", 0, 0),
-    "lr": Setting("step size", 1e-3, bounds={"above": 0}),
-    "init_scale": Setting("factor of the initial W and V", 1.0, bounds={"above": 0}),
-    "latent_dim": Setting("latents K", None, 1),
-    "seed": Setting("seed of the initial parameters", 0, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +89,10 @@ def read_grid(
     for name, values in given:
         setting = SETTINGS[name]
         if lengths[name] is None:
-            fixed[name] = setting.check(name, _number(values))
+            fixed[name] = _check(setting, name, _number(values))
             continue
         fixed.pop(name)
-        checked = [setting.check(name, _number(value)) for value in values]
+        checked = [_check(setting, name, _number(value)) for value in values]
         axes[name] = np.array(checked, np.int64 if setting.is_integer else np.float64)
         if len(set(checked)) < len(checked):
             twice = next(value for value in checked if checked.count(value) > 1)
@@ -157,3 +123,13 @@ def _length(name: str, values: Any) -> int | None:
 def _number(value: Any) -> Any:
     """Give an entry of an array, or a tensor of one number, as Python's."""
     return value.item() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+
+
+def _check(setting: Setting, name: str, value: Any) -> float:
+    """Give a value of a setting as a number of Python's."""
+    if setting.minimum is not None:
+        whole = check_integer(CALLER, name, value, setting.minimum)
+        if whole >= _LARGEST:
+            raise ValueError(f"{CALLER}: {name} must be below 2**63, got {whole}")
+        return whole
+    return check_number(CALLER, name, value, **(setting.bounds or {}))

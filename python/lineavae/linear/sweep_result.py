@@ -14,9 +14,9 @@ import torch
 
 from lineavae._arguments import check_number
 from lineavae._optional import require
+from lineavae._sweep_settings import SETTINGS
 from lineavae._tensor_file import read_tensors, write_tensors
 from lineavae.linear import sweep_plot
-from lineavae.linear.grid import SETTINGS
 from lineavae.linear.parameters import LinearParameters
 from lineavae.linear.vae import LinearVAE
 from lineavae.reference.linear_vae_ascent import num_parameters, split_parameters

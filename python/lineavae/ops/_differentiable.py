@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
+from lineavae._dynamo import allow_in_graph
 from lineavae.ops._dispatch import without_autocast
 
 _library = torch.library.Library("lineavae", "IMPL")
@@ -143,7 +144,7 @@ def differentiable(
             first, *others = (a + b for a, b in zip(linear, curved, strict=True))
             return first if ctx.has_first else None, *others
 
-    @torch.compiler.allow_in_graph
+    @allow_in_graph
     class Forward(Operator):
         generate_vmap_rule = True
         forward = staticmethod(values)

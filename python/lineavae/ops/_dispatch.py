@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import torch
 
 from lineavae import _ext
+from lineavae._dynamo import assume_constant_result, tell_dynamo
 
 _T = TypeVar("_T")
 
 
-@torch.compiler.assume_constant_result  # torch before 2.12 cannot trace it
+@assume_constant_result  # torch before 2.12 cannot trace it
 def has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
@@ -27,9 +28,13 @@ def without_autocast(function: Callable[..., _T], *args: Any) -> _T:
         return function(*args)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def has_native(op: str, device: torch.device) -> bool:
-    """Whether the op has a native kernel on this device; where not, say once that the reference runs."""
+    """Whether the op has a native kernel on this device; where not, say once that the reference runs.
+
+    Every operator asks this before it calls what Dynamo is not to trace.
+    """
+    tell_dynamo()
     if _ext.has_kernel(op, device.type):
         return True
     _warn_reference(op, device.type)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lineavae import _ext, reference
 from lineavae._arguments import check_integer, check_number
+from lineavae._dynamo import allow_in_graph
 from lineavae.ops._differentiable import Operator
 from lineavae.ops._dispatch import has_native
 from lineavae.ops._tensors import widen
@@ -152,7 +153,7 @@ def _check_thresholds(thresholds: Sequence[float] | Tensor, device: torch.device
     return checked
 
 
-@torch.compiler.allow_in_graph
+@allow_in_graph
 class _CollapseStatistics(Operator):
     @staticmethod
     def forward(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lineavae import _ext, reference
+from lineavae._dynamo import allow_in_graph
 from lineavae.ops._differentiable import Operator, differentiable, raw, refuse_autograd, register_autograd
 from lineavae.ops._dispatch import has_native
 from lineavae.ops._models import broadcast_models, flatten_models, flatten_shared, sum_over_shared
@@ -191,7 +192,7 @@ _GaussianLogLikelihood = differentiable(
 )
 
 
-@torch.compiler.allow_in_graph
+@allow_in_graph
 class _GaussianLogLikelihoodMean(Operator):
     """Its gradients are outputs too: differentiating them comes back to this backward, which raises."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lineavae._dynamo import allow_in_graph
+
 _P = ParamSpec("_P")
 
 
@@ -49,7 +51,7 @@ def standardize(residual: Tensor, log_sigma2: Tensor) -> Tensor:
     return scaled
 
 
-@torch.compiler.allow_in_graph  # Dynamo does not trace a Function with a jvp
+@allow_in_graph  # Dynamo does not trace a Function with a jvp
 class _Standardize(Function):
     generate_vmap_rule = True
 
