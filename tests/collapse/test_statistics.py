@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 import warnings
@@ -14,12 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
-from torch.distributions import Independent, Laplace, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, Laplace, Normal, kl_divergence
 from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 
 from lineavae.collapse import CollapseReport, CollapseStatistics, WidePosteriorWarning, mutual_information
-from lineavae.ops import collapse_statistics, gaussian_kl_per_dimension
+from lineavae.ops import collapse_statistics, gaussian_kl_per_dimension, histogram_edges
 
 THRESHOLDS = (0.0, 0.01, 0.5)
 
@@ -270,6 +271,124 @@ class TestForms:
         np.testing.assert_allclose(metric.compute().mean_kl, expected, rtol=1e-12)
         with pytest.raises(ValueError, match="event_dim must be that of the distribution, 2, got 3"):
             metric.update(Independent(Normal(mean, 1.0), 2), event_dim=3)
+
+
+class TestKL:
+    """KL values of any posterior, against counts of all of them in float64."""
+
+    @pytest.mark.parametrize("sizes", [[300], [1, 0, 299], [100] * 3])
+    def test_is_all_that_a_gaussian_one_has_of_its_kl(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], sizes: list[int]
+    ) -> None:
+        kl = gaussian_kl_per_dimension(*posterior)
+        kl[3, 2] = torch.inf
+        for part in kl.split(sizes):
+            metric.update_kl(part)
+        report, values = metric.compute(), kl.double().numpy()
+        known = [column[~np.isnan(column)] for column in values.T]
+        np.testing.assert_array_equal(
+            report.counts, [[(column < max(t, 5e-324)).sum() for t in THRESHOLDS] for column in known]
+        )
+        edges = histogram_edges().numpy()
+        np.testing.assert_array_equal(
+            report.histogram, [np.histogram(np.minimum(column, 1e9), edges)[0] for column in known]
+        )
+        np.testing.assert_allclose(report.mean_kl, [column.mean() for column in known], rtol=1e-12)
+        finite = [column for column in known if np.isfinite(column).all()]
+        some = np.isfinite(report.kl_variance)
+        np.testing.assert_allclose(report.kl_variance[some], [c.var() for c in finite], rtol=1e-12)
+        np.testing.assert_array_equal(report.max_kl, [column.max() for column in known])
+        assert (report.nan.tolist(), report.infinite.tolist()) == ([0, 1, 0, 0, 0], [0, 0, 1, 0, 0])
+
+    def test_other_latents(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(200, 3, 4, generator=generator, dtype=torch.float64) * torch.tensor(
+            [3, 0.3, 0.1, 0]
+        )
+        for posterior, prior in (
+            (Bernoulli(logits=logits), Bernoulli(torch.tensor(0.5).double())),
+            (Categorical(logits=logits.mT), Categorical(torch.ones(3).double())),
+        ):
+            kl = kl_divergence(posterior, prior).reshape(200, -1)
+            metric = CollapseStatistics(kl.shape[1])
+            metric.update_kl(kl.unflatten(1, (-1, 2)).numpy(), event_dim=2)
+            at = metric.compute().at(0.01, 0.05)
+            np.testing.assert_array_equal(at.collapsed, (kl < 0.01).double().mean(0) >= 0.95)
+            exact = kl.sort(0).values[200 - 10 - 1].numpy()
+            assert (at.critical_epsilon.lower <= exact).all()
+            assert (exact <= at.critical_epsilon.upper).all()
+
+    @pytest.mark.filterwarnings("ignore:CollapseStatistics. the mean KL:RuntimeWarning")
+    def test_estimates_below_zero_count_as_zero_but_in_the_mean(self) -> None:
+        metric = CollapseStatistics(2, THRESHOLDS)
+        kl = torch.tensor([[-0.3, 0.2], [0.1, -torch.inf], [0.0, torch.nan]], dtype=torch.float64)
+        metric.update_kl(kl)
+        report = metric.compute()
+        np.testing.assert_array_equal(report.counts, [[2, 2, 3], [0, 0, 1]])
+        np.testing.assert_allclose(report.mean_kl, [-0.2 / 3, 0.2])
+        np.testing.assert_allclose(report.kl_variance, [kl[:, 0].var(correction=0), 0], atol=1e-15)
+        assert (report.min_kl[0], report.nan.tolist()) == (0, [0, 2])
+
+    def test_a_mean_below_zero_warns(self, metric: CollapseStatistics) -> None:
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(400, 5, generator=generator) * 0.3 + 0.1
+        estimate = Normal(0.1, 0.3).log_prob(z) - Normal(0.0, 1.0).log_prob(z)
+        metric.update_kl(estimate)  # some of which are below zero
+        metric.compute()
+        metric.reset()
+        metric.update_kl(torch.cat([estimate[:, :3], -estimate[:, 3:]], 1))
+        with pytest.warns(RuntimeWarning, match="mean KL of latents 3-4 is below zero") as caught:
+            metric.compute()
+        assert caught[0].filename == __file__
+
+    @pytest.mark.parametrize("both", [False, True])
+    def test_what_needs_moments_says_so(
+        self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], both: bool
+    ) -> None:
+        metric.update_kl(gaussian_kl_per_dimension(*posterior))
+        if both:
+            metric.update(*posterior)
+            metric.update_kl(torch.empty(0, 5))
+        report = metric.compute()
+        assert report.num_samples == 300 * (1 + both)
+        assert not report.has_moments
+        assert not report.is_wider_than_prior
+        for array in (report.mean_of_mean, report.variance_of_mean, report.variance_of_variance):
+            assert np.isnan(array).all()
+        for method in ("active_units", "num_active", "classification"):
+            with pytest.raises(ValueError, match=r"means and variances .* must be known.*update_kl"):
+                getattr(report, method)()
+        assert "active units, variables     unknown: KL values were given alone" in str(report)
+        at = report.at()
+        document = json.loads(at.to_json())
+        assert (document["num_active"], document["latents"]["active"]) == (None, [None] * 5)
+        assert at.to_dataframe()["classification"].isna().all()
+        if both:  # all that is of the KL is that of both
+            np.testing.assert_array_equal(report.counts, 2 * whole_report(*posterior).counts)
+
+    def test_follows_computes(self, metric: CollapseStatistics) -> None:
+        for number in (1, 2):
+            metric.update_kl(torch.zeros(7, 5))
+            assert metric.compute().num_samples == 7 * number
+
+    @pytest.mark.parametrize(
+        ("kl", "error", "message"),
+        [
+            (torch.zeros(4), ValueError, r"kl must have shape \(N, K\).* got \(4,\)"),
+            (torch.zeros(4, 5, 2), ValueError, "kl has shape .* event_dim must say .* event_dim=2"),
+            (torch.zeros(4, 3), ValueError, "kl must have K=5"),
+            (torch.zeros(4, 5, dtype=torch.int64), TypeError, "kl must be float64"),
+            (torch.zeros(4, 5, device="meta"), ValueError, "kl must be on the metric's device"),
+            ([[0.0] * 5], TypeError, "kl must be a tensor or an array, got list"),
+        ],
+    )
+    def test_errors_change_nothing(
+        self, metric: CollapseStatistics, kl: Any, error: type[Exception], message: str
+    ) -> None:
+        before = states(metric)
+        with pytest.raises(error, match=f"CollapseStatistics.update_kl: {message}"):
+            metric.update_kl(kl)
+        assert_equal_states(before, states(metric))
 
 
 class TestWidth:

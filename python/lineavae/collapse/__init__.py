@@ -18,10 +18,12 @@ from lineavae.collapse.verdicts import CriticalGap
 from lineavae.collapse.writer import PosteriorWriter
 
 if TYPE_CHECKING:
+    from lineavae.collapse.metrics import ActiveUnits, CollapsedFraction, MeanKL
     from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor
     from lineavae.collapse.statistics import CollapseStatistics
 
 __all__ = [
+    "ActiveUnits",
     "Change",
     "CollapseAt",
     "CollapseCheck",
@@ -29,8 +31,10 @@ __all__ = [
     "CollapseMonitor",
     "CollapseReport",
     "CollapseStatistics",
+    "CollapsedFraction",
     "CriticalGap",
     "InformationBoundWarning",
+    "MeanKL",
     "MutualInformation",
     "PosteriorWriter",
     "WidePosteriorWarning",
@@ -39,7 +43,14 @@ __all__ = [
 ]
 
 # Metrics, by module: torchmetrics takes as long to import as torch, and is imported for these alone.
-_METRICS = {"CollapseCheck": "monitor", "CollapseMonitor": "monitor", "CollapseStatistics": "statistics"}
+_METRICS = {
+    "ActiveUnits": "metrics",
+    "CollapseCheck": "monitor",
+    "CollapseMonitor": "monitor",
+    "CollapseStatistics": "statistics",
+    "CollapsedFraction": "metrics",
+    "MeanKL": "metrics",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -84,7 +84,7 @@ def write(at: CollapseAt) -> dict[str, Any]:
         "num_collapsed": int(at.verdict.collapsed.sum()),
         "num_undecided": int((~at.verdict.decided).sum()),
         "num_live": None if live is None else int(live.sum()),
-        "num_active": report.num_active(),
+        "num_active": report.num_active() if report.has_moments else None,
         "num_infinite": int((report.infinite > 0).sum()),
         "num_nan": int((report.nan > 0).sum()),
         "is_wider_than_prior": report.is_wider_than_prior,

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from lineavae._arguments import check_integer, check_whole
 from lineavae.collapse.names import Keys, Spread
-from lineavae.ops._tensors import check_posterior, one_dtype
+from lineavae.ops._tensors import check_posterior, check_tensors, one_dtype
 
 # A tensor, or an array of NumPy or of any library that speaks DLPack or `__array__`.
 Array: TypeAlias = Any
@@ -75,10 +75,29 @@ def as_posterior(
     return means.to(dtype), logvars.to(dtype)
 
 
-def check_latent_dim(caller: str, mean: Tensor, latent_dim: int) -> None:
+def as_rows(
+    caller: str, name: str, array: Array, event_dim: int | None, device: torch.device | None = None
+) -> Tensor:
+    """Give numbers of each latent of each sample, (N, K), detached; errors are those of `as_posterior`."""
+    (values,) = check_tensors(caller, False, **{name: _as_tensor(caller, name, array, device)})
+    if event_dim is not None:
+        event_dim = check_integer(caller, "event_dim", event_dim, 0)
+    elif values.ndim < 2:
+        raise ValueError(
+            f"{caller}: {name} must have shape (N, K), a number for each latent, got {tuple(values.shape)}"
+        )
+    try:
+        return values.detach().reshape(fold(values.shape, event_dim))
+    except ValueError as error:
+        raise ValueError(f"{caller}: {name} {error}") from None
+
+
+def check_latent_dim(caller: str, mean: Tensor, latent_dim: int, name: str = "mean") -> None:
     """Check that posterior means (N, K) are of as many latents as those before."""
     if mean.shape[1] != latent_dim:
-        raise ValueError(f"{caller}: mean must have K={latent_dim} latents, got (N, K) = {tuple(mean.shape)}")
+        raise ValueError(
+            f"{caller}: {name} must have K={latent_dim} latents, got (N, K) = {tuple(mean.shape)}"
+        )
 
 
 def log_variance(kind: Spread, spread: Tensor, first_row: int = 0) -> Tensor:
@@ -165,9 +184,10 @@ WIDE = (
 )
 
 
-def warn_of_width(caller: str) -> None:
+def warn_of_width(caller: str, stacklevel: int = 4) -> None:
     """Warn that posteriors are wider than the prior, in the name of the function that was called."""
-    warnings.warn(f"{caller}: {WIDE} Pass them as variance= or std=", WidePosteriorWarning, stacklevel=4)
+    text = f"{caller}: {WIDE} Pass them as variance= or std="
+    warnings.warn(text, WidePosteriorWarning, stacklevel=stacklevel)
 
 
 def _parts_of(

@@ -85,9 +85,12 @@ class Summary:
         )
         yield "live latents", _live(at._live, at.critical_gap)
         yield "largest gap of critical ε", gap_in_words(at.critical_gap)
-        yield "active units", f"{report.num_active()}, variance of the posterior mean >= 0.01"
-        names, kinds = ("passive", "mixed", "active"), report.classification()
-        yield "variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names)
+        if report.has_moments:
+            yield "active units", f"{report.num_active()}, variance of the posterior mean >= 0.01"
+            names, kinds = ("passive", "mixed", "active"), report.classification()
+            yield "variables", ", ".join(f"{(kinds == name).sum()} {name}" for name in names)
+        else:
+            yield "active units, variables", "unknown: KL values were given alone"
         unknown = np.isnan(report.mean_kl)
         total = f"{report.mean_kl.sum():.5g} nats, sum over latents"
         yield "mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total
@@ -105,13 +108,13 @@ class Summary:
         return (
             "yes" if verdict.collapsed[latent] else "no" if verdict.decided[latent] else "open",
             _SHORT[test[latent]],
-            "yes" if active[latent] else "no",
-            kinds[latent],
+            "unknown" if active[latent] is None else "yes" if active[latent] else "no",
+            kinds[latent] or "unknown",
         )
 
     @cached_property
     def _tests(self) -> tuple[NDArray[Any], ...]:
-        return self.at.collapse_test(), self.at.report.active_units(), self.at.report.classification()
+        return self.at.collapse_test(), *self.at._kinds
 
     def ends(self, max_latents: int | None) -> tuple[list[int], list[int]]:
         """Give the latents of smallest and those of largest critical ε, if some are left out."""

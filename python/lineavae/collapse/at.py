@@ -236,12 +236,13 @@ class CollapseAt(Printed):
     def to_dict(self) -> dict[str, Any]:
         """Give the report as one document of numbers, strings, lists and dicts, which is strict JSON.
 
-        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts are ``None``; numbers that
-        are not finite are ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``, which ``float`` reads. ``"gap"`` is
-        :attr:`critical_gap`, ``"num_live"`` the number of :meth:`live_latents`, ``None`` if no gap is clear.
-        ``"histogram"`` has the ``"edges"`` in nats of those bins of `lineavae.ops.histogram_edges` that any
-        latent has a sample in, and for each latent its ``"counts"``, from the first bin with a sample to the
-        last, and the number of that bin, ``"first"``. `CollapseReport.load` reads the document from a file.
+        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and what KL values alone
+        do not tell, are ``None``; numbers that are not finite are ``"Infinity"``, ``"-Infinity"`` and
+        ``"NaN"``, which ``float`` reads. ``"gap"`` is :attr:`critical_gap`, ``"num_live"`` the number of
+        :meth:`live_latents`, ``None`` if no gap is clear. ``"histogram"`` has the ``"edges"`` in nats of
+        those bins of `lineavae.ops.histogram_edges` that any latent has a sample in, and for each latent its
+        ``"counts"``, from the first bin with a sample to the last, and the number of that bin, ``"first"``.
+        `CollapseReport.load` reads the document from a file.
         """
         return _document.write(self)
 
@@ -293,6 +294,14 @@ class CollapseAt(Printed):
         low, high = self.report._count_below(np.array([self.epsilon]))
         return low[:, 0], high[:, 0]
 
+    @property
+    def _kinds(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Whether each latent is active, and its classification: None where moments are not known."""
+        if self.report.has_moments:
+            return self.report.active_units(), self.report.classification()
+        unknown = np.full(self.report.latent_dim, None)
+        return unknown, unknown
+
     def columns(self) -> dict[str, list[Any]]:
         """Give the columns of :meth:`to_dataframe`, a value per latent."""
         report, critical = self.report, self.critical_epsilon
@@ -308,8 +317,7 @@ class CollapseAt(Printed):
             "critical_epsilon": critical.estimate,
             "critical_epsilon_lower": critical.lower,
             "critical_epsilon_upper": critical.upper,
-            "active": report.active_units(),
-            "classification": report.classification(),
+            **dict(zip(("active", "classification"), self._kinds, strict=True)),
             **{name: getattr(report, name) for name in _document.MOMENTS},
             "infinite": report.infinite,
             "nan": report.nan,

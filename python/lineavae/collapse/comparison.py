@@ -128,10 +128,11 @@ class CollapseComparison(Printed):
     def to_dataframe(self) -> DataFrame:
         """Give a pandas DataFrame with one row per model; needs pandas.
 
-        ``"num_live"`` is missing where no gap of critical ε is clear; ``"mean_kl"`` is the sum over latents.
+        ``"num_live"`` is missing where no gap of critical ε is clear, ``"num_active"`` where KL values were
+        given alone; ``"mean_kl"`` is the sum over latents.
         """
         frame: DataFrame = require("pandas", "dataframe").DataFrame(self.columns())
-        return frame.set_index("model").astype({"num_live": "Int64"})
+        return frame.set_index("model").astype({"num_live": "Int64", "num_active": "Int64"})
 
     def columns(self) -> dict[str, list[Any]]:
         """Give the columns of the table by model."""
@@ -143,7 +144,7 @@ class CollapseComparison(Printed):
             "num_collapsed": [int(at.verdict.collapsed.sum()) for at in models],
             "num_undecided": [int((~at.verdict.decided).sum()) for at in models],
             "num_live": [None if at._live is None else int(at._live.sum()) for at in models],
-            "num_active": [at.report.num_active() for at in models],
+            "num_active": [at.report.num_active() if at.report.has_moments else None for at in models],
             "mean_kl": [float(at.report.mean_kl.sum()) for at in models],
         }
 

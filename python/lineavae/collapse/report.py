@@ -74,6 +74,9 @@ class CollapseReport(Printed):
     mean_kl, kl_variance, min_kl, max_kl : ndarray
         Mean, variance, minimum and maximum of the KL in nats, (K,), float64. These and all below are of the
         N_j samples whose KL is not NaN.
+    has_moments : bool
+        Whether the moments below are known: not where KL values were given alone, by
+        `CollapseStatistics.update_kl`. They are NaN then, and what needs them raises a ValueError.
     mean_of_mean, variance_of_mean : ndarray
         Mean and variance of the posterior mean over the samples, (K,), float64. The variance is the
         active-unit statistic Var_x(E_q[z_j]).
@@ -137,6 +140,7 @@ class CollapseReport(Printed):
         )
         known = histogram.sum(-1)
         means, squares = moments[:, 1::2].T, moments[:, 2::2].T / np.maximum(known, 1)
+        squares[1:, np.isnan(means[2])] = np.nan  # of posteriors that are not known
         columns = (means[0], squares[0], minimum, maximum, means[1], squares[1], means[2], squares[2])
         some = {
             name: np.where(known > 0, column, np.nan)
@@ -158,6 +162,7 @@ class CollapseReport(Printed):
         self.num_samples, self.latent_dim = int(num_samples[0]), len(nan)
         for name, column in moments.items():
             setattr(self, name, frozen(column))
+        self.has_moments = not np.isnan(self.mean_variance[self._known > 0]).any()
         self._knots, self._below = cumulate(histogram, infinite, counts, self.thresholds)
 
     def save(self, path: str | Path) -> None:
@@ -243,6 +248,7 @@ class CollapseReport(Printed):
         The variance is that of the means as they were given: float32 near 10⁷ has steps of 1, and whatever
         varies by less has a variance of 0, or of up to 1/4, there.
         """
+        self._check_moments("active_units")
         return self.variance_of_mean >= check_number(
             "CollapseReport.active_units", "threshold", threshold, at_least=0
         )
@@ -292,6 +298,7 @@ class CollapseReport(Printed):
         caller = "CollapseReport.classification"
         var_threshold = check_number(caller, "var_threshold", var_threshold, at_least=0)
         mean_error_range = check_number(caller, "mean_error_range", mean_error_range, at_least=0, below=0.5)
+        self._check_moments("classification")
         steady = self.variance_of_variance < var_threshold
         return np.select(
             [
@@ -302,6 +309,13 @@ class CollapseReport(Printed):
             ["undefined", "passive", "active"],
             "mixed",
         )
+
+    def _check_moments(self, method: str) -> None:
+        if not self.has_moments:
+            raise ValueError(
+                f"{_NAME}.{method}: means and variances of the posteriors must be known, but KL values were "
+                "given alone (update_kl)"
+            )
 
     def _order_statistic(self, rank: _Ints) -> Interval:
         """Give bounds of the KL of each latent that is number ``rank``, (K,), of those that are not NaN.

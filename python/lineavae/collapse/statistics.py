@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lineavae._arguments import check_integer
 from lineavae._recomputation import recomputes
-from lineavae.collapse._posterior import Array, Posterior, as_posterior, check_latent_dim, warn_of_width
+from lineavae.collapse._posterior import (
+    Array,
+    Posterior,
+    as_posterior,
+    as_rows,
+    check_latent_dim,
+    warn_of_width,
+)
+from lineavae.collapse._tables import ranges
 from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.verdicts import DEFAULT_THRESHOLDS
 from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 from lineavae.ops.collapse_statistics import count_checked
+from lineavae.reference.collapse_statistics import latent_statistics
 
-_NAME = "CollapseStatistics"
 
+class PosteriorMetric(Metric):
+    """A metric of posteriors, whose state is the statistics of the KL of each latent, for any subclass.
 
-class CollapseStatistics(Metric):
-    """Statistics of the KL of each latent over all batches and processes, which give a `CollapseReport`.
-
-    Counters are int64 and moments float64 whatever the dtype of the data and of the model around it, on the
-    device of the metric. The counts, and with them every verdict, are the same for any batches, order and
-    number of processes.
-
-    Parameters
-    ----------
-    latent_dim
-        Number of latents K.
-    thresholds
-        Thresholds ε in nats at which counts are exact, at most 64; the cost hardly depends on their number.
-    **kwargs
-        Those of ``torchmetrics.Metric``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from lineavae.collapse import CollapseStatistics
-    >>> statistics = CollapseStatistics(latent_dim=3)
-    >>> for _ in range(10):
-    ...     mean = torch.randn(100, 3) * torch.tensor([1.0, 0.3, 1e-3])
-    ...     statistics.update(mean, torch.zeros(100, 3))
-    >>> report = statistics.compute()
-    >>> report
-    CollapseReport(num_samples=1000, latent_dim=3)
-    >>> report.at(epsilon=0.01, delta=0.01).collapsed
-    array([False, False,  True])
+    Metrics of the same latents and thresholds in one ``MetricCollection`` share it.
     """
 
     is_differentiable = False
@@ -68,7 +52,7 @@ class CollapseStatistics(Metric):
         self, latent_dim: int, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.latent_dim = check_integer(_NAME, "latent_dim", latent_dim, 1)
+        self.latent_dim = check_integer(self._name, "latent_dim", latent_dim, 1)
         values = list(thresholds)
         # of no rows: the neutral elements of every reduction, once the op has checked the thresholds
         empty = torch.empty(0, self.latent_dim)
@@ -132,38 +116,59 @@ class CollapseStatistics(Metric):
         >>> statistics.compute().mean_kl.round(4)
         array([0.    , 0.3181])
         """
-        means, logvars = as_posterior(_NAME, mean, logvar, variance, std, event_dim, self.device)
-        check_latent_dim(_NAME, means, self.latent_dim)
-        if means.device != self.device:
-            raise ValueError(
-                f"{_NAME}: mean must be on the metric's device, {self.device}, got {means.device}; "
-                "its .to(device) moves the metric"
-            )
+        means, logvars = as_posterior(self._name, mean, logvar, variance, std, event_dim, self.device)
+        self._check(self._name, "mean", means)
+        if not recomputes():
+            self._add(count_checked(means, logvars, self.thresholds))
+
+    def update_kl(self, kl: Array, *, event_dim: int | None = None) -> None:
+        """Add the KL values of posteriors that are not diagonal Gaussians, or of another prior.
+
+        Everything about the KL is then known: counts, critical ε, mean. Active units and the classification,
+        which are about the posteriors' means and variances, are not, even if other batches came by `update`.
+
+        Parameters
+        ----------
+        kl
+            KL of each latent of each sample in nats, (N, K), as `update` takes means: of a flow, a mixture,
+            a Bernoulli or categorical latent, in closed form or estimated. Where it is a mean over few draws
+            of log q(z|x) - log p(z) it may be negative, and then counts as zero, but in mean and variance of
+            the KL. One draw near the prior deviates by √(2 KL), 0.14 at 0.01 nats: average over as many draws
+            as ε asks for. NaN and minus infinity are unknown.
+        event_dim
+            As that of `update`.
+
+        Raises
+        ------
+        TypeError
+            kl is no array, or not of floating numbers.
+        ValueError
+            Its shape or device does not fit. The metric is then as it was.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch.distributions import Bernoulli, kl_divergence
+        >>> from lineavae.collapse import CollapseStatistics
+        >>> posterior = Bernoulli(torch.tensor([[0.5, 0.9], [0.51, 0.2], [0.5, 0.4]]))
+        >>> statistics = CollapseStatistics(latent_dim=2)
+        >>> statistics.update_kl(kl_divergence(posterior, Bernoulli(torch.tensor(0.5))))
+        >>> statistics.compute().at(epsilon=0.01).collapsed
+        array([ True, False])
+        """
+        caller = f"{self._name}.update_kl"
+        values = as_rows(caller, "kl", kl, event_dim, self.device)
+        self._check(caller, "kl", values)
         if recomputes():
             return
-        batch = count_checked(means, logvars, self.thresholds)
-        self.counts = self.counts + batch.counts
-        self.histogram = self.histogram + batch.histogram
-        self.moments = merge_moments(torch.stack([self.moments, batch.moments]))
-        self.minimum = torch.minimum(self.minimum, batch.minimum)
-        self.maximum = torch.maximum(self.maximum, batch.maximum)
-        self.infinite = self.infinite + batch.infinite
-        self.nan = self.nan + batch.nan
-
-    def compute(self) -> CollapseReport:
-        """Give the report of all that was added, in all processes.
-
-        Warns
-        -----
-        WidePosteriorWarning
-            The log-variances look like variances or standard deviations, see
-            `CollapseReport.is_wider_than_prior`.
-        """
-        statistics = LatentStatistics(*(getattr(self, name) for name in LatentStatistics._fields))
-        report = CollapseReport(statistics, self.thresholds)
-        if report.is_wider_than_prior:
-            warn_of_width(_NAME)
-        return report
+        values = values.double()
+        known = values.where(values > -torch.inf, torch.nan)
+        batch = latent_statistics(known.clamp(min=0), [known], self.thresholds)
+        of_others = torch.where(batch.moments[:, :1] > 0, torch.nan, 0.0).expand(-1, 4)
+        self._add(batch._replace(moments=torch.cat([batch.moments, of_others], 1)))
+        # what torchmetrics does around `update`
+        self._computed = None
+        self._update_count += 1
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add what another metric, or a dict of its states, holds.
@@ -175,17 +180,17 @@ class CollapseStatistics(Metric):
         """
         states = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if isinstance(states, dict) and (mismatch := self._mismatch(states)):
-            raise ValueError(f"{_NAME}.merge_state: {mismatch}")
+            raise ValueError(f"{self._name}.merge_state: {mismatch}")
         super().merge_state(incoming_state)
         # torchmetrics leaves both as they were: compute would warn, or give the report of before
         self._computed = None
         self._update_count += 1
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> CollapseStatistics:
+    def set_dtype(self, dst_type: str | torch.dtype) -> PosteriorMetric:
         """Refuse: the counters are int64 and the moments float64 whatever the dtype of the data."""
-        raise TypeError(f"{_NAME}.set_dtype: counters stay int64 and moments float64, got {dst_type}")
+        raise TypeError(f"{self._name}.set_dtype: counters stay int64 and moments float64, got {dst_type}")
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> CollapseStatistics:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> PosteriorMetric:
         # `model.to(torch.bfloat16)` reaches the metrics in the model: it may move them, not cast them
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0)).device)
@@ -212,12 +217,54 @@ class CollapseStatistics(Metric):
             missing_keys += missing if strict else []
             return
         if mismatch := self._mismatch(states):
-            error_msgs.append(f"{_NAME}: {mismatch}")
+            error_msgs.append(f"{self._name}: {mismatch}")
             return
         for name, state in states.items():
             setattr(self, name, state.to(self.device))
         self._computed = None
         self._update_count = int((self.moments[:, 0].sum() + self.nan.sum()) > 0)
+
+    def _report(self) -> CollapseReport:
+        """Give the report of all that was added, with warnings of what it cannot be."""
+        statistics = LatentStatistics(*(getattr(self, name) for name in LatentStatistics._fields))
+        report = CollapseReport(statistics, self.thresholds)
+        if report.is_wider_than_prior:
+            warn_of_width(self._name, stacklevel=5)
+        error = np.sqrt(report.kl_variance / max(report.num_samples, 1))
+        negative = report.mean_kl < -6 * error
+        if negative.any():
+            warnings.warn(
+                f"{self._name}: the mean KL of latents {ranges(negative)} is below zero by more than chance: "
+                "a KL is the mean of log q(z|x) - log p(z)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return report
+
+    def _number(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=self.device)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check(self, caller: str, name: str, values: Tensor) -> None:
+        """Check that values, (N, K), are of as many latents as the metric, and on its device."""
+        check_latent_dim(caller, values, self.latent_dim, name)
+        if values.device != self.device:
+            raise ValueError(
+                f"{caller}: {name} must be on the metric's device, {self.device}, got {values.device}; "
+                "its .to(device) moves the metric"
+            )
+
+    def _add(self, batch: LatentStatistics) -> None:
+        self.counts = self.counts + batch.counts
+        self.histogram = self.histogram + batch.histogram
+        self.moments = merge_moments(torch.stack([self.moments, batch.moments]))
+        self.minimum = torch.minimum(self.minimum, batch.minimum)
+        self.maximum = torch.maximum(self.maximum, batch.maximum)
+        self.infinite = self.infinite + batch.infinite
+        self.nan = self.nan + batch.nan
 
     def _mismatch(self, states: dict[str, Any]) -> str | None:
         """Say why these states are not of such a metric."""
@@ -234,8 +281,53 @@ class CollapseStatistics(Metric):
         return None if own == other else f"thresholds must be {own}, got {other}"
 
 
+class CollapseStatistics(PosteriorMetric):
+    """Statistics of the KL of each latent over all batches and processes, which give a `CollapseReport`.
+
+    Counters are int64 and moments float64 whatever the dtype of the data and of the model around it, on the
+    device of the metric. The counts, and with them every verdict, are the same for any batches, order and
+    number of processes.
+
+    Parameters
+    ----------
+    latent_dim
+        Number of latents K.
+    thresholds
+        Thresholds ε in nats at which counts are exact, at most 64; the cost hardly depends on their number.
+    **kwargs
+        Those of ``torchmetrics.Metric``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lineavae.collapse import CollapseStatistics
+    >>> statistics = CollapseStatistics(latent_dim=3)
+    >>> for _ in range(10):
+    ...     mean = torch.randn(100, 3) * torch.tensor([1.0, 0.3, 1e-3])
+    ...     statistics.update(mean, torch.zeros(100, 3))
+    >>> report = statistics.compute()
+    >>> report
+    CollapseReport(num_samples=1000, latent_dim=3)
+    >>> report.at(epsilon=0.01, delta=0.01).collapsed
+    array([False, False,  True])
+    """
+
+    def compute(self) -> CollapseReport:
+        """Give the report of all that was added, in all processes.
+
+        Warns
+        -----
+        WidePosteriorWarning
+            The log-variances look like variances or standard deviations, see
+            `CollapseReport.is_wider_than_prior`.
+        RuntimeWarning
+            The mean of a latent's KL values, which `update_kl` was given, is below zero by more than chance.
+        """
+        return self._report()
+
+
 def _the_same(thresholds: Tensor) -> Tensor:
     """Reduce the thresholds of several metrics, (R, E), to the one set that they must share."""
     if (thresholds != thresholds[0]).any():
-        raise ValueError(f"{_NAME}: thresholds must be the same in all, got {thresholds.tolist()}")
+        raise ValueError(f"CollapseStatistics: thresholds must be the same in all, got {thresholds.tolist()}")
     return thresholds[0]

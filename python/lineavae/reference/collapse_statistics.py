@@ -89,7 +89,15 @@ def collapse_statistics(
 
     KL < ε is counted for ε > 0, and KL <= ε at ε = 0.
     """
-    kl = gaussian_kl_per_dimension(mean, logvar).double().mT  # (*models, K, N)
+    kl = gaussian_kl_per_dimension(mean, logvar)
+    return latent_statistics(kl, (kl, mean, logvar.double().exp()), thresholds, histogram)
+
+
+def latent_statistics(
+    kl: Tensor, values: Sequence[Tensor], thresholds: Sequence[float] | Tensor, histogram: bool = True
+) -> LatentStatistics:
+    """Statistics of KL values, (*models, N, K), and the moments of some values where these are not NaN."""
+    kl = kl.double().mT.contiguous()  # (*models, K, N)
     known = ~kl.isnan()
     count = known.sum(-1)
     counts = count.new_zeros((*count.shape, len(thresholds)))
@@ -97,12 +105,14 @@ def collapse_statistics(
         counts[..., i] = ((kl < threshold) | (kl == 0) & (threshold == 0)).sum(-1)
     bins = count.new_zeros((*count.shape, NUM_BINS if histogram else 0))
     if histogram:
-        indices = torch.bucketize(kl.contiguous(), histogram_edges()[1:-1].to(kl.device), right=True)
-        bins.scatter_add_(-1, indices, known.long())
+        edges = histogram_edges()[:-1].to(kl.device).expand(*count.shape, -1).contiguous()
+        below = torch.searchsorted(kl.where(known, torch.inf).sort(-1).values, edges)
+        bins = torch.cat([below, count[..., None]], -1).diff()
     moments = [count.double()]
-    for values in (kl, mean.double().mT, logvar.double().mT.exp()):
-        average = values.where(known, 0).sum(-1) / count.clamp(min=1)
-        squares = (values - average[..., None]).where(known, 0).square().sum(-1)
+    for value in values:
+        value = value.double().mT.contiguous()
+        average = value.where(known, 0).sum(-1) / count.clamp(min=1)
+        squares = (value - average[..., None]).where(known, 0).square().sum(-1)
         moments += [average, squares.where(average.isfinite(), torch.inf)]
     none = kl.new_full((*count.shape, 1), torch.inf)
     return LatentStatistics(
