@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
-from lineavae.collapse import CollapseStatistics
+from lineavae.collapse import metrics
 from lineavae.collapse.lightning import CollapseCallback
 
 pytestmark = [
@@ -190,7 +192,10 @@ class TestFit:
             with pytest.warns(RuntimeWarning) as warned:
                 fit(tmp_path, [CollapseCallback(name), SecondBatch()])
             first, second, last = (str(w.message) for w in warned if w.category is RuntimeWarning)
-            assert "first batch did not call the " + ("submodule 'other'" if name else "Light") in first
+            assert (
+                "first batch of training did not call the " + ("submodule 'other'" if name else "Light")
+                in first
+            )
             assert second == "the second batch"
             for message in (first, last):
                 assert "observe(mean, logvar)" in message
@@ -209,10 +214,10 @@ class TestFit:
         assert path.name == f"kl={callback.monitor.last.report.mean_kl.sum():.3f}.ckpt"
 
     def test_numbers_of_the_statistics_are_logged(self, tmp_path):
-        """As docs/collapse.md shows it: ``self.log`` takes numbers, and the statistics give a report."""
+        """As docs/collapse.md shows it."""
         page = (Path(__file__).parents[2] / "docs" / "collapse.md").read_text(encoding="utf-8")
         (code,) = re.findall(r"```py\n(class Validation.*?)```", page, re.DOTALL)
-        namespace = {"LightningModule": VAE, "CollapseStatistics": CollapseStatistics}
+        namespace = {"LightningModule": VAE, "MetricCollection": MetricCollection, **vars(metrics)}
         exec(code, namespace)
         model = namespace["Validation"](1.0, 0.3, 1e-3)
         trainer, _ = fit(tmp_path, [], model=model)
@@ -222,8 +227,39 @@ class TestFit:
         )
         assert trainer.callback_metrics["active_units"] == 2
 
+    def test_validation(self, tmp_path):
+        """A check of the whole validation set in each epoch, with the model of its end."""
+        logger = TensorBoardLogger(str(tmp_path))
+        callbacks = [Schedule(*SCALES), callback := callback_of(validation=True), callback_of()]
+        trainer, _ = fit(tmp_path, callbacks, epochs=2, logger=logger, num_sanity_val_steps=2)
+        events = EventAccumulator(logger.log_dir, size_guidance={"histograms": 0}).Reload()
+        steps = [6, 12]
+        assert [e.step for e in events.Scalars("val_collapse/mean_kl")] == steps
+        for event, scales in zip(events.Scalars("val_collapse/mean_kl"), SCALES, strict=True):
+            kl = 0.5 * (data() * torch.tensor(scales)).double().square()
+            assert event.value == pytest.approx(kl.sum(1).mean().item(), rel=1e-5)
+        assert callback.monitor.last.report.num_samples == NUM_ROWS
+        assert (callback.monitor.last.died, callback.monitor.last.revived) == ((0,), (2,))
+        assert trainer.callback_metrics["val_collapse/collapsed_percent"] == pytest.approx(100 / 3)
+        assert "collapse/mean_kl" in trainer.callback_metrics
+        assert [e.step for e in events.Histograms("val_collapse/kl")] == steps
+        assert [e.step for e in events.Images("val_collapse/spectrum")] == steps
+        last = events.Tensors("val_collapse/report/text_summary")[-1].tensor_proto.string_val[0].decode()
+        assert textwrap.dedent(last) == str(callback.monitor.last.report)
+        assert len({callback.state_key for callback in callbacks[1:]}) == 2
+
+    def test_validation_that_is_not_watched_warns(self, tmp_path):
+        with pytest.warns(RuntimeWarning) as warned:
+            fit(tmp_path, [CollapseCallback("other", validation=True)])
+        first, last = (str(w.message) for w in warned if w.category is RuntimeWarning)
+        assert "first batch of validation did not call the submodule 'other' in evaluation mode" in first
+        assert "observe(mean, logvar)" in first
+        assert "not called in evaluation mode" in last
+        with pytest.raises(ValueError, match="every must be None with validation, got 3"):
+            CollapseCallback(every=3, validation=True)
+
     def test_unknown_encoder(self, tmp_path):
-        with pytest.raises(AttributeError, match="has no attribute `posterior`"):
+        with pytest.raises(AttributeError, match=r"has no attribute `posterior`.*observe\(mean, logvar\)"):
             fit(tmp_path, [CollapseCallback("posterior")])
 
 

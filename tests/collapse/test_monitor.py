@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.tensorboard import SummaryWriter
 
@@ -108,9 +109,9 @@ class TestStatistics:
         assert monitor.check().report.num_samples == 500
 
     def test_spatial_posteriors_are_those_of_the_elbo(self):
-        """Every channel at every position is a latent; with ``extract`` every channel is one."""
+        """Every channel at every position is a latent if that is said; or each channel, by ``extract``."""
         mean = torch.randn(6, 2, 3, 3) * torch.tensor([1.0, 1e-3])[:, None, None]
-        module, each, channels = nn.Identity(), CollapseMonitor(), CollapseMonitor()
+        module, each, channels = nn.Identity(), CollapseMonitor(event_dim=3), CollapseMonitor()
 
         def extract(output):
             return [part.movedim(1, -1).flatten(0, -2) for part in output]
@@ -122,6 +123,21 @@ class TestStatistics:
         assert each.last.scalars()["collapse/mean_kl"] == pytest.approx(kl.sum().item() / 6, rel=1e-5)
         np.testing.assert_allclose(channels.last.report.mean_kl, kl.mean((0, 2, 3)), rtol=1e-5)
         assert channels.last.report.num_samples == 6 * 9
+        with pytest.raises(ValueError, match=r"Monitor: mean .*: event_dim=3 makes .* movedim\(1, -1\)"):
+            CollapseMonitor().observe(mean, mean)
+
+    @pytest.mark.parametrize("form", ["variance", "std", "Normal"])
+    def test_other_forms_of_a_posterior(self, form):
+        mean, std = torch.randn(50, 3, dtype=torch.float64), torch.rand(50, 3, dtype=torch.float64) + 0.1
+        monitor = CollapseMonitor()
+        if form == "Normal":
+            with monitor.watch(module := nn.Identity()):
+                module(Independent(Normal(mean, std), 1))
+        else:
+            monitor.observe(mean.numpy(), **{form: (std if form == "std" else std.square()).numpy()})
+            monitor.check()
+        kl = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0))
+        np.testing.assert_allclose(monitor.last.report.mean_kl, kl.mean(0), rtol=1e-12)
 
     def test_half_precision_and_mixed(self):
         mean = torch.randn(50, 3)
@@ -233,13 +249,18 @@ class TestChecks:
     def test_summary_writer(self, tmp_path):
         with SummaryWriter(str(tmp_path)) as writer:
             checks = checks_of(CollapseMonitor(writer), window(LIVE, LIVE), window(COLLAPSED, COLLAPSED))
-        events = EventAccumulator(str(tmp_path)).Reload()
+        events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
         for name in checks[0].scalars():
             logged = [(event.step, event.value) for event in events.Scalars(name)]
             assert logged == [(check.step, pytest.approx(check.scalars()[name])) for check in checks]
         assert [event.value for event in events.Scalars("collapse/collapsed_percent")] == [0, 100]
         (text,) = events.Tensors("collapse/died_latents/text_summary")
         assert (text.step, text.tensor_proto.string_val) == (2, [b"0, 1"])
+        for event, check in zip(events.Histograms("collapse/kl"), checks, strict=True):
+            kl, histogram = check.report.mean_kl, event.histogram_value
+            assert (event.step, histogram.num) == (check.step, len(kl))
+            assert (histogram.min, histogram.max) == (kl.min(), kl.max())
+        assert [event.step for event in events.Images("collapse/spectrum")] == [1, 2]
 
 
 class TestWatch:
@@ -357,9 +378,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("output", "error", "message"),
         [
-            (torch.zeros(4, 6), TypeError, "the output must be a pair of mean and logvar, .* got Tensor"),
+            (torch.zeros(4, 6), TypeError, "the output must be a pair .*or a Normal, .* got Tensor"),
             ((torch.zeros(4, 3),) * 3, TypeError, "got 3 items"),
-            ((torch.zeros(4, 3), None), TypeError, "logvar must be a torch.Tensor, got NoneType"),
+            ((torch.zeros(4, 3), None), ValueError, "exactly one of logvar, variance and std must be given"),
             ((torch.zeros(3), torch.zeros(3)), ValueError, r"mean must have shape .*, got \(3,\)"),
             ((torch.zeros(4, 3), torch.zeros(4, 2)), ValueError, r"logvar must have .* got \(4, 2\)"),
         ],

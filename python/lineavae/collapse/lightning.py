@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from contextlib import ExitStack
 from typing import Any
@@ -10,11 +11,16 @@ import torch
 
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON
-from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor, Extract
+from lineavae.collapse.monitor import CollapseCheck, CollapseMonitor, Extract, write_kl
 
 require("lightning", "experiments")
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+
+_OBSERVE = (
+    "where a method such as encode or two heads give the posterior, let the step of the LightningModule call "
+    "callback.monitor.observe(mean, logvar)"
+)
 
 
 class CollapseCallback(Callback):
@@ -23,8 +29,10 @@ class CollapseCallback(Callback):
     Each check goes to all loggers of the trainer, at its ``global_step``, and to its ``callback_metrics``,
     where ``EarlyStopping`` and ``ModelCheckpoint`` find it: ``collapse/collapsed_percent``,
     ``collapse/active_units``, ``collapse/mean_kl``, ``collapse/died``, ``collapse/revived``,
-    ``collapse/sinking``, ``collapse/infinite`` and ``collapse/nan``. A logger that takes text, as
-    TensorBoard's does, also gets the indices of the latents that died or revived.
+    ``collapse/sinking``, ``collapse/infinite`` and ``collapse/nan``. TensorBoard's logger also gets the
+    indices of the latents that died or revived, and the KL of all latents, as a histogram and, if there is
+    matplotlib, as a spectrum. For the validation set these names begin with ``val_collapse/``, and
+    TensorBoard gets the whole report.
 
     ``ModelCheckpoint`` inserts the names of metrics into its file names, and the / in these makes folders;
     ``ModelCheckpoint(filename="kl={collapse/mean_kl:.3f}", auto_insert_metric_name=False)`` does not.
@@ -33,14 +41,19 @@ class CollapseCallback(Callback):
     ----------
     encoder
         Name of the submodule whose output is the posterior, as in ``get_submodule``; "" is the module itself,
-        if its ``forward`` gives it. If a method such as ``encode`` gives it, nothing can be watched: let
-        ``training_step`` call ``callback.monitor.observe(mean, logvar)``.
+        if its ``forward`` gives it. If a method such as ``encode`` or two heads give it, nothing can be
+        watched: let ``training_step`` or ``validation_step`` call ``callback.monitor.observe(mean, logvar)``.
     extract
         Function of the submodule's output that gives mean and log-variance; see `CollapseMonitor.watch`.
     every
         Forward passes of training between checks; None checks at the end of each epoch.
     epsilon, delta
         A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
+    event_dim
+        Number of last dimensions that are the latents, see `CollapseMonitor`.
+    validation
+        Watch validation in place of training: each time the validation loop ends there is a check of the
+        whole validation set, with the model as it then is. For both, add two callbacks.
 
     Attributes
     ----------
@@ -73,10 +86,15 @@ class CollapseCallback(Callback):
         every: int | None = None,
         epsilon: float = EPSILON,
         delta: float = DELTA,
+        event_dim: int | None = None,
+        validation: bool = False,
     ) -> None:
+        if validation and every is not None:
+            raise ValueError(f"CollapseCallback: every must be None with validation, got {every}")
         self.encoder = encoder
         self.extract = extract
-        self.monitor = CollapseMonitor(every=every, epsilon=epsilon, delta=delta)
+        self.validation = validation
+        self.monitor = CollapseMonitor(every=every, epsilon=epsilon, delta=delta, event_dim=event_dim)
         self._watching = ExitStack()
         self._logged: CollapseCheck | None = None
         self._first_step: int | None = None  # the monitor's before the first batch of this run, until its end
@@ -84,7 +102,8 @@ class CollapseCallback(Callback):
     @property
     def state_key(self) -> str:
         """Tell the callbacks of several encoders apart in a checkpoint."""
-        return self._generate_state_key(encoder=self.encoder)
+        of_validation = {"validation": True} if self.validation else {}
+        return self._generate_state_key(encoder=self.encoder, **of_validation)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the monitor's state, for a checkpoint."""
@@ -96,27 +115,34 @@ class CollapseCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the encoder."""
-        module = pl_module.get_submodule(self.encoder)
-        self._watching.enter_context(self.monitor.watch(module, self.extract))
-        self._first_step = self.monitor.step
+        if not self.validation:
+            self._watch(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Log the check that the batch brought about, if any; warn if the first one brought no posterior."""
-        if self.monitor.step == self._first_step:
-            watched = f"submodule {self.encoder!r}" if self.encoder else "LightningModule itself"
-            warnings.warn(
-                f"CollapseCallback: the first batch did not call the {watched} in training mode, so "
-                "nothing was observed; where a method such as encode gives the posterior, let training_step "
-                "call callback.monitor.observe(mean, logvar)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._first_step = None
-        self._log_news(trainer)
+        if not self.validation:
+            self._warn_after_first_batch("training")
+            self._log_news(trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the encoder, unless this is Lightning's trial before training."""
+        if self.validation and not trainer.sanity_checking:
+            self._watch(pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Warn if the first batch brought no posterior."""
+        if self.validation and not trainer.sanity_checking:
+            self._warn_after_first_batch("validation")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the validation set, and watch no longer."""
+        if self.validation and not trainer.sanity_checking:
+            self._watching.close()
+            self._log_news(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, unless that is done by the step."""
-        if self.monitor.every is None:
+        if self.monitor.every is None and not self.validation:
             self.monitor.check()
             self._log_news(trainer)
 
@@ -129,12 +155,40 @@ class CollapseCallback(Callback):
         """Watch no longer, and check nothing."""
         self._watching.pop_all().__exit__(type(exception), exception, exception.__traceback__)
 
+    def _watch(self, pl_module: LightningModule) -> None:
+        try:
+            module = pl_module.get_submodule(self.encoder)
+        except AttributeError as error:
+            raise AttributeError(
+                f"CollapseCallback: encoder must name a submodule: {error}; {_OBSERVE}"
+            ) from None
+        self._watching.enter_context(self.monitor.watch(module, self.extract, training=not self.validation))
+        self._first_step = self.monitor.step
+
+    def _warn_after_first_batch(self, loop: str) -> None:
+        if self.monitor.step == self._first_step:
+            watched = f"submodule {self.encoder!r}" if self.encoder else "LightningModule itself"
+            mode = "evaluation" if self.validation else "training"
+            warnings.warn(
+                f"CollapseCallback: the first batch of {loop} did not call the {watched} in {mode} mode, so "
+                f"nothing was observed; {_OBSERVE}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._first_step = None
+
     def _log_news(self, trainer: Trainer) -> None:
         check = self.monitor.last
         if check is None or check is self._logged:
             return
         self._logged = check
-        scalars, texts = check.scalars(), check.texts()
+        place = "val_" if self.validation else ""
+        scalars = {place + name: number for name, number in check.scalars().items()}
+        texts = {place + name: text for name, text in check.texts().items()}
+        if self.validation:
+            # as code in Markdown, which TensorBoard takes texts for
+            report = str(check.report.at(self.monitor.epsilon, self.monitor.delta))
+            texts["val_collapse/report"] = textwrap.indent(report, "    ")
         # not by LightningModule.log, which drops what is not at a multiple of log_every_n_steps
         device = trainer.strategy.root_device
         trainer.callback_metrics.update(
@@ -142,7 +196,9 @@ class CollapseCallback(Callback):
         )
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-            if add_text is not None:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_text"):
                 for name, text in texts.items():
-                    add_text(name, text, trainer.global_step)
+                    writer.add_text(name, text, trainer.global_step)
+            at = self.monitor.epsilon, self.monitor.delta
+            write_kl(writer, check, *at, trainer.global_step, f"{place}collapse")

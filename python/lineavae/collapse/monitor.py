@@ -6,25 +6,32 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._paper import DELTA, EPSILON
 from lineavae._recomputation import recomputes
-from lineavae.collapse._posterior import WidePosteriorWarning, check_latent_dim
+from lineavae.collapse._posterior import (
+    Array,
+    Posterior,
+    WidePosteriorWarning,
+    as_posterior,
+    check_latent_dim,
+)
 from lineavae.collapse.report import CollapseReport
 from lineavae.collapse.statistics import CollapseStatistics
 from lineavae.collapse.verdicts import NO_GAP_BELOW
-from lineavae.ops._tensors import check_posterior
 
 _NAME = "CollapseMonitor"
 
-Extract = Callable[[Any], tuple[Tensor, Tensor]]
+Extract = Callable[[Any], "tuple[Tensor, Tensor] | Distribution"]
 
 # Posterior means that are kept until the statistics take them in, rows times latents: one pass for many small
 # batches, within 8 MiB in float32 with the log-variances.
@@ -117,6 +124,10 @@ class CollapseMonitor:
         Steps between checks. With None only :meth:`check` makes one; call it once an epoch, for example.
     epsilon, delta
         A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
+    event_dim
+        Number of last dimensions that are the latents, as of ``torch.distributions.Independent``; it must be
+        given where posteriors have more than two dimensions. With 3, (N, C, H, W) has K = C·H·W latents,
+        those of the ELBO.
 
     Attributes
     ----------
@@ -162,13 +173,15 @@ class CollapseMonitor:
         every: int | None = None,
         epsilon: float = EPSILON,
         delta: float = DELTA,
+        event_dim: int | None = None,
     ) -> None:
         self.every = None if every is None else check_integer(_NAME, "every", every, 1)
         self.epsilon = check_number(_NAME, "epsilon", epsilon, at_least=0)
         self.delta = check_number(_NAME, "delta", delta, at_least=0, below=1)
+        self.event_dim = event_dim if event_dim is None else check_integer(_NAME, "event_dim", event_dim, 1)
         self.step = 0
         self.last: CollapseCheck | None = None
-        self._log = _write_to(log) if isinstance(log, SummaryWriter) else log
+        self._log = self._write_to(log) if isinstance(log, SummaryWriter) else log
         if not (self._log is None or callable(self._log)):
             raise TypeError(
                 f"{_NAME}: log must be a function, a SummaryWriter of TensorBoard or None, "
@@ -182,7 +195,9 @@ class CollapseMonitor:
         self._critical: NDArray[np.float64] | None = None
 
     @contextmanager
-    def watch(self, module: nn.Module, extract: Extract | None = None) -> Iterator[CollapseMonitor]:
+    def watch(
+        self, module: nn.Module, extract: Extract | None = None, *, training: bool = True
+    ) -> Iterator[CollapseMonitor]:
         """Observe what a module returns in its forward passes while it is in training mode.
 
         Each pass counts as a step; those in evaluation mode, such as validation, do not count. At the end
@@ -195,29 +210,32 @@ class CollapseMonitor:
             The encoder, or whichever module's output has the posterior in it. Watch it before its first call
             under ``torch.compile``, which leaves out hooks that come later.
         extract
-            Function of the module's output that gives mean and log-variance, (N, K) each. By default the
-            output must be this pair. ``lambda output: output.chunk(2, dim=1)`` is for an encoder with both
-            in one tensor, ``lambda output: output[1:]`` for a model with (reconstruction, mean, logvar).
-            Spatial posteriors, (N, C, H, W), are K = C·H·W latents, in this order, as in the ELBO;
-            ``lambda output: [part.movedim(1, -1).flatten(0, -2) for part in output]`` makes every channel a
-            latent, and every position a sample.
+            Function of the module's output that gives mean and log-variance, (N, K) each, or a
+            ``torch.distributions.Normal``. By default the output must be one of these.
+            ``lambda output: output.chunk(2, dim=1)`` is for an encoder with both in one tensor,
+            ``lambda output: output[1:]`` for a model with (reconstruction, mean, logvar), and
+            ``lambda output: [part.movedim(1, -1).flatten(0, -2) for part in output]`` makes every channel of
+            (N, C, H, W) a latent, and every position a sample.
+        training
+            With False, observe the passes in evaluation mode in place of those in training mode.
 
         Warns
         -----
         RuntimeWarning
-            The module was not called in training mode.
+            The module was not called in that mode.
 
         Raises
         ------
         TypeError, ValueError
-            In the forward pass: there is no pair of tensors (N, K) or (N, C, H, W), or K has changed.
+            In the forward pass: there is no posterior, its dimensions are not two and there is no event_dim,
+            or K has changed.
         """
         first_step = self.step
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def hook(module: nn.Module, args: object, output: Any) -> None:
-            if module.training:
-                self.observe(*_pair(output if extract is None else extract(output)))
+            if module.training == training:
+                self.observe(*_posterior(output if extract is None else extract(output)))
 
         handle = module.register_forward_hook(hook)
         try:
@@ -227,29 +245,38 @@ class CollapseMonitor:
         self.check()
         if self.step == first_step:
             warnings.warn(
-                f"{_NAME}: the watched module was not called in training mode; nothing was observed "
+                f"{_NAME}: the watched module was not called in {'training' if training else 'evaluation'} "
+                "mode; nothing was observed "
                 "(posteriors that no forward returns are for observe(mean, logvar))",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
     @torch.no_grad()
-    def observe(self, mean: Tensor, logvar: Tensor) -> None:
-        """Observe the posterior means and log-variances, (N, K) or spatial, of one training step.
+    def observe(
+        self,
+        mean: Posterior,
+        logvar: Array | None = None,
+        *,
+        variance: Array | None = None,
+        std: Array | None = None,
+    ) -> None:
+        """Observe the posterior of one training step, in any form that `CollapseStatistics.update` takes.
 
-        Call this if no module returns them; otherwise :meth:`watch` does.
+        Call this if no module returns it; otherwise :meth:`watch` does.
         """
-        check_posterior(_NAME, {"mean": mean, "logvar": logvar})
-        if mean.ndim < 2:
-            raise ValueError(f"{_NAME}: mean must have shape (N, K) or (N, C, H, W), got {tuple(mean.shape)}")
+        if isinstance(mean, Tensor) and mean.ndim < 2:  # which may be (N,), of a single latent
+            raise ValueError(f"{_NAME}: mean must have shape (N, K), got {tuple(mean.shape)}")
+        if isinstance(logvar, Tensor) and isinstance(mean, Tensor) and logvar.is_floating_point():
+            logvar = logvar.to(torch.promote_types(mean.dtype, logvar.dtype))  # autocast may leave one half
+            mean = mean.to(logvar.dtype) if mean.is_floating_point() else mean
+        mean, logvar = as_posterior(_NAME, mean, logvar, variance, std, self.event_dim)
         if recomputes():
             return
-        mean, logvar = mean.flatten(1), logvar.flatten(1)
         if self._statistics is None:
             self._statistics = CollapseStatistics(mean.shape[1], [self.epsilon]).to(mean.device)
         check_latent_dim(_NAME, mean, self._statistics.latent_dim)
-        # a copy: the model may write to what it returned, and a CUDA graph will. Under autocast one of them
-        # may be of half precision: it is widened
+        # a copy: the model may write to what it returned, and a CUDA graph will
         self._pending.append(torch.stack([mean, logvar]))
         self._pending_means += mean.numel()
         if self._pending_means >= _PENDING_MEANS:
@@ -316,27 +343,39 @@ class CollapseMonitor:
         self._critical = None if critical is None else np.array(critical, np.float64)
         self._statistics, self._pending, self._pending_means, self._window_steps = None, [], 0, 0
 
+    def _write_to(self, writer: SummaryWriter) -> Callable[[CollapseCheck], None]:
+        def write(check: CollapseCheck) -> None:
+            for name, number in check.scalars().items():
+                writer.add_scalar(name, number, check.step)
+            for name, text in check.texts().items():
+                writer.add_text(name, text, check.step)
+            write_kl(writer, check, self.epsilon, self.delta, check.step, "collapse")
+
+        return write
+
     def _count_pending(self, statistics: CollapseStatistics) -> None:
         statistics.update(*torch.cat(self._pending, dim=1))
         self._pending.clear()
         self._pending_means = 0
 
 
-def _pair(output: Any) -> tuple[Tensor, Tensor]:
+def _posterior(output: Any) -> tuple[Any, ...]:
+    if isinstance(output, Distribution):
+        return (output,)
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         got = f"{len(output)} items" if isinstance(output, (tuple, list)) else type(output).__name__
         raise TypeError(
-            f"{_NAME}: the output must be a pair of mean and logvar, or extract must make one of it, "
-            f"got {got}"
+            f"{_NAME}: the output must be a pair of mean and logvar or a Normal, or extract must make one of "
+            f"it, got {got}"
         )
     return output[0], output[1]
 
 
-def _write_to(writer: SummaryWriter) -> Callable[[CollapseCheck], None]:
-    def write(check: CollapseCheck) -> None:
-        for name, number in check.scalars().items():
-            writer.add_scalar(name, number, check.step)
-        for name, text in check.texts().items():
-            writer.add_text(name, text, check.step)
-
-    return write
+def write_kl(writer: Any, check: CollapseCheck, epsilon: float, delta: float, step: int, prefix: str) -> None:
+    """Write the KL of the latents for TensorBoard: a histogram and, if there is matplotlib, a spectrum."""
+    known = check.report.mean_kl[np.isfinite(check.report.mean_kl)]
+    if len(known) and hasattr(writer, "add_histogram"):
+        writer.add_histogram(f"{prefix}/kl", known, step)
+    if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
+        figure = check.report.at(epsilon, delta).plot_spectrum()
+        writer.add_figure(f"{prefix}/spectrum", figure, step, close=False)
