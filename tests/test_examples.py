@@ -10,6 +10,27 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def test_notebook() -> None:
+    """It runs, is without outputs, and each result shows as it prints."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "linear_vae.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    forecast, history, gap, stability, report, curve = (cell.outputs[-1].data for cell in cells)
+    for shown, text in (
+        (forecast, "7 of 16 latents, 9 collapse"),
+        (history, "    3000     -17.352 "),
+        (gap, "largest ELBO          23.929443"),
+        (stability, "a saddle of the likelihood, with σ² fixed"),
+    ):
+        assert shown["text/html"].startswith("<pre")
+        assert text in shown["text/html"]
+    assert "latents 7-15" in report["text/plain"]
+    assert curve["image/png"]
+
+
 @pytest.mark.slow
 def test_train_vae() -> None:
     command = [

@@ -114,10 +114,12 @@ def ascend(
     resume: bool,
     progress: bool,
     log: Callable[[list[tuple[float, ...]]], None] | None = None,
+    keep: Callable[[], None] | None = None,
 ) -> NDArray[np.float64]:
     """Run the steps; give the history, a row for each quantity: steps, ELBO, and what the problem records.
 
-    ``log`` is called with all records so far when there is a new one.
+    ``log`` is called with all records so far when there is a new one, and ``keep`` when the run has ended or
+    was interrupted, to take the parameters from the problem.
     """
     settings, caller = problem.settings, problem.settings.caller
     if torch.is_inference_mode_enabled():
@@ -165,11 +167,37 @@ def ascend(
                         file.save(run)
                 bar.update(task, completed=run.step, elbo=run.records[-1][1])
 
-        if problem.device.type == "cpu":
-            run_flushing_denormals(train)
-        else:
-            train(Event())
+        try:
+            if problem.device.type == "cpu":
+                run_flushing_denormals(train)
+            else:
+                train(Event())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_end_early(run, keep)) from None
+    if keep is not None:
+        keep()
     return np.array(run.records).T
+
+
+def _end_early(run: _Run, keep: Callable[[], None] | None) -> str:
+    """Keep the parameters of an interrupted run, if they are finite, and say so."""
+    elbo, settings = run.problem.exact_elbo(), run.problem.settings
+    text = f"{settings.caller} was interrupted at step {run.step} of {settings.steps}, ELBO {elbo:.6g}"
+    if keep is None:
+        return text
+    if not math.isfinite(elbo):
+        return f"{text}: the parameters are as before"
+    keep()
+    return f"{text}: the parameters are those of this step"
+
+
+def history_table(steps: NDArray[np.int64], columns: Mapping[str, NDArray[np.float64]]) -> str:
+    """Give a history as text, in ten rows at the most, evenly from the first to the last."""
+    rows = [f"{'step':>8}" + "".join(f"{name:>12}" for name in columns)]
+    for index in np.unique(np.linspace(0, len(steps) - 1, 10).round().astype(int)):
+        numbers = "".join(f"{values[index]:>12.6g}" for values in columns.values())
+        rows.append(f"{steps[index]:>8}{numbers}")
+    return "\n".join(rows)
 
 
 def _is_notebook_with_widgets(console: Console) -> bool:

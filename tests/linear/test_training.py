@@ -462,8 +462,8 @@ def test_a_parametrization_is_refused(x):
         model.fit(x, steps=1, progress=False)
 
 
-def test_ctrl_c_ends_the_run(x):
-    taken = []
+def test_ctrl_c_ends_the_run_and_keeps_what_was_reached(x):
+    taken, model = [], make()
 
     class Pressing(torch.optim.Adam):
         def step(self, closure=None):
@@ -475,11 +475,44 @@ def test_ctrl_c_ends_the_run(x):
     # a process started in the background ignores the signal
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            make().fit(x, optimizer=Pressing, steps=1_000_000, progress=False)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            model.fit(x, optimizer=Pressing, steps=1_000_000, progress=False)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(taken) < 1_000_000
+    reached = make()
+    history = reached.fit(x, optimizer=torch.optim.Adam, steps=len(taken), progress=False)
+    assert_same((model, history), (reached, history))
+    assert str(interrupt.value) == (
+        f"LinearVAE.fit was interrupted at step {len(taken)} of 1000000, ELBO {history.elbo[-1]:.6g}: "
+        "the parameters are those of this step"
+    )
+
+
+def test_a_history_prints_ten_rows_at_the_most(x):
+    history = make().fit(x, steps=100, history_every=3, progress=False)
+    heading, *rows = str(history).splitlines()
+    assert heading.split() == ["step", "ELBO", "σ²"]
+    numbers = np.array([row.split() for row in rows], float)
+    assert (len(rows), numbers[0, 0], numbers[-1, 0]) == (10, 0, 100)
+    found = np.isin(history.steps, numbers[:, 0])
+    np.testing.assert_allclose(numbers[:, 1], history.elbo[found], rtol=1e-5)
+    np.testing.assert_allclose(numbers[:, 2], np.exp(history.log_sigma2[found]), rtol=1e-5)
+    assert len(str(make().fit(x, steps=1, progress=False)).splitlines()) == 3
+
+
+def test_an_interrupted_run_that_diverged_keeps_nothing(x, monkeypatch):
+    def diverge(run):
+        if run.step == 3:
+            raise KeyboardInterrupt
+        run.problem.trained["weight"].detach().fill_(torch.nan)
+        run.step += 1
+
+    monkeypatch.setattr(ascent._Run, "advance", diverge)
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt, match="ELBO nan: the parameters are as before"):
+        model.fit(x, steps=10, progress=False)
+    assert all(torch.equal(model.get_parameter(name), before[name]) for name in PARAMETERS)
 
 
 def test_denormals_are_zero_in_all_threads_of_the_run_and_only_there(x):

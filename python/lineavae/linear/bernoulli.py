@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lineavae._arguments import check_integer, check_whole
-from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, noise
+from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, history_table, noise
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
+from lineavae._notebook import PrintsInNotebooks
 from lineavae._terms import weighted
 from lineavae.linear.module import LinearModule
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl
@@ -30,8 +31,8 @@ _LEAST_PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class BernoulliHistory:
-    """What the training of a :class:`BernoulliLinearVAE` recorded.
+class BernoulliHistory(PrintsInNotebooks):
+    """What the training of a :class:`BernoulliLinearVAE` recorded. Prints as a table.
 
     Attributes
     ----------
@@ -53,6 +54,9 @@ class BernoulliHistory:
 
     steps: NDArray[np.int64]
     elbo: NDArray[np.float64]
+
+    def __str__(self) -> str:
+        return history_table(self.steps, {"ELBO": self.elbo})
 
 
 class BernoulliLinearVAE(LinearModule):
@@ -263,8 +267,8 @@ class BernoulliLinearVAE(LinearModule):
     ) -> BernoulliHistory:
         """Train the parameters that require grad to maximise the mean ELBO of the data.
 
-        As with :meth:`LinearVAE.fit`, the module changes when the run has ended, and an interrupted run goes
-        on from its checkpoint, to the bit.
+        As with :meth:`LinearVAE.fit`, the module changes when the run has ended or was interrupted by Ctrl-C,
+        and an interrupted run goes on from its checkpoint, to the bit.
 
         Parameters
         ----------
@@ -332,8 +336,8 @@ class BernoulliLinearVAE(LinearModule):
             checkpoint_every=checkpoint_every,
             resume=resume,
             progress=progress,
+            keep=lambda: self.load_state_dict(problem.model.state_dict()),
         )
-        self.load_state_dict(problem.model.state_dict())
         return BernoulliHistory(recorded.astype(np.int64), elbo)
 
     def _logits(self, z: Tensor) -> Tensor:

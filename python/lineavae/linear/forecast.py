@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
+from lineavae._notebook import PrintsInNotebooks
 from lineavae._paper import EPSILON
 from lineavae.linear.moments import Moments
 from lineavae.linear.spectrum import Floats, Spectrum, kl_of_eigenvalues, num_above
 
 
 @dataclass(frozen=True, eq=False)
-class CollapseForecast:
+class CollapseForecast(PrintsInNotebooks):
     """What :func:`forecast_collapse` expects of a VAE. Prints as a summary, warnings last.
 
     Attributes

@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import brentq
 
 from lineavae._arguments import check_number
+from lineavae._notebook import PrintsInNotebooks
 from lineavae._paper import EPSILON
 from lineavae.linear.closed_forms import log_density, optimal_encoder, principal_axes
 from lineavae.linear.elbo import exact_elbo
@@ -33,7 +34,7 @@ _SPACING = 0.05
 
 
 @dataclass(frozen=True)
-class GapDecomposition:
+class GapDecomposition(PrintsInNotebooks):
     """The difference between the largest likelihood and an ELBO, in parts; see :func:`decompose_gap`.
 
     Everything is in nats per sample. Prints as a table.

@@ -27,6 +27,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from lineavae._arguments import check_integer
+from lineavae._notebook import PrintsInNotebooks
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 from lineavae.linear.moments import Moments, check_features
 from lineavae.linear.parameters import LinearModel, LinearParameters
@@ -45,8 +46,8 @@ _LANCZOS_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
-class Stability:
-    """What kind of stationary point one is; :func:`stability` makes it.
+class Stability(PrintsInNotebooks):
+    """What kind of stationary point one is; :func:`stability` makes it. Prints as a summary.
 
     Attributes
     ----------
@@ -110,6 +111,17 @@ class Stability:
         blocks = _likelihood_blocks if objective == "likelihood" else _elbo_blocks
         eigenvalues = torch.cat([part.flatten() for part in blocks(self.point, self.noise)])
         return eigenvalues.sort(descending=True).values
+
+    def __str__(self) -> str:
+        lines = [f"a {self.kind} of the likelihood, with σ² {self.noise}"]
+        if self.index:
+            row, column = self.escape[0].tolist()
+            steepest = self.curvature[row, column].item()
+            lines += [
+                f"{self.index} directions of ascent",
+                f"the steepest: column {row} of W along eigenvector {column}, with curvature {steepest:.4g}",
+            ]
+        return "\n".join(lines)
 
 
 def stability(point: StationaryPoint, noise: Noise = "fixed") -> Stability:

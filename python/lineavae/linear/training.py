@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, noise
+from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, history_table, noise
+from lineavae._notebook import PrintsInNotebooks
 from lineavae._terms import gaussian_term
 from lineavae.linear.elbo import MeanELBO, exact_elbo, stochastic_elbo
 from lineavae.linear.gap import PARTS, Optimum
@@ -26,8 +27,8 @@ _OF_FEATURES = ("weight", "encoder", "mu")
 
 
 @dataclass(frozen=True, eq=False)
-class History:
-    """What a training run recorded.
+class History(PrintsInNotebooks):
+    """What a training run recorded. Prints as a table.
 
     Attributes
     ----------
@@ -60,6 +61,9 @@ class History:
     dropped_features: NDArray[np.int64]
     gap: dict[str, NDArray[np.float64]] | None = None
 
+    def __str__(self) -> str:
+        return history_table(self.steps, {"ELBO": self.elbo, "σ²": np.exp(self.log_sigma2)})
+
 
 def fit(
     model: LinearModel,
@@ -83,8 +87,9 @@ def fit(
 ) -> History:
     """Train the parameters that require grad to maximise the mean ELBO of the data.
 
-    The module changes when the run has ended, and not at all where it fails or is interrupted; an interrupted
-    run goes on from its checkpoint.
+    The module changes when the run has ended, and not at all where it fails. If it is interrupted by Ctrl-C,
+    the module has the parameters that were reached, as the KeyboardInterrupt says; the run goes on from its
+    checkpoint.
 
     Parameters
     ----------
@@ -194,8 +199,8 @@ def fit(
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,
+        keep=lambda: problem.write_back(parameters),
     )
-    problem.write_back(parameters)
     return History(
         recorded.astype(np.int64),
         elbo,
