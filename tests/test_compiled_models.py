@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lineavae.linear import BernoulliLinearVAE, LinearVAE
-from lineavae.nn import Ensemble, GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
+from lineavae.nn import ELBOTerms, Ensemble, GaussianVAE, MLPDecoder, MLPEncoder, ObservationNoise
 from lineavae.ops import bernoulli_log_likelihood, gaussian_kl, gaussian_log_likelihood
 
 D, K = 6, 2
@@ -115,12 +115,25 @@ def test_exported_with_any_number_of_samples():
     torch.testing.assert_close(program(x, x_hat), Reconstruction()(x, x_hat))
 
 
+class Terms(nn.Module):
+    """All terms of the ELBO, with noise that is the same in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = gaussian()
+
+    def forward(self, x: Tensor) -> ELBOTerms:
+        return self.vae(x, seed=torch.zeros((), dtype=torch.int64))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # torch's own
 def test_saved_programs_load_where_lineavae_alone_is_imported(tmp_path):
     model, x = KL().eval(), torch.rand(4, D)
     program = torch.export.export(model, (x,))
     torch.export.save(program, tmp_path / "exported.pt2")
+    terms = Terms()
+    torch.export.save(torch.export.export(terms, (x,)), tmp_path / "terms.pt2")
     torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "compiled.pt2"))
     torch.save(x, tmp_path / "x.pt")
     script = """if True:
@@ -130,9 +143,34 @@ def test_saved_programs_load_where_lineavae_alone_is_imported(tmp_path):
         x = torch.load(folder + "/x.pt")
         print(torch.export.load(folder + "/exported.pt2").module()(x).tolist())
         print(torch._inductor.aoti_load_package(folder + "/compiled.pt2")(x).tolist())
+        print([term.tolist() for term in torch.export.load(folder + "/terms.pt2").module()(x)])
     """
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    expected = model(x)
-    for line in run.stdout.splitlines():
-        torch.testing.assert_close(torch.tensor(eval(line)), expected)
+    *values, of_terms = map(eval, run.stdout.splitlines())
+    for value in values:
+        torch.testing.assert_close(torch.tensor(value), model(x))
+    for value, expected in zip(of_terms, terms(x), strict=True):
+        torch.testing.assert_close(torch.tensor(value), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")  # torch's own
+def test_onnx_of_encoder_and_decoder(tmp_path):
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference")
+    vae = gaussian().eval()
+    for module, name, inputs, outputs in (
+        (vae.encoder, "x", D, ["mean", "logvar"]),
+        (vae.decoder, "z", K, ["x_hat"]),
+    ):
+        shapes = ({0: torch.export.Dim("batch")},)
+        options = {"input_names": [name], "output_names": outputs, "verbose": False}
+        torch.onnx.export(
+            module, (torch.rand(4, inputs),), tmp_path / "model.onnx", dynamic_shapes=shapes, **options
+        )
+        data = torch.rand(9, inputs)
+        results = evaluator.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {name: data.numpy()})
+        expected = module(data) if len(outputs) > 1 else (module(data),)
+        for result, tensor in zip(results, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(result), tensor.detach())

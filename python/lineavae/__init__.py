@@ -10,7 +10,8 @@
 
 All log-densities are in nats, per sample, with every constant. An ELBO is a quantity to maximise.
 
-Imported after torch, it registers the operators, so that programs saved by :mod:`torch.export` load.
+Imported after torch, it registers the operators and what models return, so that programs saved by
+:mod:`torch.export` load.
 """
 
 from __future__ import annotations
@@ -47,4 +48,4 @@ if "torch" in sys.modules:
     from contextlib import suppress
 
     with suppress(ImportError):  # of the native module, which `diagnose` tells about
-        importlib.import_module("lineavae.ops")
+        importlib.import_module("lineavae.nn")
