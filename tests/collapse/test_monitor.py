@@ -246,6 +246,15 @@ class TestChecks:
         (check,) = checks_of(resumed, window(COLLAPSED, LIVE))
         assert (check.step, check.died) == (1, ())
 
+    def test_prints_what_is_still_sinking(self, capsys):
+        first, second = window(LIVE, LIVE), window(COLLAPSED, 0.5 * LIVE)
+        checks_of(CollapseMonitor(print), first, second)
+        kl = 0.5 * second[0].double().square().mean(0).sum()
+        assert capsys.readouterr().out.splitlines()[-1] == (
+            f"step 2: 1 of 2 latents collapsed, 0 active units, mean KL {kl:.4g} nats; died: 0; "
+            "still sinking: 1"
+        )
+
     def test_summary_writer(self, tmp_path):
         with SummaryWriter(str(tmp_path)) as writer:
             checks = checks_of(CollapseMonitor(writer), window(LIVE, LIVE), window(COLLAPSED, COLLAPSED))

@@ -51,7 +51,7 @@ class SummaryWriter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CollapseCheck:
-    """What a monitor found in the posteriors since the check before.
+    """What a monitor found in the posteriors since the check before. Prints as a line.
 
     Examples
     --------
@@ -65,6 +65,8 @@ class CollapseCheck:
     (2, array([False,  True]), (1,))
     >>> check.scalars()["collapse/collapsed_percent"], check.texts()
     (50.0, {'collapse/died_latents': '1'})
+    >>> print(check)
+    step 2: 1 of 2 latents collapsed, 1 active units, mean KL ... nats; died: 1
     """
 
     step: int
@@ -88,6 +90,14 @@ class CollapseCheck:
         While there are any, the number of collapsed latents says how long the model has been trained.
         """
         return tuple(np.flatnonzero(~self.collapsed & (self.drift < 0.9)).tolist())
+
+    def __str__(self) -> str:
+        found = (("died", self.died), ("revived", self.revived), ("still sinking", self.sinking))
+        news = "".join(f"; {what}: {', '.join(map(str, latents))}" for what, latents in found if latents)
+        return (
+            f"step {self.step}: {self.collapsed.sum()} of {len(self.collapsed)} latents collapsed, "
+            f"{self.report.num_active()} active units, mean KL {self.report.mean_kl.sum():.4g} nats{news}"
+        )
 
     def scalars(self) -> dict[str, float]:
         """Give the numbers to be logged, by name; the KL is that of the ELBO, in nats per sample."""
@@ -118,8 +128,8 @@ class CollapseMonitor:
     Parameters
     ----------
     log
-        Where checks go: a function of a `CollapseCheck`, or a ``SummaryWriter`` of TensorBoard. None only
-        keeps the last one, in ``last``.
+        Where checks go: a function of a `CollapseCheck`, such as ``print``, or a ``SummaryWriter`` of
+        TensorBoard. None only keeps the last one, in ``last``.
     every
         Steps between checks. With None only :meth:`check` makes one; call it once an epoch, for example.
     epsilon, delta
