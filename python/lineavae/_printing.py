@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from html import escape
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -16,7 +17,14 @@ _HTML = (
 )
 
 
-class Printed:
+class PrintsInNotebooks:
+    """Has a notebook show what ``print`` shows."""
+
+    def _repr_html_(self) -> str:
+        return _HTML.format(code=escape(str(self)))
+
+
+class Printed(PrintsInNotebooks):
     """What prints as rich renders it: in a terminal with colours, by ``print`` and in a notebook."""
 
     def __rich__(self) -> RenderableType:

@@ -18,7 +18,7 @@ from lineavae._arguments import check_integer, check_whole
 from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, history_table, noise
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
-from lineavae._notebook import PrintsInNotebooks
+from lineavae._printing import PrintsInNotebooks
 from lineavae._terms import weighted
 from lineavae.linear.module import LinearModule
 from lineavae.ops import bernoulli_log_likelihood, expected_bernoulli_log_likelihood, gaussian_kl

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
-from lineavae._notebook import PrintsInNotebooks
 from lineavae._paper import EPSILON
+from lineavae._printing import PrintsInNotebooks
 from lineavae.linear.moments import Moments
 from lineavae.linear.spectrum import Floats, Spectrum, kl_of_eigenvalues, num_above
 

@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import brentq
 
 from lineavae._arguments import check_number
-from lineavae._notebook import PrintsInNotebooks
 from lineavae._paper import EPSILON
+from lineavae._printing import PrintsInNotebooks
 from lineavae.linear.closed_forms import log_density, optimal_encoder, principal_axes
 from lineavae.linear.elbo import exact_elbo
 from lineavae.linear.moments import Moments, check_features

@@ -27,7 +27,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from lineavae._arguments import check_integer
-from lineavae._notebook import PrintsInNotebooks
+from lineavae._printing import PrintsInNotebooks
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 from lineavae.linear.moments import Moments, check_features
 from lineavae.linear.parameters import LinearModel, LinearParameters

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, history_table, noise
-from lineavae._notebook import PrintsInNotebooks
+from lineavae._printing import PrintsInNotebooks
 from lineavae._terms import gaussian_term
 from lineavae.linear.elbo import MeanELBO, exact_elbo, stochastic_elbo
 from lineavae.linear.gap import PARTS, Optimum
