@@ -18,7 +18,11 @@ _HTML = (
 
 
 class PrintsInNotebooks:
-    """Has a notebook show what ``print`` shows."""
+    """Has IPython and notebooks show what ``print`` shows."""
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # not _repr_pretty_, over which IPython prefers the __repr__ of a class that is nearer
+        return {"text/plain": str(self)}
 
     def _repr_html_(self) -> str:
         return _HTML.format(code=escape(str(self)))
@@ -35,10 +39,6 @@ class Printed(PrintsInNotebooks):
         # in a notebook rich would display the text rather than write it
         Console(file=text, width=_WIDTH, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the text where IPython shows a value."""
-        printer.text(str(self))
 
     def _repr_html_(self) -> str:
         """Show the text, with colours, where a notebook shows a value."""

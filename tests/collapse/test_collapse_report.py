@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -876,9 +875,11 @@ class TestText:
         expected = str(report)
         monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
         assert str(report) == expected
-        shown: list[str] = []
-        report._repr_pretty_(SimpleNamespace(text=shown.append), cycle=False)
-        assert shown == [expected]
+        display = pytest.importorskip("IPython.core.formatters").DisplayFormatter()
+        display.active_types = display.format_types
+        shown, _ = display.format(report)
+        assert shown["text/plain"] == expected
+        assert shown["text/html"] == report._repr_html_()
 
     @pytest.mark.parametrize("width", [50, 80])
     def test_numbers_are_whole_in_a_narrow_terminal(self, width: int) -> None:

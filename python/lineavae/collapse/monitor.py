@@ -57,9 +57,9 @@ class CollapseCheck:
     --------
     >>> import torch
     >>> from lineavae.collapse import CollapseMonitor
-    >>> monitor = CollapseMonitor()
+    >>> monitor, mean = CollapseMonitor(), torch.randn(1000, 2)
     >>> for scale in (torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0])):
-    ...     monitor.observe(scale * torch.randn(1000, 2), torch.zeros(1000, 2))
+    ...     monitor.observe(scale * mean, torch.zeros(1000, 2))
     ...     check = monitor.check()
     >>> check.step, check.collapsed, check.died
     (2, array([False,  True]), (1,))
