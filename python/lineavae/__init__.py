@@ -1,17 +1,17 @@
 """Linear VAEs and posterior collapse: exact, fused C++/CUDA operators for PyTorch.
 
-* :mod:`lineavae.ops`: loss terms as differentiable functions (KL, analytic ELBOs).
-* :mod:`lineavae.linear`: sufficient statistics, probabilistic PCA and the linear VAE.
-* :mod:`lineavae.nn`: deep VAEs with a Gaussian decoder, built on these terms.
-* :mod:`lineavae.collapse`: which latents of a VAE are collapsed, and how certain that is.
-* :mod:`lineavae.data`: MNIST, folders of images, arrays in files.
-* :mod:`lineavae.experiments`: the paper's figures, one module each.
-* :mod:`lineavae.report`: finished runs and collapse reports as one page.
+* `lineavae.ops`: loss terms as differentiable functions (KL, analytic ELBOs).
+* `lineavae.linear`: sufficient statistics, probabilistic PCA and the linear VAE.
+* `lineavae.nn`: deep VAEs with a Gaussian decoder, built on these terms.
+* `lineavae.collapse`: which latents of a VAE are collapsed, and how certain that is.
+* `lineavae.data`: MNIST, folders of images, arrays in files.
+* `lineavae.experiments`: the paper's figures, one module each.
+* `lineavae.report`: finished runs and collapse reports as one page.
 
 All log-densities are in nats, per sample, with every constant. An ELBO is a quantity to maximise.
 
 Imported after torch, it registers the operators and what models return, so that programs saved by
-:mod:`torch.export` load.
+`torch.export` load.
 """
 
 from __future__ import annotations

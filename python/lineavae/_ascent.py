@@ -417,7 +417,7 @@ def _pack(caller: str, value: Any, name: str, tensors: dict[str, Tensor]) -> Any
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo :func:`_pack`."""
+    """Undo `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, tensors) for item in value]
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ def recomputes() -> bool:
 
 
 def recomputes_on_device(like: Tensor) -> Tensor:
-    """Give :func:`recomputes` as a tensor (), on the device of ``like``; in a compiled graph too."""
+    """Give `recomputes` as a tensor (), on the device of ``like``; in a compiled graph too."""
     # an operator, since what compiled code asks of Python is answered once, when it is compiled
     return torch.ops.lineavae.recomputes(like) if torch.compiler.is_compiling() else _recomputes(like)
 

@@ -40,7 +40,7 @@ _Bools = NDArray[np.bool_]
 class CollapseAt(Printed):
     """What a report says at one pair (ε, δ): verdicts, intervals, tables and figures.
 
-    :meth:`CollapseReport.at` makes it. What it keeps is computed once, when it is first asked for; the arrays
+    `CollapseReport.at` makes it. What it keeps is computed once, when it is first asked for; the arrays
     are read-only.
 
     Attributes
@@ -97,7 +97,7 @@ class CollapseAt(Printed):
         Raises
         ------
         ValueError
-            The statistics leave it open for some latent; :attr:`verdict` tells for which. This cannot happen
+            The statistics leave it open for some latent; `verdict` tells for which. This cannot happen
             if ε is one of their thresholds and no KL is NaN.
         """
         collapsed, decided = self.verdict
@@ -132,7 +132,7 @@ class CollapseAt(Printed):
         The interval is that of Clopper and Pearson (1934). If the samples are independent, it lies above the
         probability in at most the fraction (1 - level) / 2 of all cases, and below it in as many. If only
         bounds of the number of samples below ε are known, it covers the intervals of both bounds; without
-        samples it is [0, 1]. The level is :attr:`level` if none is given.
+        samples it is [0, 1]. The level is `level` if none is given.
         """
         level = self.level if level is None else level
         level = check_number("CollapseAt.confidence_interval", "level", level, above=0, below=1)
@@ -143,7 +143,7 @@ class CollapseAt(Printed):
 
         ``"collapsed"`` where the whole confidence interval of P[KL < ε] is at or above 1 - δ,
         ``"not collapsed"`` where it is below, else ``"undetermined"`` with this many samples. At δ = 0.01 and
-        level 0.95 no fewer than 368 samples prove a collapse. The level, :attr:`level` if none is given, is
+        level 0.95 no fewer than 368 samples prove a collapse. The level, `level` if none is given, is
         that of one latent: for all K statements to hold together, give 1 - 0.05/K.
         """
         lower, upper = self.confidence_interval(level)
@@ -176,7 +176,7 @@ class CollapseAt(Printed):
     def critical_gap(self) -> CriticalGap | None:
         """The largest gap between the critical ε of the latents, sorted.
 
-        The largest gap has the largest ratio of its ends, which are bounds of :attr:`critical_epsilon`; all
+        The largest gap has the largest ratio of its ends, which are bounds of `critical_epsilon`; all
         values below 0.001 nats count as equal. It is clear if it spans a factor of ten. It is None if there
         is no gap above 0.001 nats. A latent is left out if all its KL values are NaN; a latent with an
         infinite critical ε is above every gap.
@@ -196,7 +196,7 @@ class CollapseAt(Printed):
 
         Unlike the count at one ε, these hardly change with the time of training once the gap is there. None
         is live if every critical ε is at most 0.001 nats. A latent is not if all its KL values are NaN. The
-        largest gap may be one among live latents, if these are far apart: :attr:`critical_gap` has its ends.
+        largest gap may be one among live latents, if these are far apart: `critical_gap` has its ends.
 
         Raises
         ------
@@ -236,10 +236,10 @@ class CollapseAt(Printed):
     def to_dict(self) -> dict[str, Any]:
         """Give the report as one document of numbers, strings, lists and dicts, which is strict JSON.
 
-        ``"latents"`` holds the columns of :meth:`to_dataframe`. Undecided verdicts, and what KL values alone
+        ``"latents"`` holds the columns of `to_dataframe`. Undecided verdicts, and what KL values alone
         do not tell, are ``None``; numbers that are not finite are ``"Infinity"``, ``"-Infinity"`` and
-        ``"NaN"``, which ``float`` reads. ``"gap"`` is :attr:`critical_gap`, ``"num_live"`` the number of
-        :meth:`live_latents`, ``None`` if no gap is clear. ``"histogram"`` has the ``"edges"`` in nats of
+        ``"NaN"``, which ``float`` reads. ``"gap"`` is `critical_gap`, ``"num_live"`` the number of
+        `live_latents`, ``None`` if no gap is clear. ``"histogram"`` has the ``"edges"`` in nats of
         those bins of `lineavae.ops.histogram_edges` that any latent has a sample in, and for each latent its
         ``"counts"``, from the first bin with a sample to the last, and the number of that bin, ``"first"``.
         `CollapseReport.load` reads the document from a file.
@@ -247,7 +247,7 @@ class CollapseAt(Printed):
         return _document.write(self)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Give :meth:`to_dict` as JSON, and write it to a file, atomically, if a path is given."""
+        """Give `to_dict` as JSON, and write it to a file, atomically, if a path is given."""
         text = json.dumps(self.to_dict(), allow_nan=False)
         if path is not None:
             _io.write_text(Path(path), text + "\n")
@@ -303,7 +303,7 @@ class CollapseAt(Printed):
         return unknown, unknown
 
     def columns(self) -> dict[str, list[Any]]:
-        """Give the columns of :meth:`to_dataframe`, a value per latent."""
+        """Give the columns of `to_dataframe`, a value per latent."""
         report, critical = self.report, self.critical_epsilon
         collapsed = self.verdict.collapsed.astype(object)
         collapsed[~self.verdict.decided] = None

@@ -63,7 +63,7 @@ class Change(NamedTuple):
 class CollapseComparison(Printed):
     """Several models at one pair (ε, δ): a table, the course of each latent, and figures.
 
-    :func:`compare` makes it.
+    `compare` makes it.
 
     Attributes
     ----------

@@ -131,7 +131,7 @@ class CollapseMonitor:
         Where checks go: a function of a `CollapseCheck`, such as ``print``, or a ``SummaryWriter`` of
         TensorBoard. None only keeps the last one, in ``last``.
     every
-        Steps between checks. With None only :meth:`check` makes one; call it once an epoch, for example.
+        Steps between checks. With None only `check` makes one; call it once an epoch, for example.
     epsilon, delta
         A latent is collapsed if its KL is below ε nats for at least the fraction 1 - δ of the samples.
     event_dim
@@ -273,7 +273,7 @@ class CollapseMonitor:
     ) -> None:
         """Observe the posterior of one training step, in any form that `CollapseStatistics.update` takes.
 
-        Call this if no module returns it; otherwise :meth:`watch` does.
+        Call this if no module returns it; otherwise `watch` does.
         """
         if isinstance(mean, Tensor) and mean.ndim < 2:  # which may be (N,), of a single latent
             raise ValueError(f"{_NAME}: mean must have shape (N, K), got {tuple(mean.shape)}")
@@ -346,7 +346,7 @@ class CollapseMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` gave, with a new window."""
+        """Continue from what `state_dict` gave, with a new window."""
         collapsed, critical = state["collapsed"], state["critical_epsilon"]
         self.step = state["step"]
         self._collapsed = None if collapsed is None else np.array(collapsed, bool)

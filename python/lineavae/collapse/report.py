@@ -166,16 +166,16 @@ class CollapseReport(Printed):
         self._knots, self._below = cumulate(histogram, infinite, counts, self.thresholds)
 
     def save(self, path: str | Path) -> None:
-        """Write the report, atomically, as JSON: :meth:`CollapseAt.to_dict` at the paper's (ε, δ).
+        """Write the report, atomically, as JSON: `CollapseAt.to_dict` at the paper's (ε, δ).
 
-        It has the counts, the histogram and the moments, exact, so that :meth:`load` gives the same report:
+        It has the counts, the histogram and the moments, exact, so that `load` gives the same report:
         every verdict, curve and figure can be had of it again, at any (ε, δ).
         """
         self.at().to_json(path)
 
     @classmethod
     def load(cls, path: str | Path) -> CollapseReport:
-        """Read what :meth:`save`, :meth:`CollapseAt.to_json` or ``lineavae collapse --json`` wrote.
+        """Read what `save`, `CollapseAt.to_json` or ``lineavae collapse --json`` wrote.
 
         Raises
         ------

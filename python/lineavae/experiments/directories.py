@@ -120,7 +120,7 @@ def execute_seeds(
     Parameters
     ----------
     experiment, config, resume, formats
-        As in :func:`execute`; the seed of the configuration is of no account.
+        As in `execute`; the seed of the configuration is of no account.
     seeds
         Seeds, all different.
     directory
@@ -129,12 +129,12 @@ def execute_seeds(
     Returns
     -------
     Run
-        Means over the seeds with their spread, as :func:`lineavae.experiments.seeds.combine` gives them.
+        Means over the seeds with their spread, as `lineavae.experiments.seeds.combine` gives them.
 
     Raises
     ------
     RunDirectoryError, DataError, RunWriteError, OSError
-        As in :func:`execute`.
+        As in `execute`.
     """
     asked = {**_plain(config), "seeds": list(seeds)}
     del asked["seed"]

@@ -255,7 +255,7 @@ def generator_of_proof(weight: Array) -> Array:
 
 
 def generator_of_nearest_order(weight: Array) -> Array:
-    """As :func:`generator_of_proof`, with the columns of U L in the order and signs closest to those of W."""
+    """As `generator_of_proof`, with the columns of U L in the order and signs closest to those of W."""
     rotation = np.linalg.svd(weight, full_matrices=False)[2].T
     rotation = rotation[:, linear_sum_assignment(-abs(rotation))[1]]
     return _skew_log(rotation * np.sign(rotation.diagonal()))

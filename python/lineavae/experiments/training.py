@@ -36,7 +36,7 @@ def train(
     latent_dim
         Latent dimensions K.
     objective, lr, steps
-        As in :meth:`lineavae.linear.LinearVAE.fit`.
+        As in `lineavae.linear.LinearVAE.fit`.
     checkpoint
         File from which the training goes on if it is there.
 

@@ -32,7 +32,7 @@ _LEAST_PROBABILITY = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class BernoulliHistory(PrintsInNotebooks):
-    """What the training of a :class:`BernoulliLinearVAE` recorded. Prints as a table.
+    """What the training of a `BernoulliLinearVAE` recorded. Prints as a table.
 
     Attributes
     ----------
@@ -65,10 +65,10 @@ class BernoulliLinearVAE(LinearModule):
     The model is p(x|z) = Bernoulli(sigmoid(W z + μ)) with prior p(z) = N(0, I), the posterior is
     q(z|x) = N(V (x - x̄) + c, diag d) with one d for all x. Each logit is a normal variable under the
     posterior, so the ELBO is a sum of one-dimensional integrals and is computed without sampling, with its
-    gradient. The likelihood has no closed form: :meth:`importance_weighted_bound` bounds it from below.
+    gradient. The likelihood has no closed form: `importance_weighted_bound` bounds it from below.
 
     Data are zeros and ones; what is between counts as the probability of a one, as in
-    :func:`lineavae.ops.bernoulli_log_likelihood`.
+    `lineavae.ops.bernoulli_log_likelihood`.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class BernoulliLinearVAE(LinearModule):
     two features are correlated, and for each latent as many directions lead out as the correlation matrix has
     eigenvalues above 1: Kaiser's criterion, and the linear VAE of standardised features with σ² = 1.
 
-    Calling the module is calling :meth:`elbo`.
+    Calling the module is calling `elbo`.
 
     Examples
     --------
@@ -183,7 +183,7 @@ class BernoulliLinearVAE(LinearModule):
     def decode(self, z: Tensor) -> Tensor:
         """Means sigmoid(W z + μ) of p(x|z), the probabilities of ones: (..., K) -> (..., D).
 
-        ``torch.bernoulli`` of those of :meth:`sample` gives binary samples.
+        ``torch.bernoulli`` of those of `sample` gives binary samples.
         """
         return super().decode(z).sigmoid()
 
@@ -200,7 +200,7 @@ class BernoulliLinearVAE(LinearModule):
         Notes
         -----
         E log p(x|z) of Lucas et al. (2019), appendix C.3, equation 33 with the logarithm that is missing
-        there, up to D times 5.2e-8: see :func:`lineavae.ops.expected_bernoulli_log_likelihood`.
+        there, up to D times 5.2e-8: see `lineavae.ops.expected_bernoulli_log_likelihood`.
         """
         mean, logvar = self.encode(x)
         reconstruction = expected_bernoulli_log_likelihood(x, mean, logvar, self.weight, self.mu)
@@ -216,7 +216,7 @@ class BernoulliLinearVAE(LinearModule):
         """Unbiased estimate of the ELBO of each sample, in nats: (N, D) -> (N,).
 
         The reconstruction term is sampled by reparameterisation, the KL term is analytic; the arguments are
-        those of :meth:`LinearVAE.stochastic_elbo`, with x in [0, 1]. Values are not looked at.
+        those of `LinearVAE.stochastic_elbo`, with x in [0, 1]. Values are not looked at.
 
         Notes
         -----
@@ -267,7 +267,7 @@ class BernoulliLinearVAE(LinearModule):
     ) -> BernoulliHistory:
         """Train the parameters that require grad to maximise the mean ELBO of the data.
 
-        As with :meth:`LinearVAE.fit`, the module changes when the run has ended or was interrupted by Ctrl-C,
+        As with `LinearVAE.fit`, the module changes when the run has ended or was interrupted by Ctrl-C,
         and an interrupted run goes on from its checkpoint, to the bit.
 
         Parameters
@@ -283,7 +283,7 @@ class BernoulliLinearVAE(LinearModule):
         history_every
             Steps between two entries of the history; each costs one evaluation of all data in float64.
         optimizer, lr, steps, beta, seed, checkpoint, checkpoint_every, resume, progress
-            As in :meth:`LinearVAE.fit`.
+            As in `LinearVAE.fit`.
 
         Returns
         -------

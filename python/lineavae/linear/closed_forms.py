@@ -169,7 +169,7 @@ def log_likelihood_and_gap(
     """Average log-likelihood from WᵀW and WᵀSW, and how far the ELBO of the best encoder stays below it.
 
     For many W at once, and for W that is a parameter: S enters by K x K matrices alone, at the price of a
-    difference of terms as large as tr S / σ², which :class:`Marginal` does not have.
+    difference of terms as large as tr S / σ², which `Marginal` does not have.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def stochastic_elbo(
     generator: torch.Generator | None,
     beta: Tensor | float,
 ) -> Tensor:
-    """Unbiased estimate of the ELBO of each sample: see :meth:`LinearVAE.stochastic_elbo`."""
+    """Unbiased estimate of the ELBO of each sample: see `LinearVAE.stochastic_elbo`."""
     mean, logvar = encode(parameters, x)
     noise = standard_normal((num_draws, *mean.shape), mean, generator)
     z = mean + (0.5 * logvar).exp() * noise

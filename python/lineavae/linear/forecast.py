@@ -25,7 +25,7 @@ from lineavae.linear.spectrum import Floats, Spectrum, kl_of_eigenvalues, num_ab
 
 @dataclass(frozen=True, eq=False)
 class CollapseForecast(PrintsInNotebooks):
-    """What :func:`forecast_collapse` expects of a VAE. Prints as a summary, warnings last.
+    """What `forecast_collapse` expects of a VAE. Prints as a summary, warnings last.
 
     Attributes
     ----------

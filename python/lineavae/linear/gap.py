@@ -35,7 +35,7 @@ _SPACING = 0.05
 
 @dataclass(frozen=True)
 class GapDecomposition(PrintsInNotebooks):
-    """The difference between the largest likelihood and an ELBO, in parts; see :func:`decompose_gap`.
+    """The difference between the largest likelihood and an ELBO, in parts; see `decompose_gap`.
 
     Everything is in nats per sample. Prints as a table.
 

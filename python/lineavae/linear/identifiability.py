@@ -1,8 +1,8 @@
 """What a decoder's columns are, beyond the subspace that they span (Lucas et al. 2019, appendix B).
 
 The likelihood of W is that of every rotation W R. The ELBO is not: at its global maximum the columns are the
-scaled principal directions, up to sign and order. :func:`rotation_gap` is what it loses elsewhere,
-:func:`align` matches columns with directions, :func:`subspace_angles` compares spans alone.
+scaled principal directions, up to sign and order. `rotation_gap` is what it loses elsewhere,
+`align` matches columns with directions, `subspace_angles` compares spans alone.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def align(weight: Tensor, directions: Tensor) -> Alignment:
     -----
     The assignment is the Hungarian one (Kuhn 1955): no column serves two directions. Columns of a trained
     decoder need not be close to any direction, since the ELBO is nearly flat along rotations; those of
-    :meth:`LinearVAE.principal_components` are.
+    `LinearVAE.principal_components` are.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def rotation_gap(weight: Tensor, sigma2: Tensor | float) -> Tensor:
         log p(x) - ELBO = ½ (Σ_j log M̃_jj - log det M̃),  M̃ = WᵀW + σ² I
 
     The same for every x; zero where the columns are orthogonal, and only there. The rotation of
-    :meth:`LinearVAE.canonicalize_` closes it and leaves the likelihood as it is.
+    `LinearVAE.canonicalize_` closes it and leaves the likelihood as it is.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ _BATCH_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Landscape:
-    """Likelihood and ELBO at W + a P + b Q for a grid of a and b; :func:`landscape` makes it.
+    """Likelihood and ELBO at W + a P + b Q for a grid of a and b; `landscape` makes it.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ def landscape(
     point
         The centre of the plane; its σ² is held.
     directions
-        Two changes of W, (D, K) each, as :meth:`StationaryPoint.perturbation` gives.
+        Two changes of W, (D, K) each, as `StationaryPoint.perturbation` gives.
     radius
         Both coordinates go from -radius to radius.
     num

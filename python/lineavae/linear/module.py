@@ -56,12 +56,12 @@ class LinearModule(nn.Module):
         return self.decode(standard_normal((num_draws, self.latent_dim), self.weight, generator))
 
     def save(self, path: str | Path) -> None:
-        """Write the tensors to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
+        """Write the tensors to a safetensors file, atomically; `load` gives them back to the bit."""
         write_tensors(Path(path), self._kind, self.state_dict())
 
     @classmethod
     def load(cls: type[_Module], path: str | Path, device: torch.device | str | None = None) -> _Module:
-        """Read a module that :meth:`save` wrote.
+        """Read a module that `save` wrote.
 
         Raises
         ------

@@ -57,7 +57,7 @@ _TIE = 1e-6
 class Moments:
     """Number of samples, mean and biased covariance of a dataset, collected in one pass and mergeable.
 
-    ``Moments()`` has seen no data; :meth:`update` adds rows in place, every other method leaves its object as
+    ``Moments()`` has seen no data; `update` adds rows in place, every other method leaves its object as
     it is. The covariance of N <= D samples is held as a factor of N - 1 columns; no D x D matrix is formed.
 
     Notes
@@ -309,12 +309,12 @@ class Moments:
         return eigenvalues, with_fixed_signs(eigenvectors)
 
     def save(self, path: str | Path) -> None:
-        """Write the moments to a safetensors file, atomically; :meth:`load` gives them back to the bit."""
+        """Write the moments to a safetensors file, atomically; `load` gives them back to the bit."""
         write_tensors(Path(path), "Moments", self._seen()._state())
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Moments:
-        """Read moments that :meth:`save` wrote.
+        """Read moments that `save` wrote.
 
         Raises
         ------

@@ -26,7 +26,7 @@ class LinearModel(Protocol):
 class LinearParameters(NamedTuple):
     """Parameters of the linear VAE of Lucas et al. (2019), equation 9, in the order of the operators.
 
-    The functions of this package that judge a model take these as well as a :class:`LinearVAE`.
+    The functions of this package that judge a model take these as well as a `LinearVAE`.
 
     Examples
     --------

@@ -3,7 +3,7 @@
     p(x) = N(μ, C),  C = W Wᵀ + σ² I
 
 with the sample mean μ, W = U (Λ - σ² I)^½ from the K largest eigenvalues of the biased covariance and σ² the
-mean of the other D - K. Its density is that of :class:`lineavae.linear.closed_forms.Marginal`.
+mean of the other D - K. Its density is that of `lineavae.linear.closed_forms.Marginal`.
 """
 
 # ruff: noqa: N803 (X is scikit-learn's name)

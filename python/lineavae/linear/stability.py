@@ -47,7 +47,7 @@ _LANCZOS_TOLERANCE = 1e-7
 
 @dataclass(frozen=True, eq=False)
 class Stability(PrintsInNotebooks):
-    """What kind of stationary point one is; :func:`stability` makes it. Prints as a summary.
+    """What kind of stationary point one is; `stability` makes it. Prints as a summary.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Stability(PrintsInNotebooks):
     escape : Tensor
         The rows and columns of ``curvature`` along which the likelihood rises, and with it, without a
         rotation, the ELBO under the best encoder: the steepest first, (index, 2), int64.
-        :meth:`StationaryPoint.perturbation` makes the direction of each.
+        `StationaryPoint.perturbation` makes the direction of each.
 
     Examples
     --------
@@ -247,7 +247,7 @@ def hessian_eigenpairs(
     """Find extreme eigenvalues of the Hessian of the ELBO or the likelihood at any linear VAE, by Lanczos.
 
     No matrix is formed but the covariance: a product of the Hessian with a vector costs as much as a few
-    gradients. This is for trained models; at a :class:`StationaryPoint`, :func:`stability` has the whole
+    gradients. This is for trained models; at a `StationaryPoint`, `stability` has the whole
     spectrum in closed form, and of eigenvalues that are equal it has each, where Lanczos's method may find
     but one.
 

@@ -440,7 +440,7 @@ def symmetric_saddle(
     Parameters
     ----------
     moments, kept, latent_dim
-        As for :class:`StationaryPoint`; K must be at least 2.
+        As for `StationaryPoint`; K must be at least 2.
     sigma2
         Noise σ² > 0.
 
@@ -452,7 +452,7 @@ def symmetric_saddle(
     Raises
     ------
     ValueError
-        An argument is out of its range as for :class:`StationaryPoint`, or all c_i are equal, so that the
+        An argument is out of its range as for `StationaryPoint`, or all c_i are equal, so that the
         columns are orthogonal whatever the rotation.
 
     Notes

@@ -46,7 +46,7 @@ def sweep(
 
     Each model begins as ``LinearVAE(D, K, generator=torch.Generator().manual_seed(seed))`` does, but for μ,
     which is the mean of the data and stays it, and goes up the gradient of its own mean β-ELBO. It is the
-    model that :meth:`LinearVAE.fit` trains from there, whatever else is in the grid.
+    model that `LinearVAE.fit` trains from there, whatever else is in the grid.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def sweep(
         - ``"log_sigma2"``: log of the observation noise;
         - ``"kl"``: the mean KL of each latent, in nats;
         - ``"alignment"``: mean cosine, without its sign, of the live latents' columns of W with the principal
-          directions among the first K that :func:`align` matches them with; NaN where none lives;
-        - ``"gap"``: the parts of the gap to the largest likelihood, as :func:`decompose_gap` names them.
+          directions among the first K that `align` matches them with; NaN where none lives;
+        - ``"gap"``: the parts of the gap to the largest likelihood, as `decompose_gap` names them.
     record_at
         Numbers of steps after which to record, ascending, from 0 to ``steps``; by default at the end alone.
     tolerance
@@ -94,7 +94,7 @@ def sweep(
     epsilon
         Mean KL ε in nats from which on a latent is live, >= 0.
     keep_models
-        Keep the trained parameters as well, for :meth:`Sweep.model`.
+        Keep the trained parameters as well, for `Sweep.model`.
     dtype, device
         In which, and where the models are trained: float32 or float64.
     memory

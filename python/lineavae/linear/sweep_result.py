@@ -31,7 +31,7 @@ _KIND = "Sweep"
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The models of :func:`sweep`, by their settings.
+    """The models of `sweep`, by their settings.
 
     Attributes
     ----------
@@ -210,7 +210,7 @@ class Sweep:
         return frame[[*self.axes, *settings, "step", *columns]]
 
     def save(self, path: str | Path) -> None:
-        """Write the sweep to a safetensors file, atomically; :meth:`load` gives it back to the bit."""
+        """Write the sweep to a safetensors file, atomically; `load` gives it back to the bit."""
         tensors, texts, dims = {}, {}, {}
         for name, values in self.dataset.variables.items():
             dims[str(name)] = list(map(str, values.dims))
@@ -229,7 +229,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
-        """Read a sweep that :meth:`save` wrote.
+        """Read a sweep that `save` wrote.
 
         Raises
         ------

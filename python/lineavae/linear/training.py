@@ -44,7 +44,7 @@ class History(PrintsInNotebooks):
         Indices of the features that were left out as constant, int64.
     gap
         What the ELBO lacks to the largest likelihood at those points, part by part as
-        :func:`decompose_gap` names them, (P,) each, float64; ``None`` where it was not asked for.
+        `decompose_gap` names them, (P,) each, float64; ``None`` where it was not asked for.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def fit(
     history_every
         Steps between two entries of the history; each costs one evaluation in float64.
     history_gap
-        Tell at each entry of the history why the ELBO is not the largest, as :func:`decompose_gap` does. It
+        Tell at each entry of the history why the ELBO is not the largest, as `decompose_gap` does. It
         costs a singular value decomposition of W; ``beta`` must be 1.
     checkpoint
         A file for the parameters, the state of the optimizer and the history. It is replaced, atomically,

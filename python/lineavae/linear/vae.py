@@ -59,7 +59,7 @@ class LinearVAE(LinearModule):
     -----
     The initialisation is that of the paper's released code: Glorot-uniform W, V, μ and log d, and σ² = 1.
 
-    Calling the module is calling :meth:`elbo`.
+    Calling the module is calling `elbo`.
 
     Examples
     --------
@@ -140,9 +140,9 @@ class LinearVAE(LinearModule):
         Notes
         -----
         Lucas et al. (2019), equations 15-20, with every constant; the formulas are at
-        :func:`lineavae.ops.linear_vae_elbo` and :func:`lineavae.ops.linear_vae_elbo_from_moments`. From
+        `lineavae.ops.linear_vae_elbo` and `lineavae.ops.linear_vae_elbo_from_moments`. From
         moments it is a sum of squares over a factor of the covariance, without cancellation, while the
-        operator is off by the rounding of tr S / σ². :meth:`fit` uses the operator, which takes a third of
+        operator is off by the rounding of tr S / σ². `fit` uses the operator, which takes a third of
         the time in float32.
         """
         _check_data("elbo", data)
@@ -307,7 +307,7 @@ class LinearVAE(LinearModule):
     def from_ppca(
         cls, ppca: PPCA, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> LinearVAE:
-        """Make the linear VAE with the decoder of a fitted :class:`PPCA` and the best encoder for it.
+        """Make the linear VAE with the decoder of a fitted `PPCA` and the best encoder for it.
 
         Its ELBO is the likelihood of the PPCA, which is the global maximum of both where the PPCA was fitted
         by maximum likelihood: theorem 1 of Lucas et al. (2019).
@@ -330,9 +330,9 @@ class LinearVAE(LinearModule):
 
     @torch.no_grad()
     def to_ppca(self) -> PPCA:
-        """Give the decoder as a fitted :class:`PPCA`, with the same density.
+        """Give the decoder as a fitted `PPCA`, with the same density.
 
-        Its ``weight_`` is that of :meth:`canonicalize_`, at most D columns of it, and its
+        Its ``weight_`` is that of `canonicalize_`, at most D columns of it, and its
         ``explained_variance_`` the variance of the model along them. It has no ``n_samples_``: a model does
         not know its data.
         """

@@ -1,4 +1,4 @@
-"""Deep VAEs with Gaussian decoders: modules whose loss terms are the fused operators of :mod:`lineavae.ops`.
+"""Deep VAEs with Gaussian decoders: modules whose loss terms are the fused operators of `lineavae.ops`.
 
 * `GaussianVAE`: any encoder, any decoder; ELBO, σ²-tuned ELBO, importance-weighted bound, samples.
 * `ObservationNoise`: σ² fixed, learned or in closed form; `sigma2_of_beta` and `beta_of_sigma2`.

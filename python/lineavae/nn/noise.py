@@ -164,7 +164,7 @@ class ObservationNoise(nn.Module):
     def tuned(self, x: Tensor, x_hat: Tensor, variance: Tensor | None = None) -> Tensor:
         """Give the σ² that maximises the likelihood of the data given these reconstructions.
 
-        The mean of (x - x̂)², over all that shares one σ²; the arguments are those of :meth:`forward`.
+        The mean of (x - x̂)², over all that shares one σ²; the arguments are those of `forward`.
 
         Raises
         ------
@@ -251,7 +251,7 @@ def sigma2_of_beta(beta: float, sigma2: float = 1.0) -> NoiseOfBeta:
 def beta_of_sigma2(sigma2: float, of_beta_vae: float = 1.0) -> BetaOfNoise:
     """Give the β-VAE, with the fixed σ² ``of_beta_vae``, that is the VAE with the fixed ``sigma2``.
 
-    The inverse of :func:`sigma2_of_beta`.
+    The inverse of `sigma2_of_beta`.
 
     Examples
     --------

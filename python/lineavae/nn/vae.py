@@ -107,7 +107,7 @@ class GaussianVAE(nn.Module):
 
     Notes
     -----
-    Calling the module is calling :meth:`elbo`, so that wrappers such as ``DistributedDataParallel`` and
+    Calling the module is calling `elbo`, so that wrappers such as ``DistributedDataParallel`` and
     ``torch.compile`` serve for training.
 
     Examples
@@ -150,7 +150,7 @@ class GaussianVAE(nn.Module):
             self._linear_decoder()
 
     def forward(self, x: Tensor, **options: Any) -> ELBOTerms:
-        """Give :meth:`elbo`, with its options."""
+        """Give `elbo`, with its options."""
         return self.elbo(x, **options)
 
     def elbo(

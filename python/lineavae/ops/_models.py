@@ -30,7 +30,7 @@ def flatten_models(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
 
 
 def flatten_shared(tensor: Tensor, models: torch.Size, num_core: int) -> Tensor:
-    """As :func:`flatten_models`, but what all models share stays one: (1, *core)."""
+    """As `flatten_models`, but what all models share stays one: (1, *core)."""
     if tensor.ndim == num_core:
         return tensor.unsqueeze(0)
     own, core = tensor.shape[: tensor.ndim - num_core], tensor.shape[tensor.ndim - num_core :]

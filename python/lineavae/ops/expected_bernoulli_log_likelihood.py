@@ -70,7 +70,7 @@ def expected_bernoulli_log_likelihood(
     -----
     Lucas et al. (2019), appendix C.3, which calls it intractable. Normal scale mixtures for the logistic
     distribution: Monahan and Stefanski (1992). Where the variances are zero this is
-    :func:`bernoulli_log_likelihood`, up to D times 5.2e-8.
+    `bernoulli_log_likelihood`, up to D times 5.2e-8.
 
     Examples
     --------

@@ -100,7 +100,7 @@ def gaussian_log_likelihood_mean(
 ) -> Tensor:
     """Mean over the samples of their log-likelihood log N(x | x̂, σ²), in nats, with every constant.
 
-    The mean of :func:`gaussian_log_likelihood`, for losses. The gradients of the negative mean are made in
+    The mean of `gaussian_log_likelihood`, for losses. The gradients of the negative mean are made in
     the pass that makes the value. What they cost is paid without backward too, and there is no second
     derivative: it raises. Backward scales them; but on a CPU, where the gradient that comes in is -1, it
     gives away that of x_hat as it is: after ``retain_graph=True`` it must not be changed in place, and a
@@ -109,7 +109,7 @@ def gaussian_log_likelihood_mean(
     Parameters
     ----------
     x, x_hat, log_sigma2, event_dim, check_finite
-        As in :func:`gaussian_log_likelihood`.
+        As in `gaussian_log_likelihood`.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def gaussian_log_likelihood_mean(
     Raises
     ------
     TypeError, ValueError, FloatingPointError
-        As :func:`gaussian_log_likelihood`.
+        As `gaussian_log_likelihood`.
     RuntimeError
         In the backward of its backward.
 

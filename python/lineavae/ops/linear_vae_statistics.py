@@ -122,7 +122,7 @@ def linear_vae_elbo_from_factor(
 ) -> Tensor:
     """Mean analytic ELBO of the linear VAE over a dataset, from a factor of its covariance, in nats.
 
-    The covariance is F Fᵀ; the formula is that of :func:`linear_vae_elbo_from_moments`. One evaluation with
+    The covariance is F Fᵀ; the formula is that of `linear_vae_elbo_from_moments`. One evaluation with
     its gradient costs 8 D r K + 8 D K² flops, which pays for N < D (F is the centred data / √N, transposed).
     In an eigenbasis, where the data were rotated by the eigenvectors of their covariance, the factor is
     diagonal and the cost falls to 8 D K².
@@ -135,12 +135,12 @@ def linear_vae_elbo_from_factor(
         Factor F of the biased covariance about x̄, (*models, D, r) for any r, or (*models, D) for the
         diagonal of a diagonal one; its models are those of sample_mean.
     weight, encoder, mu, log_d, log_sigma2, beta, num_features, check_finite
-        As in :func:`linear_vae_elbo_from_moments`.
+        As in `linear_vae_elbo_from_moments`.
 
     Returns
     -------
     Tensor
-        (*models,), as that of :func:`linear_vae_elbo_from_moments`, with the same errors.
+        (*models,), as that of `linear_vae_elbo_from_moments`, with the same errors.
 
     Notes
     -----

@@ -1,6 +1,6 @@
 """Analytic ELBO of the linear VAE, averaged over a dataset whose covariance is given as S_x̄ = F Fᵀ.
 
-The formula is that of :mod:`lineavae.reference.linear_vae_elbo_from_moments`; a diagonal factor, the one of
+The formula is that of `lineavae.reference.linear_vae_elbo_from_moments`; a diagonal factor, the one of
 an eigenbasis, may be given by its diagonal.
 """
 
