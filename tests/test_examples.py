@@ -18,17 +18,20 @@ def test_notebook() -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    forecast, history, gap, stability, report, curve = (cell.outputs[-1].data for cell in cells)
+    outputs = [cell.outputs[-1].data for cell in cells]
+    forecast, history, gap, stability, report, curve, comparison, heat_map = outputs
     for shown, text in (
         (forecast, "7 of 16 latents, 9 collapse"),
         (history, "    3000     -17.352 "),
         (gap, "largest ELBO          23.929443"),
         (stability, "a saddle of the likelihood, with σ² fixed"),
+        (comparison, "9 woke: 7-15"),
     ):
         assert shown["text/html"].startswith("<pre")
         assert text in shown["text/html"]
     assert "latents 7-15" in report["text/plain"]
     assert curve["image/png"]
+    assert heat_map["image/png"]
 
 
 @pytest.mark.slow

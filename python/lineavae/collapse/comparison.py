@@ -304,8 +304,8 @@ def compare(
     ...     mean = torch.tensor(scale).expand(1000, 3)
     ...     reports[f"epoch={epoch}"] = CollapseReport(collapse_statistics(mean, 0 * mean, [0.01]), [0.01])
     >>> comparison = compare(reports)
-    >>> comparison.changes[0].died, comparison.changes[0].woke.any()
-    (array([False, False,  True]), np.False_)
+    >>> comparison.changes[0].died, comparison.changes[0].woke
+    (array([False, False,  True]), array([False, False, False]))
     >>> print(comparison)
     2 models, 3 latents, N = 1000, at ε = 0.01, δ = 0.01
     <BLANKLINE>
