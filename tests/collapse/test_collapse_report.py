@@ -681,6 +681,9 @@ class TestLiveLatents:
             ([0.02, math.inf, 0.1, 3.0], [False, True, False, True]),
             ([0.02, math.nan, 0.1, 3.0], [False, False, False, True]),
             ([1e-5, 0.0, 9e-4], [False, False, False]),  # all are dead, though without a gap
+            ([1.0, 2.0, 4.0], [True, True, True]),  # all are live, though without a gap
+            ([1.0, 2.0, 40.0], [True, True, True]),  # and though there is one
+            ([math.inf, math.nan, 2.0], [True, False, True]),
         ],
     )
     def test_those_above_the_largest_gap(self, kl: list[float], live: list[bool]) -> None:
@@ -689,10 +692,10 @@ class TestLiveLatents:
         assert f"live latents {sum(live)} of {len(kl)} latents" in " ".join(str(at).split())
         assert at.to_dict()["num_live"] == sum(live)
 
-    @pytest.mark.parametrize("kl", [[0.5, 2.0, 4.0], [0.3, 0.3]])
+    @pytest.mark.parametrize("kl", [[0.99, 2.0, 4.0], [0.3, 0.3], [math.nan, math.nan]])
     def test_open_where_no_gap_is_clear(self, kl: list[float]) -> None:
         at = report_of_kl(np.tile(kl, (400, 1)), [0.01]).at()
-        with pytest.raises(ValueError, match="must have a gap that spans a factor of ten, got none"):
+        with pytest.raises(ValueError, match="must have a gap that spans a factor of ten; none"):
             at.live_latents()
         assert "live latents open" in " ".join(str(at).split())
         assert at.to_dict()["num_live"] is None

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lineavae.collapse._posterior import WIDE
-from lineavae.collapse.verdicts import NO_GAP_BELOW, CriticalGap
+from lineavae.collapse.verdicts import LIVE_ABOVE, NO_GAP_BELOW, CriticalGap
 
 if TYPE_CHECKING:
     from lineavae.collapse.at import CollapseAt
@@ -83,7 +83,7 @@ class Summary:
             f"  with {self._percent} confidence",
             ", ".join(f"{(test == name).sum()} {name}" for name in names),
         )
-        yield "live latents", _live(at._live, at.critical_gap)
+        yield "live latents", self._live()
         yield "largest gap of critical ε", gap_in_words(at.critical_gap)
         if report.has_moments:
             yield "active units", f"{report.num_active()}, variance of the posterior mean >= 0.01"
@@ -94,6 +94,16 @@ class Summary:
         unknown = np.isnan(report.mean_kl)
         total = f"{report.mean_kl.sum():.5g} nats, sum over latents"
         yield "mean KL", f"unknown for latents {ranges(unknown)}" if unknown.any() else total
+
+    def _live(self) -> str:
+        live = self.at._live
+        if live is None:
+            return "open: no gap of critical ε is clear"
+        if not live.any():
+            return f"{share(live)}: no critical ε is above {NO_GAP_BELOW:g}"
+        if (live | np.isnan(self.at.critical_epsilon.estimate)).all():  # no gap leaves none below
+            return f"{share(live)}: no critical ε is below {LIVE_ABOVE:g}"
+        return f"{share(live)}, those above the largest gap"
 
     def numbers(self, latent: int) -> Iterator[tuple[float, ...]]:
         """Give the numbers of a latent: one, or an interval."""
@@ -172,11 +182,3 @@ def ranges(mask: NDArray[np.bool_]) -> str:
         f"{start}" if end - start == 1 else f"{start}-{end - 1}"
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     )
-
-
-def _live(live: NDArray[np.bool_] | None, gap: CriticalGap | None) -> str:
-    if live is None:
-        return "open: no gap of critical ε is clear"
-    if gap is None or not gap.is_clear:
-        return f"{share(live)}: no critical ε is above {NO_GAP_BELOW:g}"
-    return f"{share(live)}, those above the largest gap"

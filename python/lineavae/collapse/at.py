@@ -18,6 +18,7 @@ from lineavae._printing import Printed
 from lineavae.collapse import _document, _plots, _tables
 from lineavae.collapse._counts import clopper_pearson, frozen, num_allowed, unstrict
 from lineavae.collapse.verdicts import (
+    LIVE_ABOVE,
     NO_GAP_BELOW,
     CollapseCurve,
     CriticalEpsilon,
@@ -194,19 +195,20 @@ class CollapseAt(Printed):
     def live_latents(self) -> _Bools:
         """Which latents are live, (K,): those above the largest gap of critical ε, where that is clear.
 
-        Unlike the count at one ε, these hardly change with the time of training once the gap is there. None
-        is live if every critical ε is at most 0.001 nats. A latent is not if all its KL values are NaN. The
-        largest gap may be one among live latents, if these are far apart: `critical_gap` has its ends.
+        Unlike the count at one ε, these hardly change with the time of training once the gap is there. All
+        are live if every critical ε is at least 1 nat, and none if every one is at most 0.001 nats. A latent
+        is not if all its KL values are NaN. The largest gap may be one among live latents, if these are far
+        apart: `critical_gap` has its ends.
 
         Raises
         ------
         ValueError
-            No gap of critical ε spans a factor of ten, and some is above 0.001 nats: what is live depends on
-            ε.
+            No gap of critical ε spans a factor of ten, and neither all are at least 1 nat nor all at most
+            0.001: what is live depends on ε.
         """
         if self._live is None:
             raise ValueError(
-                "CollapseAt.live_latents: the critical ε must have a gap that spans a factor of ten, got "
+                "CollapseAt.live_latents: the critical ε must have a gap that spans a factor of ten; "
                 + _tables.gap_in_words(self.critical_gap)
             )
         return self._live
@@ -214,8 +216,11 @@ class CollapseAt(Printed):
     @cached_property
     def _live(self) -> _Bools | None:
         gap, critical = self.critical_gap, self.critical_epsilon
+        known: _Bools = ~np.isnan(critical.estimate)
+        if known.any() and (critical.lower[known] >= LIVE_ABOVE).all():
+            return frozen(known)
         if gap is not None and gap.is_clear:
-            return frozen(~np.isnan(critical.estimate) & (critical.lower >= gap.upper))
+            return frozen(known & (critical.lower >= gap.upper))
         nothing: _Bools = critical.upper <= NO_GAP_BELOW
         return frozen(~nothing) if nothing.all() else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
+from operator import eq
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from lineavae.collapse import _document, _plots
 from lineavae.collapse._tables import ranges
 from lineavae.collapse.at import CollapseAt
 from lineavae.collapse.report import CollapseReport
+from lineavae.collapse.verdicts import LIVE_ABOVE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -228,10 +230,13 @@ class CollapseComparison(Printed):
 
     def meaning(self) -> list[str]:
         """Say what is meant by live, died and woke."""
-        known = "" if None not in self.columns()["num_live"] else ", ? where none is clear"
+        columns = self.columns()
+        live, latents = columns["num_live"], columns["latent_dim"]
+        everything = f", all where none is below {LIVE_ABOVE:g}" if any(map(eq, live, latents)) else ""
+        known = ", ? where none is clear" if None in live else ""
         percent = f"{100 * self.level:.10g} %"
         return [
-            f"live: above the largest gap of critical ε{known}",
+            f"live: above the largest gap of critical ε{everything}{known}",
             *([f"died, woke: at {percent} for all latents of two models together"] if self.changes else []),
         ]
 

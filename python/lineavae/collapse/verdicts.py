@@ -16,6 +16,8 @@ DEFAULT_THRESHOLDS = (0.0, 0.001, EPSILON, 0.1, 1.0)  # nats, at which counts ar
 
 NO_GAP_BELOW = 0.001  # nats, below which no gap of critical ε tells anything
 
+LIVE_ABOVE = 1.0  # nats: latents that all have at least this critical ε need no gap to be live
+
 
 class Verdict(NamedTuple):
     """Which latents are collapsed, and of which that is known."""
