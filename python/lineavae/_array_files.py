@@ -198,6 +198,9 @@ def torch_arrays(path: Path) -> Contents:
             with FakeTensorMode():
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch's loader raises a dozen kinds
+            foreign = re.search(r"GLOBAL (\S+)", str(error))  # behind advice to unpickle it all the same
+            if foreign:
+                raise ArrayFileError(f"{path} must hold tensors alone, got {foreign[1]}") from error
             reason = _reason(error).splitlines()[0]
             raise ArrayFileError(f"{path} is no file of tensors by torch.save: {reason}") from error
     if not isinstance(content, Mapping):
