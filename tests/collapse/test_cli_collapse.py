@@ -141,7 +141,9 @@ def test_several_models_in_one_folder(tmp_path):
         save_file(posterior, tmp_path / f"epoch-{index}.safetensors")
     result = invoke(tmp_path, "--epsilon", 0.02)
     assert result.exit_code == 0
-    assert "look like those of 5 models (epoch-0, epoch-1, epoch-2, ...)" in result.stderr
+    assert "look like those of 5 models (epoch-0, epoch-1, epoch-2, ...), and are pooled as one; --each" in result.stderr
+    two = invoke(*(tmp_path / f"epoch-{index}.safetensors" for index in (0, 1)))
+    assert "look like those of 2 models (epoch-0, epoch-1), and" in two.stderr
     assert "latents 5-11 are collapsed in some files and not in others" in result.stderr
     assert "0 of 12 latents, 0.0 %" in " ".join(result.stdout.split())
     one = invoke(tmp_path / "epoch-3.safetensors")

@@ -28,9 +28,11 @@ def pooling_warnings(
     found = []
     names = {tuple(match.group(0).lower() for match in _OF_A_MODEL.finditer(shard.name)) for shard in shards}
     if len(names) > 1:
-        some = ", ".join(sorted({name for matches in names for name in matches})[:3])
+        some = sorted({name for matches in names for name in matches})
+        shown = ", ".join([*some[:3], *(["..."] if len(some) > 3 else [])])
         found.append(
-            f"the files look like those of {len(names)} models ({some}, ...); the report pools them as one"
+            f"the files look like those of {len(names)} models ({shown}), and are pooled as one; "
+            "--each takes every file for a model"
         )
     below = each.counts[..., threshold].cpu().numpy()
     total = each.moments[..., 0].cpu().numpy().astype(np.int64)

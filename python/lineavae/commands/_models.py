@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 from lineavae.collapse import CollapseReport
 from lineavae.collapse.files import PosteriorFileError, Shard, find_shards
@@ -90,12 +91,13 @@ def scan_model(
     if finished and rank == 0:
         console.print(f"{finished} of {len(model.shards)} files were finished earlier")
     what = f"process 1 of {dist.get_world_size()}" if dist.is_initialized() else "reading"
+    whole = Column(no_wrap=True)  # in a narrow terminal the bar alone gives way
     columns = (
         TextColumn(f"{what} {model.name}".rstrip(), markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        DownloadColumn(table_column=whole.copy()),
+        TransferSpeedColumn(table_column=whole.copy()),
+        TimeRemainingColumn(table_column=whole.copy()),
     )
     with Progress(*columns, console=console, disable=rank > 0 or finished == len(model.shards)) as bar:
         task = bar.add_task("")

@@ -47,7 +47,7 @@ def show_found(
         )
         for threshold, percent in zip(curve.epsilons, curve.lower, strict=True):
             at_thresholds.add_row(f"{threshold:g}", f"{percent:.1f} %")
-        parts = [*pooled, summary, at_thresholds]
+        parts = [*pooled, summary, "", at_thresholds]
     if as_json:
         show_json(document)
     show(*parts, err=as_json)
