@@ -141,7 +141,10 @@ def test_several_models_in_one_folder(tmp_path):
         save_file(posterior, tmp_path / f"epoch-{index}.safetensors")
     result = invoke(tmp_path, "--epsilon", 0.02)
     assert result.exit_code == 0
-    assert "look like those of 5 models (epoch-0, epoch-1, epoch-2, ...), and are pooled as one; --each" in result.stderr
+    assert (
+        "look like those of 5 models (epoch-0, epoch-1, epoch-2, ...), and are pooled as one; --each"
+        in result.stderr
+    )
     two = invoke(*(tmp_path / f"epoch-{index}.safetensors" for index in (0, 1)))
     assert "look like those of 2 models (epoch-0, epoch-1), and" in two.stderr
     assert "latents 5-11 are collapsed in some files and not in others" in result.stderr
@@ -225,6 +228,8 @@ def test_page_and_table_of_one_report(tmp_path):
     assert text.startswith("<!doctype html>")
     assert "at 99.9 %" in text
     assert "shard-002.safetensors (600)" in text
+    assert "shard-000.safetensors and 2 more" in text
+    assert "A latent is (ε, δ)-collapsed if" in text
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = report_of(tmp_path / "posterior", "--level", 0.999)["latents"]

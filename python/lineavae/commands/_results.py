@@ -115,7 +115,8 @@ def _page(found: CollapseAt | CollapseComparison, models: Sequence[Model]) -> st
         view = show_comparison(name, found)
     else:
         (model,) = models
-        name = model.name or Path(model.shards[0].name).name
+        more = f" and {len(model.shards) - 1} more" if len(model.shards) > 1 else ""
+        name = model.name or Path(model.shards[0].name).name + more
         files = [(shard.name, shard.num_samples) for shard in model.shards]
         view = show_report(name, found, files)
     return to_html(ReportView([], [view], []))

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # Latents that have a row.
 _MOST_LATENTS = 500
 
+# For readers of a page who know of VAEs, and not of this package.
+_DEFINITION = (
+    "A latent is (ε, δ)-collapsed if its KL to the prior is below ε for at least the fraction 1 - δ of the "
+    "samples; for every ε above its critical ε it is."
+)
+
 
 class CollapseFileError(ValueError):
     """A file holds no collapse report; the message names it."""
@@ -76,7 +82,7 @@ def show_report(name: str, at: CollapseAt, files: Sequence[tuple[str, int]] = ()
         warnings=summary.warnings(),
         facts=[*([("files (samples)", pooled)] if pooled else []), *facts],
         row_kind="latent",
-        caption=f"By critical ε; KL and ε in nats{left_out}.",
+        caption=f"By critical ε; KL and ε in nats{left_out}. {_DEFINITION}",
         headings=summary.headings,
         rows=rows,
         figures=[
@@ -107,7 +113,7 @@ def show_comparison(name: str, comparison: CollapseComparison) -> CollapseView:
         warnings=[],
         facts=[(label or "and", text) for label, text in comparison.course()],
         row_kind="model",
-        caption=f"Mean KL in nats; {'; '.join(comparison.meaning())}.",
+        caption=f"Mean KL in nats; {'; '.join(comparison.meaning())}. {_DEFINITION}",
         headings=(list(shown), []),
         rows=[
             RowView(Number(model, index), [_shown(value) for value in values], ())
