@@ -148,7 +148,9 @@ def test_undecided_and_open_are_shown_where_there_are_any() -> None:
     assert re.fullmatch(r"0 0 \? 0 0\.3", text[3])
     assert text[-1] == "live: above the largest gap of critical ε, ? where none is clear"
     text = str(compare([report_of(kl[:, 1:]), report_of(kl + 1)])).splitlines()
-    assert "live: above the largest gap of critical ε, all where none is below 1, ? where none is clear" in text
+    assert (
+        "live: above the largest gap of critical ε, all where none is below 1, ? where none is clear" in text
+    )
 
 
 def test_document_is_strict_and_has_every_report(comparison: CollapseComparison) -> None:
