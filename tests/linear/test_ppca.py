@@ -280,8 +280,9 @@ class TestDimensions:
             PPCA(3).fit(low_rank)
 
     def test_constant_data(self) -> None:
-        with pytest.raises(ValueError, match=r"PPCA: X must have variance left for the noise .* rank 0"):
-            PPCA().fit(np.full((10, 3), 0.1))
+        for n_components in (None, 1, 2):
+            with pytest.raises(ValueError, match=r"PPCA: X must have variance left for the noise .* rank 0"):
+                PPCA(n_components).fit(np.full((10, 3), 0.1))
         ppca = PPCA(noise_variance=0.5).fit(np.full((10, 3), 0.1))
         assert ppca.score(np.full((1, 3), 0.1)) == pytest.approx(
             -1.5 * math.log(2 * math.pi * 0.5), abs=1e-12

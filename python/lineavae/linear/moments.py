@@ -304,7 +304,7 @@ class Moments:
             return None
         eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance)
         eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors[:, -count:].flip(1)
-        if not eigenvalues[count] >= _LEADING * eigenvalues[0]:
+        if not eigenvalues[count] >= _LEADING * eigenvalues[0] > 0:  # of constant data all are zero
             return None
         return eigenvalues, with_fixed_signs(eigenvectors)
 
