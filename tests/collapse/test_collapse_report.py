@@ -749,12 +749,14 @@ class TestExport:
         column = simple.at(0.00995, 0.6).to_dataframe()["collapsed"]
         assert column.isna().tolist() == [False, False, True]
 
-    @pytest.mark.parametrize("is_broken", [True, False])
+    @pytest.mark.parametrize(
+        "kl", [None, [[0.3, 2.0], [0.31, 3.0]], [[np.nan, np.nan]], np.empty((0, 2))], ids=str
+    )
     def test_saved_and_loaded_it_is_the_same_to_the_bit(
-        self, report: CollapseReport, tmp_path: Path, is_broken: bool
+        self, report: CollapseReport, tmp_path: Path, kl: Any
     ) -> None:
-        """With NaN and infinite statistics, and with values in the middle of the histogram alone."""
-        report = report if is_broken else report_of_kl(np.array([[0.3, 2.0], [0.31, 3.0]]), [0.3])
+        """With NaN and infinite statistics, in the middle of the histogram alone, and of nothing known."""
+        report = report if kl is None else report_of_kl(np.array(kl), [0.3])
         report.save(tmp_path / "report.json")
         loaded = CollapseReport.load(tmp_path / "report.json")
         state = {name: value for name, value in vars(report).items() if isinstance(value, np.ndarray)}
@@ -782,6 +784,10 @@ class TestExport:
             ({"min_kl": [None] * 11}, "is damaged (TypeError: None is no number"),
             ({"max_kl": ["NaN"] * 11}, "is damaged (ValueError: there are samples and no smallest KL"),
             ({"mean_kl": [0.0]}, "is damaged (ValueError: 'mean_kl' of 11 latents has 1 values"),
+            (
+                {"thresholds": [-1.0], "count_below_-1.0": [0] * 11},
+                "thresholds must be finite and >= 0, got -1.0",
+            ),
         ],
     )
     def test_what_is_no_report_is_named(
@@ -789,11 +795,21 @@ class TestExport:
     ) -> None:
         document, path = report.at().to_dict(), tmp_path / "other.json"
         for key, value in change.items():
-            (document["latents"] if key in document["latents"] else document)[key] = value
+            (document if key in document else document["latents"])[key] = value
         path.write_text(json.dumps(document))
         with pytest.raises(ValueError, match=re.escape(str(path))) as error:
             CollapseReport.load(path)
         assert words in str(error.value)
+
+    @pytest.mark.parametrize(("name", "value"), [("min_kl", 0.31), ("max_kl", 2.9), ("max_kl", "Infinity")])
+    def test_an_end_that_is_not_where_it_was_counted(
+        self, tmp_path: Path, name: str, value: float | str
+    ) -> None:
+        document = report_of_kl(np.array([[0.3, 2.0], [0.31, 3.0]]), [0.305]).at().to_dict()
+        document["latents"][name][-1 if name == "max_kl" else 0] = value
+        (tmp_path / "other.json").write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=f"is damaged .*: {name} must lie where it is counted, got"):
+            CollapseReport.load(tmp_path / "other.json")
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

@@ -98,7 +98,7 @@ def write(at: CollapseAt) -> dict[str, Any]:
 def _runs(at: CollapseAt) -> dict[str, Any]:
     """Give the histogram of each latent from its first bin with a sample to its last."""
     begins, counts = [], []
-    low, high = histogram_edges().numel(), 0
+    low, high = histogram_edges().numel() - 1, 0
     for latents in blocks(at.report.latent_dim):
         histogram = at.report._histogram(latents)
         occupied = histogram > 0
@@ -108,6 +108,7 @@ def _runs(at: CollapseAt) -> dict[str, Any]:
         low, high = min(low, begin.min(where=some, initial=low)), max(high, end.max())
         begins.append(begin)
         counts += [row[i:j].tolist() for row, i, j in zip(histogram, begin, end, strict=True)]
+    low = min(low, high)  # where no KL is known there is one edge
     first = np.maximum(np.concatenate(begins) - low, 0)
     edges = histogram_edges()[low : high + 1].tolist()
     return {"edges": _io.spelled(edges), "first": first.tolist(), "counts": counts}

@@ -164,6 +164,7 @@ class CollapseReport(Printed):
             setattr(self, name, frozen(column))
         self.has_moments = not np.isnan(self.mean_variance[self._known > 0]).any()
         self._knots, self._below = cumulate(histogram, infinite, counts, self.thresholds)
+        self._check_ends()
 
     def save(self, path: str | Path) -> None:
         """Write the report, atomically, as JSON: `CollapseAt.to_dict` at the paper's (ε, δ).
@@ -209,7 +210,9 @@ class CollapseReport(Printed):
     @classmethod
     def _of(cls, document: Mapping[str, Any]) -> CollapseReport:
         report = cls.__new__(cls)
-        report._fill(_document.parse(document))
+        parts = _document.parse(document)
+        thresholds = _check_all(_NAME, "thresholds", parts.thresholds, at_least=0)
+        report._fill(parts._replace(thresholds=thresholds))
         return report
 
     def at(self, epsilon: float = EPSILON, delta: float = DELTA, level: float = LEVEL) -> CollapseAt:
@@ -309,6 +312,22 @@ class CollapseReport(Printed):
             ["undefined", "passive", "active"],
             "mixed",
         )
+
+    def _check_ends(self) -> None:
+        """Check that the smallest and the largest KL lie where they are counted."""
+        ends = np.append(self._knots, np.inf)
+        for latents in blocks(self.latent_dim):
+            below, known = self._below[latents], self._known[latents]
+            for name, rank in (("min_kl", np.minimum(known, 1)), ("max_kl", known)):
+                values = getattr(self, name)[latents]
+                knot = (below < rank[:, None]).sum(-1)
+                fits = (ends[knot - 1] <= values) & ((values < ends[knot]) | (knot == len(self._knots)))
+                wrong = np.flatnonzero(~fits & (known > 0))
+                if len(wrong):
+                    raise ValueError(
+                        f"{_NAME}: {name} must lie where it is counted, got {values[wrong[0]]} nats in "
+                        f"latent {latents.start + wrong[0]}"
+                    )
 
     def _check_moments(self, method: str) -> None:
         if not self.has_moments:
