@@ -190,6 +190,20 @@ def many_rows_in_a_chunk(file):
         file.create_dataset(name, (1 << 22, 40), "f4", chunks=(1 << 22, 1))
 
 
+def empty(file):
+    file["mean"], file["var"] = ZEROS, h5py.Empty("f4")
+
+
+def written_in_part(rows, **options):
+    def write(file):
+        file["mean"] = ZEROS
+        data = file.create_dataset("var", ZEROS.shape, "f4", **options)
+        if rows:
+            data[:rows] = 1
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -200,6 +214,9 @@ def many_rows_in_a_chunk(file):
         (inner_link, "'var' is a link, which is not followed"),
         (virtual, "'var' has its data in other files"),
         (external, "'var' has its data in other files"),
+        (empty, "'var' must be an array, got an empty data set"),
+        (written_in_part(0), "'var' is incomplete: not all of its numbers were written"),
+        (written_in_part(3, chunks=(3, 2)), "'var' is incomplete: not all of its numbers were written"),
         (many_rows_in_a_chunk, "'mean' has chunks of 4194304 rows, which take 671088640 bytes"),
         (lambda file: file.update(mean=ZEROS.astype(">f8"), var=ONES), "'mean' must be of one of .* got >f8"),
         (lambda file: file.update(mean=[["a", "b"]], var=ONES), "'mean' must be of one of .* got object"),
@@ -265,7 +282,7 @@ class Unpickled:
 def test_zarr_that_is_refused(tmp_path):
     """No codec but those of numbers: there is one that unpickles."""
     path, trace = tmp_path / "x.zarr", tmp_path / "unpickled"
-    save_zarr(path, {"mean": ZEROS, "var": ONES})
+    save_zarr(path, {"mean": ONES, "var": ONES})
     metadata = json.loads((path / "var" / ".zarray").read_text())
     (path / "var" / ".zarray").write_text(json.dumps({**metadata, "compressor": {"id": "pickle"}}))
     (path / "var" / "0.0").write_bytes(pickle.dumps(Unpickled(trace)))
@@ -279,6 +296,36 @@ def test_zarr_that_is_refused(tmp_path):
     (path / "var" / ".zgroup").rename(path / "var" / ".zarray")
     with pytest.raises(PosteriorFileError, match="zarray is damaged"):
         find_shards([path])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3] if IS_ZARR_3 else [2])
+def test_chunks_that_are_missing_or_cut_off(tmp_path, zarr_format):
+    """zarr gives zeros for what is missing."""
+    path = tmp_path / "x.zarr"
+    blosc = {"compressor": zarr.Blosc()} if not IS_ZARR_3 else {}
+    if zarr_format == 3:
+        blosc = {"compressors": zarr.codecs.BloscCodec()}
+    save_zarr(path, draw(2500, 3), zarr_format, **blosc)
+    middle = path / "qz_m" / ("1.0" if zarr_format == 2 else "c/1/0")
+    content = middle.read_bytes()
+    for length in (0, 15):
+        middle.write_bytes(content[:length])
+        with pytest.raises(PosteriorFileError, match=r"x.zarr: 'qz_m' is damaged: .*1.0 is truncated"):
+            find_shards([path])
+    middle.unlink()
+    with pytest.raises(PosteriorFileError, match=r"x.zarr: 'qz_m' is incomplete: 1 of 3 chunks are missing"):
+        find_shards([path])
+    middle.write_bytes(content)
+    assert find_shards([path])[0].num_samples == 2500
+
+
+def test_links_in_a_store_that_are_not_followed(tmp_path):
+    """What is behind them may change, and the results that were kept be those of before."""
+    save_zarr(tmp_path / "x.zarr", draw(50, 3))
+    (tmp_path / "x.zarr" / "qz_m").rename(tmp_path / "elsewhere")
+    (tmp_path / "x.zarr" / "qz_m").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PosteriorFileError, match=r"x.zarr/qz_m is a link to a folder, which is not followed"):
+        find_shards([tmp_path / "x.zarr"])
 
 
 def test_a_zarr_store_is_one_shard(tmp_path):

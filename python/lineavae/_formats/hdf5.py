@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -30,8 +31,10 @@ def arrays(path: Path) -> Contents:
 def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
     """Read a data set."""
     file = stack.enter_context(require("h5py", "formats").File(path, "r"))
-    data = _data_set(path, file, member)
-    for rows in row_ranges(f"{path}: {member!r}", data.shape, data.chunks, data.dtype.itemsize):
+    where, data = f"{path}: {member!r}", _data_set(path, file, member)
+    ranges = row_ranges(where, data.shape, data.chunks, data.dtype.itemsize)
+    _check_written(where, data)
+    for rows in ranges:
         yield data[rows]
 
 
@@ -57,6 +60,8 @@ def _data_set(path: Path, file: Any, member: str) -> Any:
             f"{where} must be an array, got a {kind}: replace it by .to_numpy() of a dataframe, or by "
             ".toarray() of a sparse matrix"
         )
+    if found.shape is None:
+        raise ArrayFileError(f"{where} must be an array, got an empty data set")
     how = found.id.get_create_plist()
     if how.get_external_count() or how.get_layout() == h5py.h5d.VIRTUAL:
         raise ArrayFileError(f"{where} has its data in other files, which are not read")
@@ -66,6 +71,17 @@ def _data_set(path: Path, file: Any, member: str) -> Any:
                 f"{where} is compressed by filter {code} ({name.decode(errors='replace')}), which h5py lacks"
             )
     return found
+
+
+def _check_written(where: str, data: Any) -> None:
+    """Check that all numbers were written: others would be read as zeros, and look like a collapse."""
+    if data.chunks is None:
+        is_written = data.size == 0 or data.id.get_storage_size() > 0
+    else:
+        grid = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True))
+        is_written = data.id.get_num_chunks() == grid
+    if not is_written:
+        raise ArrayFileError(f"{where} is incomplete: not all of its numbers were written")
 
 
 def _object(path: Path, file: Any, member: str) -> Any:

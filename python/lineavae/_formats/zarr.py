@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -43,9 +44,7 @@ def arrays(path: Path) -> Contents:
 def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
     """Read an array."""
     data = _open(path, member)
-    # a shard, in zarr's words, is a file of several chunks
-    chunks = getattr(data, "shards", None) or data.chunks
-    for rows in row_ranges(f"{path}: {member!r}", data.shape, chunks, data.dtype.itemsize):
+    for rows in row_ranges(f"{path}: {member!r}", data.shape, _chunks(data), data.dtype.itemsize):
         yield np.asarray(data[rows], data.dtype)
 
 
@@ -72,7 +71,38 @@ def _open(path: Path, member: str) -> Any:
     for name in _codecs(metadata):
         if name.removeprefix("numcodecs.") not in _CODECS:
             raise ArrayFileError(f"{where} is encoded by {name!r}, which is not read")
-    return zarr.open_array(str(folder), mode="r")
+    data = zarr.open_array(str(folder), mode="r")
+    _check_files(where, folder, data, metadata[0])
+    return data
+
+
+def _chunks(data: Any) -> tuple[int, ...]:
+    """Give the shape of what is in a file, of several chunks where zarr calls it a shard."""
+    shape: tuple[int, ...] = getattr(data, "shards", None) or data.chunks
+    return shape
+
+
+def _check_files(where: str, folder: Path, data: Any, metadata: Any) -> None:
+    """Check what zarr does not: that every chunk is there, and as long as the header of blosc says.
+
+    For a missing one zarr gives zeros, which look like a collapse.
+    """
+    expected = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, _chunks(data), strict=True))
+    names = (file for file in folder.rglob("*") if file.name[0] != "." and file.name != "zarr.json")
+    files = [file for file in names if file.is_file()]
+    if len(files) < expected:
+        raise ArrayFileError(
+            f"{where} is incomplete: {expected - len(files)} of {expected} chunks are missing (one that has "
+            "the fill value alone is written with write_empty_chunks=True)"
+        )
+    last = metadata.get("compressor") or metadata.get("codecs", [{}])[-1]
+    if str(last.get("id", last.get("name"))).removeprefix("numcodecs.") != "blosc":
+        return
+    for file in files:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(16)[12:], "little")
+        if file.stat().st_size < max(size, 16):
+            raise ArrayFileError(f"{where} is damaged: {file.relative_to(folder)} is truncated")
 
 
 def _codecs(metadata: Any) -> Iterator[str]:

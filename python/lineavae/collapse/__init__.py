@@ -54,6 +54,8 @@ _METRICS = {
 
 
 def __getattr__(name: str) -> object:
+    if name in _METRICS.values():
+        return import_module(f"{__name__}.{name}")
     if name not in _METRICS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_METRICS[name]}"), name)

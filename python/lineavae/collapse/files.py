@@ -408,7 +408,11 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     if not path.is_dir():
         status = path.stat()
         return status.st_size, status.st_mtime_ns
-    files = {file: file.stat() for file in sorted(path.rglob("*"))}
+    files = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_symlink() and file.is_dir():  # a change of what is in it would not be seen
+            raise PosteriorFileError(f"{file} is a link to a folder, which is not followed")
+        files[file] = file.stat()
     parts = [
         (str(file.relative_to(path)), status.st_size, status.st_mtime_ns) for file, status in files.items()
     ]
