@@ -397,6 +397,26 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, o
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--plot", "--html", "--csv"])
+def test_outputs_replace_neither_inputs_nor_each_other(tmp_path, option):
+    report = tmp_path / "report.json"
+    CollapseReport(collapse_statistics(*draw(50).values(), [0.01]), [0.01]).save(report)
+    content = report.read_bytes()
+    (tmp_path / "x.png").symlink_to(report)
+    result = invoke(report, option, tmp_path / "x.png")
+    assert (result.exit_code, report.read_bytes()) == (2, content)
+    assert "x.png: the file must be another than one that is read" in result.stderr
+    first, second = sorted({"--plot", "--html", "--csv"} - {option}, reverse=True)
+    result = invoke(report, first, tmp_path / "y.png", second, tmp_path / "y.png")
+    assert f"y.png: the file must be another than that of {first}" in result.stderr
+    assert not (tmp_path / "y.png").exists()
+    np.savez(tmp_path / "x.npz", **draw(50))
+    report.rename(tmp_path / "x.npz.json")
+    if option != "--plot":
+        result = invoke(tmp_path, option, tmp_path / "x.npz")
+        assert "x.npz: the file must be another than one that is read" in result.stderr
+
+
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize(("option", "name"), [("--plot", "curve.png"), ("--resume", "state")])
 def test_the_report_comes_before_what_cannot_be_written_after_all(tmp_path, monkeypatch, option, name):
