@@ -10,6 +10,9 @@ from rich.console import Console, RenderableType
 
 _WIDTH = 110
 
+# names may have brackets and colons in them
+_AS_IT_IS: Any = {"markup": False, "emoji": False}
+
 # as a notebook shows text; no wider than its cell
 _HTML = (
     '<pre style="white-space:pre;overflow-x:auto;line-height:normal;'
@@ -37,7 +40,7 @@ class Printed(PrintsInNotebooks):
     def __str__(self) -> str:
         text = io.StringIO()
         # in a notebook rich would display the text rather than write it
-        Console(file=text, width=_WIDTH, color_system=None, force_jupyter=False).print(self)
+        Console(file=text, width=_WIDTH, color_system=None, force_jupyter=False, **_AS_IT_IS).print(self)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def _repr_html_(self) -> str:
@@ -49,6 +52,7 @@ class Printed(PrintsInNotebooks):
             force_jupyter=False,
             record=True,
             highlight=False,
+            **_AS_IT_IS,
         )
         console.print(self)
         return console.export_html(inline_styles=True, code_format=_HTML)

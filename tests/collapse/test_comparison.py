@@ -139,6 +139,15 @@ def test_table(comparison: CollapseComparison) -> None:
     assert frame["num_active"].tolist() == [2, 3, 3]  # of variance p (1 - p) (√2 - 0.1)²
 
 
+def test_names_are_printed_as_they_are() -> None:
+    report = with_below([9, 0], 9)
+    names = ["run[1]", "[bold]", "a[/b]", ":smile:"]
+    comparison = compare(dict.fromkeys(names, report))
+    for text in (str(comparison), comparison._repr_html_()):
+        assert all(name in text for name in names)
+        assert "[bold] to a[/b]" in text
+
+
 def test_undecided_and_open_are_shown_where_there_are_any() -> None:
     kl = np.stack([in_a_bin(400), np.full(400, 0.3)], -1)
     lines = str(compare([report_of(kl, 0.5)], epsilon=0.0102)).splitlines()
