@@ -341,6 +341,19 @@ class TestKL:
             metric.compute()
         assert caught[0].filename == __file__
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_rounding_below_zero_does_not_warn(self, dtype: torch.dtype) -> None:
+        """Of collapsed latents the closed form, as it is written, cancels to a little below zero."""
+        generator = torch.Generator().manual_seed(0)
+        mean, logvar = torch.randn(2, 20_000, 4, generator=generator)
+        mean, logvar = (mean * 1e-4).to(dtype), (logvar * torch.tensor([1e-5, 1e-4, 1e-3, 1e-2])).to(dtype)
+        kl = 0.5 * (mean**2 + logvar.exp() - logvar - 1)
+        assert (kl.double().mean(0) < 0).any()
+        metric = CollapseStatistics(4)
+        metric.update_kl(kl)
+        assert metric.compute().at().collapsed.all()
+
     @pytest.mark.parametrize("both", [False, True])
     def test_what_needs_moments_says_so(
         self, metric: CollapseStatistics, posterior: tuple[Tensor, Tensor], both: bool
