@@ -217,6 +217,16 @@ def test_models_that_are_folders_and_saved_reports(tmp_path):
     assert again == expected
 
 
+def test_a_file_beside_the_folder_of_another_has_a_name(tmp_path):
+    for name in ("x.npz", "sub/x.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.savez(tmp_path / name, **draw(50))
+    models = report_of(tmp_path / "x.npz", tmp_path / "sub" / "x.npz", "--compare")["models"]
+    assert sorted(models) == ["sub/x.npz", "x.npz"]
+    models = report_of(tmp_path / "sub", tmp_path / "sub" / "x.npz", "--compare")["models"]
+    assert sorted(models) == ["sub", "sub/x.npz"]
+
+
 def test_page_and_table_of_one_report(tmp_path):
     save(tmp_path / "posterior")
     page, table = tmp_path / "page.html", tmp_path / "latents.csv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,8 @@ def test_of_kl_values_alone() -> None:
 def test_errors_name_the_metric(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_modules_are_found_without_being_imported() -> None:
+    code = "import lineavae; lineavae.collapse.statistics.CollapseStatistics, lineavae.collapse.monitor"
+    subprocess.run([sys.executable, "-c", code], check=True)

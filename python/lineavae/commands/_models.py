@@ -162,8 +162,9 @@ def _shorten(names: Sequence[str]) -> list[str]:
     if len(names) < 2:
         return list(names)
     parts = [Path(name).parts for name in names]
-    begin = _num_common(parts)
-    end = _num_common([part[begin:][::-1] for part in parts])
+    most = min(map(len, parts)) - 1  # of a file beside the folder of another, something is left
+    begin = min(_num_common(parts), most)
+    end = min(_num_common([part[begin:][::-1] for part in parts]), most - begin)
     return [str(Path(*part[begin : len(part) - end])) for part in parts]
 
 
