@@ -28,7 +28,6 @@ from lineavae.ops import LatentStatistics, collapse_statistics, merge_moments
 from lineavae.ops.collapse_statistics import count_checked
 from lineavae.reference.collapse_statistics import latent_statistics
 
-
 # What rounding may take from a KL in nats: m² + v - log v - 1 of a collapsed latent, in half precision.
 _ROUNDING = 1e-3
 
