@@ -207,6 +207,7 @@ def test_draws_anything(value: float, num_models: int) -> None:
         ([], ValueError, "reports must be at least one, got none"),
         ({"a": 1}, TypeError, "reports must be CollapseReport by str, got int by str"),
         ({1: with_below([0], 9)}, TypeError, "got CollapseReport by int"),
+        (with_below([0], 9), TypeError, "must be a mapping or a sequence, got CollapseReport"),
     ],
 )
 def test_errors(reports: object, error: type[Exception], message: str) -> None:

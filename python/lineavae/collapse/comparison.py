@@ -323,6 +323,8 @@ def compare(
     live: above the largest gap of critical ε
     died, woke: at 95 % for all latents of two models together
     """
+    if not isinstance(reports, Mapping | Sequence):
+        raise TypeError(f"compare: reports must be a mapping or a sequence, got {type(reports).__name__}")
     named = reports if isinstance(reports, Mapping) else {str(i): report for i, report in enumerate(reports)}
     if not named:
         raise ValueError("compare: reports must be at least one, got none")

@@ -147,7 +147,8 @@ def collapse(
         bool,
         typer.Option(
             "--json",
-            help="Print one JSON object, which this command reads again; other text goes to stderr.",
+            help="Print one JSON object, which lineavae report reads, and that of one model this command; "
+            "other text goes to stderr.",
         ),
     ] = False,
 ) -> None:
