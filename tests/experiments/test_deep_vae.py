@@ -275,10 +275,10 @@ def checkpoints(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("while_writing", [False, True])
-def test_a_run_that_is_killed_ten_times_ends_as_if_it_was_not(whole, tmp_path, while_writing):
+def test_a_run_that_is_killed_five_times_ends_as_if_it_was_not(whole, tmp_path, while_writing):
     """After some checkpoints, at any moment or as soon as the next of them is being written."""
     directory, moments = tmp_path / "run", random.Random(0)
-    for _ in range(10):
+    for _ in range(5):
         process = start(directory)
         seen = checkpoints(directory)
         wanted = len(seen) + moments.randint(1, 6)
