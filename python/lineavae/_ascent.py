@@ -367,12 +367,22 @@ def run_flushing_denormals(train: Callable[[Event], None]) -> None:
     would miss the OpenMP workers that are there already, and the result would depend on what the process did
     before.
     """
-    interrupted = Event()
+    interrupted, is_waited_for = Event(), Event()
+
+    def begin() -> None:
+        # an executor that Ctrl-C finds still starting its thread does not wait for it in the end
+        is_waited_for.wait()
+        if not interrupted.is_set():
+            train(interrupted)
+
     with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as executor:
         try:
-            executor.submit(train, interrupted).result()
+            result = executor.submit(begin)
+            is_waited_for.set()
+            result.result()
         finally:
             interrupted.set()
+            is_waited_for.set()
 
 
 def _identity(run: _Run) -> dict[str, Any]:

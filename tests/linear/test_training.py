@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.machinery import ModuleSpec
 from io import StringIO
@@ -486,6 +487,25 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_reached(x):
         f"LinearVAE.fit was interrupted at step {len(taken)} of 1000000, ELBO {history.elbo[-1]:.6g}: "
         "the parameters are those of this step"
     )
+
+
+def test_ctrl_c_while_the_thread_is_started_leaves_no_step_behind(monkeypatch):
+    taken, start = [], threading.Thread.start
+
+    def interrupted_start(thread):
+        start(thread)
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    def train(interrupted):
+        while not interrupted.is_set():
+            taken.append(1)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        ascent.run_flushing_denormals(train)
+    assert not taken
 
 
 def test_a_history_prints_ten_rows_at_the_most(x):
