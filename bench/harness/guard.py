@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from harness.measure import GRAPH
+from harness.report import ours_beside
 
 # Part by which a ratio may fall, beside what either run scattered.
 SLACK = 0.2
@@ -33,7 +33,7 @@ def ratios(benchmarks: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Ratio]
     for benchmark in benchmarks:
         contenders = benchmark["contenders"]
         for name, result in contenders.items():
-            ours = contenders.get("ours" + GRAPH if name.endswith(GRAPH) else "ours", {})
+            ours = ours_beside(name, contenders)
             if ours is result or "error" in result or "milliseconds" not in ours:
                 continue
             spread = sum(each["iqr_milliseconds"] / each["milliseconds"] for each in (ours, result))

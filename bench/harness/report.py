@@ -55,6 +55,11 @@ def rate(result: Result, amount: str) -> float | None:
     return result[amount] / result["milliseconds"] * 1e-6 if result.get(amount) else None
 
 
+def ours_beside(name: str, contenders: Mapping[str, Result]) -> Result:
+    """Return what a contender's ratio is to: ours, in a CUDA graph if it is in one; empty if not run."""
+    return contenders.get("ours" + GRAPH if name.endswith(GRAPH) else "ours", {})
+
+
 def ceilings(benchmarks: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Find what each setting can do at best, by unit."""
     found: dict[str, dict[str, float]] = {}
@@ -74,7 +79,7 @@ def benchmark_table(benchmarks: Sequence[dict[str, Any]]) -> str:
     for benchmark in benchmarks:
         title = f"`{benchmark['name'].removeprefix('test_')}`"
         for name, result in benchmark["contenders"].items():
-            ours = benchmark["contenders"].get("ours" + GRAPH if name.endswith(GRAPH) else "ours", {})
+            ours = ours_beside(name, benchmark["contenders"])
             rows.append([title, name, *figures(result, ours, best.get(benchmark["setting"], {}))])
             title = ""
     heads = ["benchmark", "contender", "ms", "± ms", "/ ours"]

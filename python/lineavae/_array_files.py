@@ -95,7 +95,7 @@ class StoredArray:
         with reading(self.path):
             if self.reader is not None:
                 format = import_module(f"lineavae._formats.{self.reader}")
-                return _Blocks(format.blocks(self.path, self.member, stack))
+                return _Blocks(format.blocks(self, stack))
             if self.member is None:
                 file = stack.enter_context(self.path.open("rb", buffering=0))
                 file.seek(self.offset)

@@ -26,12 +26,12 @@ def arrays(path: Path) -> Contents:
     return {name: partial(_describe, path, name) for name in names}
 
 
-def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+def blocks(array: StoredArray, stack: ExitStack) -> Iterator[NDArray[Any]]:
     """Read an array."""
-    array = _describe(path, member)
-    names = _columns(_schema(path, stack))[member]
-    width = array.shape[1] // len(names)
-    rows = max(1, READ_BYTES // (array.dtype.itemsize * array.shape[1]))
+    path, (_, num_columns) = array.path, array.shape
+    names = _columns(_schema(path, stack))[str(array.member)]
+    width = num_columns // len(names)
+    rows = max(1, READ_BYTES // (array.dtype.itemsize * num_columns))
     start = 0
     for batch in _batches(path, names, rows, stack):
         columns = [_numbers(f"{path}: {name!r}", batch.column(name), start, width) for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineavae._array_files import ArrayFileError, Contents, StoredArray, reading
-from lineavae._formats import row_ranges
+from lineavae._formats import num_chunks, row_ranges
 from lineavae._optional import require
 
 
@@ -28,8 +27,9 @@ def arrays(path: Path) -> Contents:
     return {name: partial(_describe, path, member) for name, member in members.items()}
 
 
-def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+def blocks(array: StoredArray, stack: ExitStack) -> Iterator[NDArray[Any]]:
     """Read a data set."""
+    path, member = array.path, str(array.member)
     file = stack.enter_context(require("h5py", "formats").File(path, "r"))
     where, data = f"{path}: {member!r}", _data_set(path, file, member)
     ranges = row_ranges(where, data.shape, data.chunks, data.dtype.itemsize)
@@ -78,8 +78,7 @@ def _check_written(where: str, data: Any) -> None:
     if data.chunks is None:
         is_written = data.size == 0 or data.id.get_storage_size() > 0
     else:
-        grid = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, data.chunks, strict=True))
-        is_written = data.id.get_num_chunks() == grid
+        is_written = data.id.get_num_chunks() == num_chunks(data.shape, data.chunks)
     if not is_written:
         raise ArrayFileError(f"{where} is incomplete: not all of its numbers were written")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineavae._array_files import ArrayFileError, Contents, StoredArray, reading
-from lineavae._formats import row_ranges
+from lineavae._formats import num_chunks, row_ranges
 from lineavae._io import read_json
 from lineavae._optional import require
 
@@ -41,8 +40,9 @@ def arrays(path: Path) -> Contents:
     return {name: partial(_describe, path, str(Path(group, name))) for name in names}
 
 
-def blocks(path: Path, member: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+def blocks(array: StoredArray, stack: ExitStack) -> Iterator[NDArray[Any]]:
     """Read an array."""
+    path, member = array.path, str(array.member)
     data = _open(path, member)
     for rows in row_ranges(f"{path}: {member!r}", data.shape, _chunks(data), data.dtype.itemsize):
         yield np.asarray(data[rows], data.dtype)
@@ -87,7 +87,7 @@ def _check_files(where: str, folder: Path, data: Any, metadata: Any) -> None:
 
     For a missing one zarr gives zeros, which look like a collapse.
     """
-    expected = math.prod(-(-length // chunk) for length, chunk in zip(data.shape, _chunks(data), strict=True))
+    expected = num_chunks(data.shape, _chunks(data))
     names = (file for file in folder.rglob("*") if file.name[0] != "." and file.name != "zarr.json")
     files = [file for file in names if file.is_file()]
     if len(files) < expected:

@@ -28,6 +28,7 @@ from lineavae.commands._common import (
 )
 
 if TYPE_CHECKING:
+    from lineavae.data import Images, Samples
     from lineavae.linear import Moments, Sweep
 
 EPILOG = (
@@ -211,10 +212,9 @@ def _read(data: str, key: str | None) -> Moments:
     from lineavae.data import load_digits, load_mnist5k
     from lineavae.linear import Moments
 
-    if data == "digits":
-        return Moments.from_data(load_digits().to_tensor(torch.float64))
-    if data == "mnist5k":
-        return Moments.from_data(load_mnist5k().to_tensor(torch.float64))
+    embedded: dict[str, Callable[[], Images | Samples]] = {"digits": load_digits, "mnist5k": load_mnist5k}
+    if data in embedded:
+        return Moments.from_data(embedded[data]().to_tensor(torch.float64))
     return read_moments(Path(data), key)
 
 
@@ -290,7 +290,7 @@ def _write(found: Sweep, out: Path | None, csv: Path | None, plot: Path | None) 
         value = _value_to_draw(found.statistics)
         figure = found.plot_phase(first, others[0] if others else None, cast(str, value))
         with atomic_path(plot) as temporary:
-            figure.savefig(temporary, dpi=200)
+            figure.savefig(temporary)
 
 
 def _summarise(found: Sweep) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def width_of(name: str, latent_dim: int) -> int:
 class Statistics:
     """The statistics that are asked for, of models with K latents: a row of numbers for each model.
 
-    It is as long as for the widest models of the sweep; the KL of latents that a model lacks is NaN.
+    It is as long as for the widest models of the sweep; the KL of latents that a model lacks is NaN. The
+    principal directions are those of the data, (D, r).
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Statistics:
         names: Sequence[str],
         epsilon: float,
         device: torch.device,
+        directions: Tensor,
     ) -> None:
         self._moments = moments
         self._latent_dim = latent_dim
@@ -45,7 +47,7 @@ class Statistics:
         self._epsilon = epsilon
         self._mean = moments.sample_mean.to(device)
         self._root = moments._root.to(device)
-        self._directions = moments.eigh()[1].to(device)[:, :latent_dim] if "alignment" in names else None
+        self._directions = directions[:, :latent_dim].to(device) if "alignment" in names else None
         self._optimum = Optimum("sweep", moments, latent_dim) if "gap" in names else None
 
     def evaluate(self, flat: Tensor) -> Tensor:

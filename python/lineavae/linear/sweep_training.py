@@ -166,7 +166,13 @@ class Training:
         """By K."""
         return {
             latent_dim: Statistics(
-                self.moments, latent_dim, self._widest, self.record, self.epsilon, self.device
+                self.moments,
+                latent_dim,
+                self._widest,
+                self.record,
+                self.epsilon,
+                self.device,
+                directions=self._eigh[1],
             )
             for latent_dim in self.grid.latent_dims
         }
