@@ -152,6 +152,7 @@ def test_bad_usage(data, arguments, message):
         ),
         ((*GRID, "--record", "kl,gap", "--plot", "x.png"), "--plot: --record must have a statistic with one"),
         ((*GRID, "--csv", "x.png", "--plot", "x.png"), "--csv, --plot: each must be another file"),
+        ((*GRID, "--csv", "x.npy"), "--csv x.npy: the file must be another than one that is read"),
         (("--axis", "sigma2=-1:1:log:3", "--axis", "latent_dim=2"), "sigma2 must be"),
     ],
 )

@@ -204,6 +204,19 @@ def test_files_that_cannot_be_written_are_said_before_the_work(paths):
     assert "--out: /proc/page.html cannot be written" in result.stderr
 
 
+def test_a_page_is_written_over_no_file_that_is_read_or_written(tmp_path):
+    report = tmp_path / "collapse.json"
+    report.write_text("{}")
+    result = invoke(report, "--out", report)
+    assert result.exit_code == 2
+    assert "collapse.json: the file must be another than one that is read" in result.stderr
+    assert report.read_text() == "{}"
+    result = invoke(report, "--out", tmp_path / "x", "--markdown", tmp_path / "x")
+    assert "--markdown" in result.stderr
+    assert "x: the file must be another than that of --out" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_missing_library_is_named(tmp_path, paths, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = invoke(paths[1], "--out", tmp_path / "x.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -69,6 +69,21 @@ def check_output(option: str, path: Path) -> None:
         check_writable(path)
     except OSError as error:
         fail(f"{option}: {cannot_write(path, error)}")
+
+
+def check_distinct(
+    outputs: Mapping[str, Path | None], inputs: Iterable[Path], *, is_silent: bool = False
+) -> None:
+    """End the command where a file that it writes, by its option, is one that it reads, or writes twice."""
+    names = {path.resolve(): "one that is read" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        other = names.setdefault(path.resolve(), f"that of {option}")
+        if other != f"that of {option}":
+            if is_silent:  # another process says it
+                raise typer.Exit(2)
+            fail(f"{option} {path}: the file must be another than {other}")
 
 
 def cannot_write(path: Path, error: OSError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from lineavae._paper import DELTA, EPSILON, LEVEL
 from lineavae.commands._common import (
     cannot_write,
     check_device,
+    check_distinct,
     check_output,
     fail,
     importing,
@@ -179,7 +180,9 @@ def collapse(
         check_device(device)
         try:
             models = find_models(files, keys, event_dim, pool)
-            _check_distinct(files, models, {"--plot": plot, "--html": html, "--csv": table}, rank)
+            shards = [array.path for model in models for shard in model.shards for array in shard.arrays]
+            outputs = {"--plot": plot, "--html": html, "--csv": table}
+            check_distinct(outputs, (*files, *shards), is_silent=rank > 0)
             if rank == 0:
                 _remark(models)
             read = [
@@ -250,22 +253,6 @@ def _check_outputs(
     for option, path in outputs.items():
         if path is not None:
             check_output(option, path)
-
-
-def _check_distinct(
-    files: Sequence[Path], models: Sequence[Model], outputs: Mapping[str, Path | None], rank: int
-) -> None:
-    """End the command where a file that it writes is one that it reads, or another that it writes."""
-    shards = [array.path for model in models for shard in model.shards for array in shard.arrays]
-    names = {path.resolve(): "one that is read" for path in (*files, *shards)}
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        other = names.setdefault(path.resolve(), f"that of {option}")
-        if other != f"that of {option}":
-            if rank > 0:  # it is said once
-                raise typer.Exit(2)
-            fail(f"{option} {path}: the file must be another than {other}")
 
 
 def _remark(models: Sequence[Model]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lineavae._io import write_text
-from lineavae.commands._common import cannot_write, check_output, fail, importing, show
+from lineavae.commands._common import cannot_write, check_distinct, check_output, fail, importing, show
 
 EPILOG = (
     "Example: [bold]lineavae report runs/* --out report.html[/bold] shows every run beside what the paper "
@@ -39,6 +39,7 @@ def report(
     check_output("--out", out)
     if markdown is not None:
         check_output("--markdown", markdown)
+    check_distinct({"--out": out, "--markdown": markdown}, runs)
     try:
         found = read(runs)
         texts = {out: to_html(found)}

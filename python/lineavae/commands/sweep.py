@@ -19,6 +19,7 @@ from lineavae._sweep_settings import SETTINGS
 from lineavae.commands._common import (
     cannot_write,
     check_device,
+    check_distinct,
     check_output,
     fail,
     importing,
@@ -158,6 +159,7 @@ def sweep(
         check_output(option, path)
     if len({path.resolve() for path in files.values()}) < len(files):
         fail(f"{', '.join(files)}: each must be another file, got {', '.join(map(str, files.values()))}")
+    check_distinct(files, [Path(data)])
     names = [name.strip() for name in record.split(",")]
     process, device = context.with_resource(processes(device))
     check_device(device)
