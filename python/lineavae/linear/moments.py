@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from torch import Tensor
 
 from lineavae._arguments import check_whole
@@ -32,12 +33,14 @@ from lineavae._tensor_file import read_tensors, write_tensors
 # Elements of a block: 32 MB in float64, enough rows for the matrix product to dominate its cost.
 _BLOCK_ELEMENTS = 1 << 22
 
-# Rows in one matrix product, and columns of its result.
+# Rows in one matrix product.
 _PRODUCT_ROWS = 512
-_PRODUCT_COLUMNS = 256
 
 # Part of the largest eigenvalue of which a small one is still exact to ten digits if found beside it.
 _LEADING = 1e-3
+
+# Part of the eigenvectors up to which LAPACK finds them in less time than all: one of so many.
+_FEW = 8
 
 # Beyond it the squares that enter a variance overflow float64.
 _LARGEST = 1e150
@@ -293,20 +296,21 @@ class Moments:
         eigenvalues = torch.nn.functional.pad(singular_values.square(), (0, missing))
         return eigenvalues, with_fixed_signs(eigenvectors)
 
-    def _leading_eigenpairs(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Give all eigenvalues, and the eigenvectors (D, count) of the ``count`` largest.
+    def _leading_eigenpairs(self, count: int) -> tuple[Tensor, float, Tensor] | None:
+        """Give the ``count`` largest eigenvalues, the sum of the others, and the eigenvectors (D, count).
 
-        These are as exact as those of `eigh`, in a fraction of its time, and so is the sum of the others; or
-        it is None. A decomposition of the covariance itself errs relative to the largest eigenvalue, so the
-        next one after ``count`` must not be far below that. Then it is above zero, too.
+        They are as exact as those of `eigh`, in a fraction of its time; or it is None. A decomposition of the
+        covariance itself errs relative to the largest eigenvalue, so the next one after ``count`` must not be
+        far below that. Then it is above zero, too.
         """
         if self._is_low_rank or count >= self.num_features:
             return None
-        eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance)
-        eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors[:, -count:].flip(1)
+        eigenvalues, eigenvectors = _largest_eigenpairs(self.covariance, count + 1)
         if not eigenvalues[count] >= _LEADING * eigenvalues[0] > 0:  # of constant data all are zero
             return None
-        return eigenvalues, with_fixed_signs(eigenvectors)
+        eigenvalues, eigenvectors = eigenvalues[:count], eigenvectors[:, :count]
+        rest = self.total_variance - eigenvalues.sum().item()
+        return eigenvalues, rest, with_fixed_signs(eigenvectors)
 
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, atomically; `load` gives them back to the bit."""
@@ -473,6 +477,16 @@ class Moments:
         return Moments._from_state(state)
 
 
+def _largest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the largest eigenvalues of a symmetric matrix, descending, and their eigenvectors."""
+    if matrix.is_cpu and _FEW * count < len(matrix):
+        few = (len(matrix) - count, len(matrix) - 1)
+        eigenvalues, eigenvectors = map(torch.from_numpy, eigh(matrix.numpy(), subset_by_index=few))
+    else:
+        eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return eigenvalues.flip(0)[:count], eigenvectors.flip(1)[:, :count]
+
+
 def with_fixed_signs(columns: Tensor) -> Tensor:
     """Flip columns so that the entry of largest magnitude of each, the first of equal ones, is positive."""
     magnitudes = columns.abs()
@@ -514,15 +528,19 @@ def _summarise_block(rows: Tensor, remainder: Tensor | None, weights: Tensor) ->
     rows -= reference
     if remainder is not None:
         rows += remainder - remainder[heaviest]
-    shares = (weights / total).unsqueeze(1)
-    offset = (shares * rows).sum(0)
+    shares = weights / total
+    offset = torch.zeros_like(reference)
+    for chunk, chunk_shares in _product_chunks(rows, shares):
+        offset += chunk_shares @ chunk
     rows -= offset
-    # The columns of √share · rows are orthogonal to the vector of all √share. A reflection that takes it to
-    # the first axis makes the first row zero: n samples leave a factor of n - 1 rows.
     roots = shares.sqrt()
-    rows *= roots
-    rows[1:].addr_(roots[1:, 0] / (1 + roots[0]), rows[0], alpha=-1)
-    moments._matrix = _compact(rows[1:])
+    rows *= roots.unsqueeze(1)
+    if len(rows) <= rows.shape[1]:
+        # The columns of √share · rows are orthogonal to the vector of all √share. A reflection that takes it to
+        # the first axis makes the first row zero: n samples leave a factor of n - 1 rows.
+        rows[1:].addr_(roots[1:] / (1 + roots[0]), rows[0], alpha=-1)
+        rows = rows[1:]
+    moments._matrix = _compact(rows)
     moments._reference = reference
     moments._offset = offset if remainder is None else offset + remainder[heaviest]
     moments._num_samples = total.item()
@@ -539,20 +557,20 @@ def _dense(matrix: Tensor) -> Tensor:
 
 
 def _gram(rows: Tensor) -> Tensor:
+    gram = rows.new_zeros(rows.shape[1], rows.shape[1])
+    for (chunk,) in _product_chunks(rows):
+        if chunk.is_cpu:  # NumPy has half of the multiplications to do, for it sees that the result is symmetric
+            gram += torch.from_numpy(chunk.numpy().T @ chunk.numpy())
+        else:
+            gram += chunk.mT @ chunk
+    return gram
+
+
+def _product_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     # A matrix product adds its terms one after the other, addmm even onto what is there. Many small equal
     # terms, those of a feature that is constant in nearly all rows, are then all rounded the same way: 4e-12
     # over the 60 000 rows of MNIST, against 4e-14 for a sum of short products.
-    num_features = rows.shape[1]
-    gram = rows.new_zeros(num_features, num_features)
-    starts = range(0, num_features, _PRODUCT_COLUMNS)
-    for chunk in torch.split(rows, _PRODUCT_ROWS):
-        for start in starts:  # on the diagonal and right of it: the rest is the same
-            columns = slice(start, start + _PRODUCT_COLUMNS)
-            gram[columns, start:] += chunk[:, columns].mT @ chunk[:, start:]
-    for start in starts:
-        columns, others = slice(start, start + _PRODUCT_COLUMNS), slice(start + _PRODUCT_COLUMNS, None)
-        gram[others, columns] = gram[columns, others].mT
-    return gram
+    return zip(*(torch.split(tensor, _PRODUCT_ROWS) for tensor in tensors), strict=True)
 
 
 def blocks(data: NDArray[Any] | Tensor) -> Iterator[NDArray[Any] | Tensor]:

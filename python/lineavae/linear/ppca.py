@@ -132,13 +132,13 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         leading = None
         if self.n_components is not None and self.noise_variance is None:
             leading = moments._leading_eigenpairs(int(self.n_components))
-        eigenvalues, eigenvectors = leading or moments.eigh()
         if leading is None:
+            eigenvalues, eigenvectors = moments.eigh()
             latent_dim, noise_variance = self._choose_dimensions(eigenvalues, moments)
+            kept, directions = eigenvalues[:latent_dim], eigenvectors[:, :latent_dim]
         else:
-            latent_dim = eigenvectors.shape[1]
-            noise_variance = _mean_of_rest(eigenvalues, latent_dim, moments)
-        kept, directions = eigenvalues[:latent_dim], eigenvectors[:, :latent_dim]
+            kept, rest, directions = leading
+            latent_dim, noise_variance = len(kept), _mean_of_rest(rest, len(kept), moments)
         weight = directions * (kept - noise_variance).clamp_min(0).sqrt()
         self.mean_ = _in_kind_of(X, moments.sample_mean)
         self.weight_ = _in_kind_of(X, weight)
@@ -258,7 +258,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             )
         if self.noise_variance is not None:
             return latent_dim, float(self.noise_variance)
-        return latent_dim, _mean_of_rest(eigenvalues, latent_dim, moments)
+        return latent_dim, _mean_of_rest(eigenvalues[latent_dim:].sum().item(), latent_dim, moments)
 
     def _model(self, device: torch.device | None = None) -> Marginal:
         return Marginal(*(_tensor(v, device) for v in (self.mean_, self.weight_, self.noise_variance_)))
@@ -285,9 +285,9 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         return samples
 
 
-def _mean_of_rest(eigenvalues: Tensor, latent_dim: int, moments: Moments) -> float:
+def _mean_of_rest(total: float, latent_dim: int, moments: Moments) -> float:
     """Give the best σ², the mean of the D - K eigenvalues not kept (Lucas et al. 2019, equation 7)."""
-    return eigenvalues[latent_dim:].sum().item() / (moments.num_features - latent_dim)
+    return total / (moments.num_features - latent_dim)
 
 
 def _in_blocks(samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
