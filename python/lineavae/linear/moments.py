@@ -34,7 +34,7 @@ from lineavae._tensor_file import read_tensors, write_tensors
 _BLOCK_ELEMENTS = 1 << 22
 
 # Rows in one matrix product.
-_PRODUCT_ROWS = 512
+_PRODUCT_ROWS = 1024
 
 # Part of the largest eigenvalue of which a small one is still exact to ten digits if found beside it.
 _LEADING = 1e-3
@@ -479,9 +479,11 @@ class Moments:
 
 def _largest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Give the largest eigenvalues of a symmetric matrix, descending, and their eigenvectors."""
-    if matrix.is_cpu and _FEW * count < len(matrix):
-        few = (len(matrix) - count, len(matrix) - 1)
-        eigenvalues, eigenvectors = map(torch.from_numpy, eigh(matrix.numpy(), subset_by_index=few))
+    if matrix.is_cpu:  # SciPy can find some alone, and all in less time than torch
+        some = (len(matrix) - count, len(matrix) - 1) if _FEW * count < len(matrix) else None
+        driver = "evd" if some is None else "evr"
+        pairs = eigh(matrix.numpy(), subset_by_index=some, driver=driver)
+        eigenvalues, eigenvectors = map(torch.from_numpy, pairs)
     else:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
     return eigenvalues.flip(0)[:count], eigenvectors.flip(1)[:, :count]
@@ -536,8 +538,8 @@ def _summarise_block(rows: Tensor, remainder: Tensor | None, weights: Tensor) ->
     roots = shares.sqrt()
     rows *= roots.unsqueeze(1)
     if len(rows) <= rows.shape[1]:
-        # The columns of √share · rows are orthogonal to the vector of all √share. A reflection that takes it to
-        # the first axis makes the first row zero: n samples leave a factor of n - 1 rows.
+        # The columns of √share · rows are orthogonal to the vector of all √share. A reflection that takes it
+        # to the first axis makes the first row zero: n samples leave a factor of n - 1 rows.
         rows[1:].addr_(roots[1:] / (1 + roots[0]), rows[0], alpha=-1)
         rows = rows[1:]
     moments._matrix = _compact(rows)
@@ -559,7 +561,7 @@ def _dense(matrix: Tensor) -> Tensor:
 def _gram(rows: Tensor) -> Tensor:
     gram = rows.new_zeros(rows.shape[1], rows.shape[1])
     for (chunk,) in _product_chunks(rows):
-        if chunk.is_cpu:  # NumPy has half of the multiplications to do, for it sees that the result is symmetric
+        if chunk.is_cpu:  # NumPy knows the result to be symmetric, and computes half of it
             gram += torch.from_numpy(chunk.numpy().T @ chunk.numpy())
         else:
             gram += chunk.mT @ chunk
