@@ -175,8 +175,9 @@ def test_an_error_of_a_launch_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_kernel_keeps_to_the_budget() -> None:
     budgets = report.read_budgets(report.HERE / "budget.json")
-    kernels = report.measure(report.SOURCES, budgets)
-    assert {kernel.architecture for kernel in kernels} == {80, 90, 100}
+    # of the architectures that `make cuda-report` looks at, the one whose instructions are counted
+    kernels = report.measure(report.SOURCES, budgets, [report.COUNTED])
+    assert {kernel.architecture for kernel in kernels} == {90}
     assert report.violations(kernels, budgets) == []
     assert report.count_fast_paths(kernels, budgets)[1] == []
 

@@ -164,12 +164,14 @@ def occupancies(blocks: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, 
     return [(int(count), float(percent), limiter) for count, percent, limiter in answers]
 
 
-def measure(sources: Iterable[Path], budgets: Mapping[str, Budget]) -> list[Kernel]:
+def measure(
+    sources: Iterable[Path], budgets: Mapping[str, Budget], architectures: Iterable[int] = ARCHITECTURES
+) -> list[Kernel]:
     """The kernels of all sources on all architectures, sorted by name."""
     with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(
             lambda job: compile_kernels(*job, Path(folder) / f"{job[0].stem}.sm_{job[1]}"),
-            product(sources, ARCHITECTURES),
+            product(sources, architectures),
         )
         kernels = sorted(
             (kernel for kernels in compiled for kernel in kernels), key=lambda k: (k.name, k.architecture)
@@ -206,7 +208,8 @@ def violations(kernels: list[Kernel], budgets: Mapping[str, Budget]) -> list[str
             f"{template} has a budget, but no kernel has that name; correct or remove it in budget.json"
         )
 
-    for template, architecture in product(sorted(templates & budgets.keys()), ARCHITECTURES):
+    architectures = sorted({kernel.architecture for kernel in kernels})
+    for template, architecture in product(sorted(templates & budgets.keys()), architectures):
         variants = [k for k in kernels if (k.template, k.architecture) == (template, architecture)]
         for what, counts, least in [
             ("loads", [k.moving_128_bits("LD") for k in variants], budgets[template].with_128_bit_loads),
