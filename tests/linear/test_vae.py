@@ -83,6 +83,12 @@ def test_elbo_of_few_samples_goes_through_their_factor(vae, x):
     torch.testing.assert_close(vae.float().elbo(moments), expected, rtol=1e-5, atol=0)
 
 
+def test_an_elbo_of_moments_that_does_not_fit_is_minus_infinity(vae, x):
+    with torch.no_grad():
+        vae.log_d.fill_(720)  # exp(710) does not fit float64
+    assert vae.elbo(Moments.from_data(x)).item() == vae.elbo(x.double()).mean().item() == -math.inf
+
+
 def test_elbo_of_moments_follows_the_module_and_the_data(vae, x):
     moments = Moments.from_data(x)
     before = vae.elbo(moments)

@@ -52,10 +52,11 @@ def exact_elbo(parameters: LinearParameters, moments: Moments, beta: Tensor | fl
     """
     weight, encoder, mu, log_d, log_sigma2 = parameters.to(torch.float64)
     mean, root = moments.sample_mean.to(mu), moments._root.to(mu)
-    shared = (log_d, log_sigma2, beta.double() if isinstance(beta, Tensor) else beta)
+    scale = (log_sigma2, beta.double() if isinstance(beta, Tensor) else beta)
     columns = torch.nn.functional.pad(root, (1, 0)).mT
-    at_columns = linear_vae_elbo(columns, weight, encoder, torch.zeros_like(mean), *shared)
-    at_mean = linear_vae_elbo(mean.unsqueeze(0), weight, encoder, mu, *shared)
+    # the terms of log d are the same at all columns, and may not fit
+    at_columns = linear_vae_elbo(columns, weight, encoder, torch.zeros_like(mean), log_d.clamp_max(0), *scale)
+    at_mean = linear_vae_elbo(mean.unsqueeze(0), weight, encoder, mu, log_d, *scale)
     return at_mean.squeeze(0) + (at_columns[1:] - at_columns[0]).sum()
 
 
