@@ -6,6 +6,8 @@ Cold times include that of dropping the file from the page cache, on both sides.
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import anndata
 import numpy as np
@@ -17,7 +19,8 @@ import zarr
 from pyarrow import feather, parquet
 from safetensors.torch import save_file
 
-from harness.measure import Contender
+from harness import peers
+from harness.measure import Contender, CpuTimer
 from lineavae._io import atomic_path
 from lineavae.collapse.files import find_shards
 from lineavae.collapse.scan import scan
@@ -70,6 +73,7 @@ def test_collapse_files(compare, setting, tmp_path, cache):
             ),
         },
         rounds=5,
+        timer=CpuTimer() if cache == "cold" else None,  # a wait for the disk is part of it
     )
 
 
@@ -141,8 +145,8 @@ FORMATS = {
     "zarr": ("x.zarr", save_zarr, read_zarr),
 }
 
-# What a user of anndata writes.
-SCRIPT = """
+# What users of other packages write: the mean KL of each latent, and how many are collapsed.
+WITH_ANNDATA = """
 import sys
 import anndata, numpy as np
 obsm = anndata.read_h5ad(sys.argv[1]).obsm
@@ -150,6 +154,38 @@ mean, variance = obsm["scvi_latent_qzm"], obsm["scvi_latent_qzv"]
 kl = 0.5 * (mean**2 + variance - np.log(variance) - 1)
 print(kl.mean(0), [((kl < epsilon).mean(0) >= 0.99).sum() for epsilon in (0, 0.001, 0.01, 0.1, 1)])
 """
+
+WITH_NUMPY = """
+import sys
+import numpy as np
+from pyarrow import parquet
+table = parquet.read_table(sys.argv[1])
+mean, variance = (
+    np.stack([table[name].to_numpy() for name in table.column_names if name.startswith(kind)], 1)
+    for kind in ("mean_", "var_")
+)
+kl = 0.5 * (mean**2 + variance - np.log(variance) - 1)
+print(kl.mean(0), [((kl < epsilon).mean(0) >= 0.99).sum() for epsilon in (0, 0.001, 0.01, 0.1, 1)])
+"""
+
+WITH_POLARS = """
+import sys
+import polars as pl
+frame = pl.scan_parquet(sys.argv[1])
+found = []
+for k in range(len(frame.collect_schema()) // 2):
+    variance = pl.col(f"var_{k}")
+    kl = 0.5 * (pl.col(f"mean_{k}") ** 2 + variance - variance.log() - 1)
+    found.append(kl.mean().alias(f"kl_{k}"))
+    found += [(kl < epsilon).mean().alias(f"{k}_{epsilon}") for epsilon in (0, 0.001, 0.01, 0.1, 1)]
+print(frame.select(found).collect(engine="streaming"))
+"""
+
+# by kind: whose script it is, and what it needs
+SCRIPTS = {
+    "h5ad": {"anndata and NumPy": (WITH_ANNDATA, "anndata")},
+    "wide": {"pyarrow and NumPy": (WITH_NUMPY, "pyarrow"), "polars": (WITH_POLARS, "polars")},
+}
 
 
 @pytest.mark.only_cpu
@@ -172,11 +208,33 @@ def test_formats(compare, setting, tmp_path, kind):
         "ours, reading": contender(lambda: [None for _ in shard.blocks()]),
         "its own reading": contender(lambda: read_whole(path)),
     }
-    if kind == "h5ad" and not setting.dry:
-        commands = {"ours": ["-m", "lineavae", "collapse"], "anndata and NumPy": ["-c", SCRIPT]}
-        for name, command in commands.items():
-            call = [sys.executable, *command, str(path)]
-            contenders[f"{name}, process"] = contender(
-                lambda call=call: subprocess.run(call, check=True, capture_output=True)
-            )
+    scripts = {} if setting.dry else SCRIPTS.get(kind, {})
+    commands = {name: ["-c", script] for name, (script, module) in scripts.items() if peers.has(module)}
+    if commands:
+        commands = {"ours": ["-m", "lineavae", "collapse"], **commands}
+    for name, command in commands.items():
+        call = [sys.executable, *command, str(path)]
+        contenders[f"{name}, process"] = contender(
+            lambda call=call: subprocess.run(call, check=True, capture_output=True, env=environment())
+        )
+        if name != "ours":  # without the start of Python and its imports
+            code = compile(command[1], name, "exec")
+            contenders[name] = contender(lambda code=code: run_script(code, path))
     compare(contenders, rounds=5)
+
+
+def environment():
+    """Give processes as many threads as this one takes."""
+    threads = str(torch.get_num_threads())
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"
+    return {**os.environ, **dict.fromkeys(names, threads)}
+
+
+def run_script(code, path):
+    arguments = sys.argv
+    try:
+        sys.argv = ["-c", str(path)]
+        with redirect_stdout(StringIO()):
+            exec(code, {})
+    finally:
+        sys.argv = arguments

@@ -1,10 +1,14 @@
-"""KL of Gaussian posteriors, forward and backward: ours, eager PyTorch, torch.compile, and Triton by hand."""
+"""KL of Gaussian posteriors, forward and backward: ours, eager PyTorch, torch.compile, and Triton by hand.
+
+"torch.distributions" is `kl_divergence` of two Normals, which Pyro takes as well.
+"""
 
 import importlib.util
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from harness.measure import Contender
 from lineavae import reference
@@ -30,10 +34,25 @@ def as_written_sum(mean: Tensor, logvar: Tensor) -> Tensor:
     return as_written(mean, logvar).sum(-1)
 
 
-# ours, accurate, literal, and the results of one row
+def distributions(mean: Tensor, logvar: Tensor) -> Tensor:
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    return kl_divergence(Normal(mean, (0.5 * logvar).exp()), prior)
+
+
+def distributions_sum(mean: Tensor, logvar: Tensor) -> Tensor:
+    return distributions(mean, logvar).sum(-1)
+
+
+# ours, accurate, literal, of torch.distributions, and the results of one row
 FORMS = {
-    "gaussian_kl": (gaussian_kl, accurate_sum, as_written_sum, 1),
-    "gaussian_kl_per_dimension": (gaussian_kl_per_dimension, accurate, as_written, LATENT_DIM),
+    "gaussian_kl": (gaussian_kl, accurate_sum, as_written_sum, distributions_sum, 1),
+    "gaussian_kl_per_dimension": (
+        gaussian_kl_per_dimension,
+        accurate,
+        as_written,
+        distributions,
+        LATENT_DIM,
+    ),
 }
 
 
@@ -50,7 +69,7 @@ def test_gaussian_kl(compare, setting, op, num_samples):
     torch.manual_seed(0)
     shape = (setting.size(num_samples), LATENT_DIM)
     mean, logvar = (torch.randn(shape).to(setting.device).requires_grad_() for _ in range(2))
-    ours, best, literal, results_per_row = FORMS[op]
+    ours, best, literal, of_torch, results_per_row = FORMS[op]
     # forward: mean and logvar in, KL out; backward: mean, logvar and upstream in, two gradients out
     num_bytes = mean.element_size() * shape[0] * (6 * LATENT_DIM + 2 * results_per_row)
 
@@ -61,6 +80,7 @@ def test_gaussian_kl(compare, setting, op, num_samples):
         "ours": step(ours),
         "eager as written": step(literal),
         "eager accurate": step(best),
+        "torch.distributions": step(of_torch),
         "compiled as written": step(setting.compiled(literal)),
         "compiled accurate": step(setting.compiled(best)),
     }

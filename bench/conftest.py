@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 # read when OpenMP starts: threads that spin at a barrier slow each other down tenfold where cores are shared
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import lineavae
-from harness import guard, machine, measure, report
+from harness import guard, machine, measure, peers, report
 from harness.setting import Setting
 from lineavae import _ext, _io
 
@@ -48,13 +49,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked as of another device; a dry run has everything."""
-    other = {"cuda": "only_cpu", "1-thread": "only_cuda", "2-threads": "only_cuda"}
+    """Leave out what is marked as of another device or number of threads; a dry run has everything."""
+    others = {
+        "cuda": {"only_cpu", "only_1_thread"},
+        "1-thread": {"only_cuda"},
+        "2-threads": {"only_cuda", "only_1_thread"},
+        "dry-run": set(),
+    }
     left_out = [
         item
         for item in items
         if isinstance(item, pytest.Function)
-        and item.get_closest_marker(other.get(item.callspec.params["setting"], "no marker"))
+        and others[item.callspec.params["setting"]] & {marker.name for marker in item.iter_markers()}
     ]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
@@ -66,9 +72,12 @@ def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
     if request.param == "cuda" and not has_cuda():
         pytest.fail("no CUDA device, or a native module built without CUDA")
     before = torch.get_num_threads()
+    threads = None
     if request.param.endswith(("-thread", "-threads")):
-        torch.set_num_threads(int(request.param.partition("-")[0]))
-    yield Setting.named(request.param)
+        threads = int(request.param.partition("-")[0])
+        torch.set_num_threads(threads)
+    with threadpool_limits(threads):  # those of NumPy and of scikit-learn, too
+        yield Setting.named(request.param)
     torch.set_num_threads(before)
 
 
@@ -76,11 +85,18 @@ def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
 def compare(request: pytest.FixtureRequest, setting: Setting) -> Callable[..., None]:
     """Time contenders in turn and keep the results; on a CPU pytest-benchmark, if there, reports ours too."""
 
-    def run(contenders: dict[str, measure.Contender], rounds: int = 15) -> None:
+    def run(
+        contenders: dict[str, measure.Contender],
+        rounds: int = 15,
+        timer: measure.Timer | None = None,
+        at: int | None = None,
+    ) -> None:
+        """Compare by the setting's timer, unless another is given; ``at`` is a size, where there are several."""
         rounds = 3 if setting.dry else rounds
-        results = measure.compare(contenders, setting.timer, rounds)
+        results = measure.compare(contenders, timer or setting.timer, rounds)
         where = request.node.callspec.params["setting"]
-        RESULTS.append({"name": request.node.name, "setting": where, "contenders": results})
+        name = request.node.name if at is None else f"{request.node.name} at {at}"
+        RESULTS.append({"name": name, "setting": where, "contenders": results})
         if out := os.environ.get("LINEAVAE_BENCH_OUT"):
             described = {**machine.describe(), "lineavae": lineavae.__version__}
             document = {"machine": described, "benchmarks": RESULTS}
@@ -105,6 +121,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if RESULTS:
         terminalreporter.section("ours and the others")
         terminalreporter.write_line(report.benchmark_table(RESULTS))
+    if peers.MISSING:
+        names = ", ".join(sorted(peers.MISSING))
+        terminalreporter.write_line(f"not installed, and so left out: {names} (bench/peers.txt)")
     for found in REGRESSIONS:
         terminalreporter.write_line(
             f"{found.benchmark}: {found.contender} takes {found.now:.2f} times ours, {found.then:.2f} before"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from harness.measure import CpuTimer, CudaTimer, Timer
+from harness.measure import CpuTimer, CudaTimer, Timer, processor_time
 
 # The same for all contenders: products of float32 matrices are float32 products, not TF32.
 torch.set_float32_matmul_precision("highest")
@@ -30,7 +30,7 @@ class Setting:
             return cls("cuda", CudaTimer())
         if name == "dry-run":
             return cls("cpu", CpuTimer(cache_bytes=1 << 20), dry=True)
-        return cls("cpu", CpuTimer())
+        return cls("cpu", CpuTimer(clock=processor_time) if name == "1-thread" else CpuTimer())
 
     def size(self, size: int) -> int:
         """Return the size of a benchmark's data: as given, or small in a dry run."""

@@ -81,6 +81,7 @@ def test_dry_run_measures_every_benchmark(dry_run):
         "ours",
         "eager as written",
         "eager accurate",
+        "torch.distributions",
         "compiled as written",
         "compiled accurate",
     ]
