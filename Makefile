@@ -2,7 +2,7 @@
 # make test   everything the tests check, slow ones too where SLOW=1; where nvcc is, it compiles the GPU's programs
 # make lint   formatting, style and types
 # make docs   the site of docs/, with the reference from the docstrings: build/site/index.html
-# make bench  ours against eager PyTorch and torch.compile
+# make bench  ours against eager PyTorch, torch.compile and, by bench/peers.txt, other packages
 # make lower-bounds  every dependency but torch at its lower bound, and kernels for AVX2: the docs' examples, the
 #   commands, some tests
 # make browser  a headless Chromium, if there is no browser, where apt-get may install one: tests of reports open it
@@ -80,6 +80,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
+	$(BIN)/pip install --quiet --requirement bench/peers.txt
 	$(BIN)/pytest -c bench/pytest.ini bench
 
 $(LOWER)/installed: pyproject.toml $(NATIVE) tests/lower_bounds.py

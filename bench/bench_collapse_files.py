@@ -20,7 +20,7 @@ from pyarrow import feather, parquet
 from safetensors.torch import save_file
 
 from harness import peers
-from harness.measure import Contender, CpuTimer
+from harness.measure import PROCESS, Contender, CpuTimer
 from lineavae._io import atomic_path
 from lineavae.collapse.files import find_shards
 from lineavae.collapse.scan import scan
@@ -214,7 +214,7 @@ def test_formats(compare, setting, tmp_path, kind):
         commands = {"ours": ["-m", "lineavae", "collapse"], **commands}
     for name, command in commands.items():
         call = [sys.executable, *command, str(path)]
-        contenders[f"{name}, process"] = contender(
+        contenders[name + PROCESS] = contender(
             lambda call=call: subprocess.run(call, check=True, capture_output=True, env=environment())
         )
         if name != "ours":  # without the start of Python and its imports

@@ -32,7 +32,8 @@ MOST_COPIES = 256
 LEAST_CALLS = 16
 # long against the resolution of clocks and the latency of a first launch
 ROUND_SECONDS = 5e-3
-GRAPH = ", CUDA graph"
+# what the names of contenders end with that are in a CUDA graph, or a process of their own
+GRAPH, PROCESS = ", CUDA graph", ", process"
 
 Call = Callable[[], object]
 # what is timed of a function that is differentiated

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.measure import GRAPH, Result
+from harness.measure import GRAPH, PROCESS, Result
 
 # Per unit: what is counted, and the benchmark and contender that measure the most of it a machine can do
 CEILINGS = {
@@ -56,8 +56,9 @@ def rate(result: Result, amount: str) -> float | None:
 
 
 def ours_beside(name: str, contenders: Mapping[str, Result]) -> Result:
-    """Return what a contender's ratio is to: ours, in a CUDA graph if it is in one; empty if not run."""
-    return contenders.get("ours" + GRAPH if name.endswith(GRAPH) else "ours", {})
+    """Return what a contender's ratio is to: ours, in a CUDA graph or a process if it is in one; or nothing."""
+    kind = next((kind for kind in (GRAPH, PROCESS) if name.endswith(kind)), "")
+    return contenders.get(f"ours{kind}", {})
 
 
 def ceilings(benchmarks: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

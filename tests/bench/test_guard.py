@@ -1,11 +1,12 @@
 """Regressions, against arithmetic by hand."""
 
 import json
+from copy import deepcopy
 
 import pytest
 
 from harness import guard
-from harness.measure import GRAPH
+from harness.measure import GRAPH, PROCESS
 
 
 def timing(milliseconds, iqr=0.0):
@@ -48,6 +49,14 @@ def test_graphs_are_held_against_ours_in_a_graph():
     }
 
 
+def test_processes_are_held_against_ours_as_a_process():
+    processes = {"ours" + PROCESS: timing(4.0), "eager" + PROCESS: timing(6.0)}
+    assert guard.ratios(run(timing(2.0), timing(10.0), **processes)) == {
+        ("test_kl[1-thread]", "eager"): (5.0, 0.0),
+        ("test_kl[1-thread]", "eager" + PROCESS): (1.5, 0.0),
+    }
+
+
 def test_what_only_one_run_has_is_left_out():
     other = [{**THEN[0], "name": "test_elbo"}]
     assert guard.regressions(THEN, other) == []
@@ -59,3 +68,14 @@ def test_results_that_are_committed_have_ratios(pytestconfig):
     benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     assert len(guard.ratios(benchmarks)) > 100
     assert guard.regressions(benchmarks, benchmarks) == []
+
+
+def test_every_benchmark_that_is_committed_is_guarded(pytestconfig):
+    path = pytestconfig.rootpath / "bench/results/intel-xeon-2-cores.json"
+    then = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    now = deepcopy(then)
+    for benchmark in now:
+        for name in benchmark["contenders"].keys() & {"ours", "ours" + PROCESS}:
+            benchmark["contenders"][name]["milliseconds"] *= 100
+    compared = {each["name"] for each in then if len(each["contenders"]) > 1}
+    assert {found.benchmark for found in guard.regressions(then, now)} == compared
