@@ -9,11 +9,11 @@ from inspect import unwrap
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+
 from bench_collapse_statistics import by_comparison, make_thresholds
 from bench_linear_vae_ascent import by_hand
 from bench_linear_vae_ascent import ours as train
-from sklearn.decomposition import PCA
-
 from harness.measure import Contender
 from lineavae import reference
 from lineavae.linear import PPCA, Moments
@@ -36,7 +36,7 @@ def parameters(num_features, latent_dim):
 
 
 def elbo_of_samples(num_samples, setting):
-    """A step of a linear VAE with 256 features and 32 latents."""
+    """Take a step of a linear VAE with 256 features and 32 latents."""
     x, values = normal(num_samples, 256), parameters(256, 32)
     moments = Moments.from_data(x)
     statistics = moments.sample_mean.float(), moments.covariance.float()
@@ -60,17 +60,17 @@ def elbo_from_moments(num_features, latent_dim, setting):
 
 
 def elbo_of_features(num_features, setting):
-    """A step from moments with 50 latents."""
+    """Take a step from moments with 50 latents."""
     return elbo_from_moments(num_features, 50, setting)
 
 
 def elbo_of_latents(latent_dim, setting):
-    """A step from moments with 512 features."""
+    """Take a step from moments with 512 features."""
     return elbo_from_moments(512, latent_dim, setting)
 
 
 def ppca_of_samples(num_samples, setting):
-    """A fit of 20 components to 256 features."""
+    """Fit 20 components to 256 features."""
     x = np.random.default_rng(0).standard_normal((num_samples, 256), dtype=np.float32)
     fits = {
         "ours": lambda x: PPCA(20).fit(x.numpy()),
@@ -80,7 +80,7 @@ def ppca_of_samples(num_samples, setting):
 
 
 def statistics_of_thresholds(count, setting):
-    """Collapse statistics of 20 000 posteriors with 100 latents; from two thresholds on with a histogram."""
+    """Collect statistics of 20 000 posteriors with 100 latents; from two thresholds on with a histogram."""
     mean, logvar = normal(2, setting.size(20_000), 100)
     posterior = [mean, logvar]
     thresholds = make_thresholds(count)
@@ -92,7 +92,7 @@ def statistics_of_thresholds(count, setting):
 
 
 def ascent_of_models(models, setting):
-    """20 steps of Adam on linear VAEs with 64 features and 16 latents."""
+    """Take 20 steps of Adam on linear VAEs with 64 features and 16 latents."""
     num_features, latent_dim = 64, 16
     x = normal(2000, num_features)
     weights = normal(models, num_features, latent_dim, scale=0.1)

@@ -1,7 +1,8 @@
 """The loss of a VAE with all its gradients: ours, Pyro, pythae, and as usually written.
 
-The networks are 784-400-20-400-784, the batch has 128 rows, σ² = 1. Pyro and pythae have the same modules and draw one
-sample, as ours; pythae leaves out the constant of the Gaussian. "networks alone" has next to nothing for a loss.
+The networks are 784-400-20-400-784 or small, the batch has 128 rows, σ² = 1. Pyro and pythae have the same
+modules and draw one sample, as ours; pythae leaves out the constant of the Gaussian. "networks alone" has
+next to nothing for a loss.
 """
 
 import math

@@ -91,7 +91,7 @@ def compare(request: pytest.FixtureRequest, setting: Setting) -> Callable[..., N
         timer: measure.Timer | None = None,
         at: int | None = None,
     ) -> None:
-        """Compare by the setting's timer, unless another is given; ``at`` is a size, where there are several."""
+        """Compare by the setting's timer, unless another is given, at a size where a test has several."""
         rounds = 3 if setting.dry else rounds
         results = measure.compare(contenders, timer or setting.timer, rounds)
         where = request.node.callspec.params["setting"]

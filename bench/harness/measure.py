@@ -4,8 +4,8 @@ Contenders do the same work on the same data; they run in turn, round after roun
 whatever else the machine does falls on all of them alike. What counts is each contender's median. Outputs are
 allocated inside the timed call on every side.
 
-One thread is timed by what the processor gave to it, all threads of a contender together, so that nobody gains
-by more threads than one and others on the machine matter less; two are timed by the wall clock.
+One thread is timed by what the processor gave to it, all threads of a contender together: so nobody gains by
+more threads than one, and others on the machine matter less. Two are timed by the wall clock.
 """
 
 from __future__ import annotations

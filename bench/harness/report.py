@@ -56,7 +56,7 @@ def rate(result: Result, amount: str) -> float | None:
 
 
 def ours_beside(name: str, contenders: Mapping[str, Result]) -> Result:
-    """Return what a contender's ratio is to: ours, in a CUDA graph or a process if it is in one; or nothing."""
+    """Return what a contender's ratio is to: ours, in a CUDA graph or process if it is; empty if not run."""
     kind = next((kind for kind in (GRAPH, PROCESS) if name.endswith(kind)), "")
     return contenders.get(f"ours{kind}", {})
 

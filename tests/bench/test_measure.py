@@ -1,6 +1,9 @@
 """How the benchmarks are timed, against clocks and devices that are known."""
 
+import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -130,15 +133,39 @@ def test_a_contender_that_cannot_run_is_named_and_ours_raises():
         measure.compare({"ours": bad, "eager": good}, CpuTimer(), rounds=3)
 
 
-def test_cpu_timer_divides_by_the_number_of_calls(monkeypatch):
+def test_cpu_timer_divides_by_the_number_of_calls():
     now = [0.0]
 
     def call():
         now[0] += 0.25
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-    assert CpuTimer().seconds(call, 8) == 0.25
-    assert measure.calls_per_round(call, CpuTimer()) == 1
+    timer = CpuTimer(clock=lambda: now[0])
+    assert timer.seconds(call, 8) == 0.25
+    assert measure.calls_per_round(call, timer) == 1
+
+
+def test_processor_time_is_that_of_all_threads_and_of_ended_processes():
+    """Each works until it has had a tenth of a second of the processor, whatever else runs."""
+
+    def work():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.1:
+            pass
+
+    def in_threads():
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def in_a_process():
+        code = "import time\nwhile time.process_time() < 0.1: pass"
+        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+    timer = CpuTimer(clock=measure.processor_time)
+    assert timer.seconds(in_threads, 1) >= 0.2
+    assert timer.seconds(in_a_process, 1) >= 0.1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
