@@ -71,7 +71,7 @@ def elbo_of_latents(latent_dim, setting):
 
 def ppca_of_samples(num_samples, setting):
     """Fit 20 components to 256 features."""
-    x = np.random.default_rng(0).standard_normal((num_samples, 256), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((num_samples, 256))  # float64, in which we always compute
     fits = {
         "ours": lambda x: PPCA(20).fit(x.numpy()),
         "scikit-learn": lambda x: PCA(20, svd_solver="covariance_eigh").fit(x.numpy()),
