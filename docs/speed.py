@@ -3,7 +3,7 @@
     LINEAVAE_BENCH_OUT=new.json .venv/bin/pytest -c bench/pytest.ini bench
     python docs/speed.py new.json
 
-Takes the results that are given into bench/results/intel-xeon-2-cores.json, benchmark by benchmark, in place
+Takes the results that are given into bench/results/amd-epyc-2-cores.json, benchmark by benchmark, in place
 of earlier ones. What the tables have as rows is here and, for the targets, in bench/targets.json; a test
 compares page and pictures with the results.
 """
@@ -28,10 +28,10 @@ from lineavae.experiments import figures
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "speed.md"
-RESULTS = DOCS.parent / "bench/results/intel-xeon-2-cores.json"
+RESULTS = DOCS.parent / "bench/results/amd-epyc-2-cores.json"
 TARGETS = DOCS.parent / "bench/targets.json"
-SETTINGS = "1-thread", "2-threads"
-MACHINE = "two cores of an Intel Xeon with AVX-512, torch 2.13"
+SETTINGS = {"1-thread": "1 thread", "2-threads": "2 threads"}  # and what they are called
+MACHINE = "two cores of an AMD EPYC with AVX-512, torch 2.13"
 
 Benchmarks = dict[str, dict[str, dict[str, Any]]]
 
@@ -247,7 +247,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def take(document: dict[str, Any], new: dict[str, Any]) -> None:
-    """Take new results in place of those of the same name, or behind all."""
+    """Take new results, of the same processor, in place of those of the same name, or behind all."""
+    cpu, other = (each["machine"]["cpu"] for each in (document, new))
+    if cpu != other:
+        raise ValueError(f"{RESULTS.name} is of {cpu}, the new results are of {other}")
     by_name = {each["name"]: each for each in (*document["benchmarks"], *new["benchmarks"])}
     document["benchmarks"] = list(by_name.values())
 
@@ -269,8 +272,13 @@ def ratios(
         milliseconds(contenders, names) / contenders[ours]["milliseconds"]
         if (contenders := benchmarks.get(benchmark.format(setting), {})).keys() >= {ours, *names}
         else None
-        for setting in SETTINGS
+        for setting in measured(benchmarks)
     ]
+
+
+def measured(benchmarks: Benchmarks) -> list[str]:
+    """Name the settings that there are results of."""
+    return [setting for setting in SETTINGS if any(f"[{setting}" in name for name in benchmarks)]
 
 
 def number(value: float | None) -> str:
@@ -299,7 +307,7 @@ def peers_table(benchmarks: Benchmarks) -> str:
             values = ratios(benchmarks, benchmark, [contender], ours)
             rows.append([what, name, *map(number, values)])
             what = ""
-    return table(["ours", "beside", "1 thread", "2 threads"], rows)
+    return table(["ours", "beside", *(SETTINGS[setting] for setting in measured(benchmarks))], rows)
 
 
 def reached(target: dict[str, Any], benchmarks: Benchmarks) -> list[float | None]:
@@ -310,7 +318,7 @@ def reached(target: dict[str, Any], benchmarks: Benchmarks) -> list[float | None
         return found
     if target["measure"] == "of its time":
         return [None if value is None else 1 / value for value in found]
-    contenders = benchmarks[target["benchmark"].format(SETTINGS[0])]
+    contenders = benchmarks[target["benchmark"].format(measured(benchmarks)[0])]
     work = contenders[ours]["flops"] / contenders[beside[0]]["flops"]
     return [None if value is None else value * work for value in found]
 
@@ -330,7 +338,8 @@ def targets_table(benchmarks: Benchmarks, targets: Sequence[dict[str, Any]]) -> 
         verdict = "yes" if all(met) else f"{'in part' if any(met) else 'no'}: {target.get('why')}"
         asked = f"{bound} {target['target']:g} {target['measure']}"
         rows.append([target["what"], target["name"], asked, *map(number, values), verdict])
-    return table(["ours", "beside", "target", "1 thread", "2 threads", "reached"], rows)
+    settings = [SETTINGS[setting] for setting in measured(benchmarks)]
+    return table(["ours", "beside", "target", *settings, "reached"], rows)
 
 
 def tables(document: dict[str, Any], targets: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -374,7 +383,7 @@ def scaling_curves(benchmarks: Benchmarks) -> dict[str, dict[str, list[tuple[int
     """Give milliseconds by size, of each contender along each axis."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for axis in AXES:
-        start = f"scaling[{SETTINGS[0]}-{axis}] at "
+        start = f"scaling[1-thread-{axis}] at "
         for name in sorted(benchmarks, key=lambda name: int(name.partition(" at ")[2] or 0)):
             if name.startswith(start):
                 for contender, result in benchmarks[name].items():

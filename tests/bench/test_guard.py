@@ -2,11 +2,14 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 
 from harness import guard
 from harness.measure import GRAPH, PROCESS
+
+COMMITTED = sorted((Path(__file__).parents[2] / "bench/results").glob("*.json"))
 
 
 def timing(milliseconds, iqr=0.0):
@@ -63,15 +66,15 @@ def test_what_only_one_run_has_is_left_out():
     assert guard.regressions(THEN, [{"name": "test_kl[1-thread]", "contenders": {"copy": timing(1.0)}}]) == []
 
 
-def test_results_that_are_committed_have_ratios(pytestconfig):
-    path = pytestconfig.rootpath / "bench/results/intel-xeon-2-cores.json"
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_results_that_are_committed_have_ratios(path):
     benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     assert len(guard.ratios(benchmarks)) > 100
     assert guard.regressions(benchmarks, benchmarks) == []
 
 
-def test_every_benchmark_that_is_committed_is_guarded(pytestconfig):
-    path = pytestconfig.rootpath / "bench/results/intel-xeon-2-cores.json"
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_benchmark_that_is_committed_is_guarded(path):
     then = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     now = deepcopy(then)
     for benchmark in now:

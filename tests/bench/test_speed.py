@@ -43,9 +43,11 @@ def test_prose():
         speed.ratios(BENCHMARKS, name, ["compiled as written"])
         for name in ("gaussian_kl[{}-gaussian_kl-60000]", "reparameterized_kl[{}-1000-usual]")
     )
-    one, two = (f"{ratio:.1f}" for ratio in kl)
-    (sampled,) = {f"{ratio:.1f}" for ratio in samples}
-    assert f"({one}, {two} for `gaussian_kl`, {sampled} for `reparameterized_kl`)" in words
+    one = f"{kl[0]:.1f}"
+    sampled = f"{samples[0]:.1f}"
+    assert (
+        f"{one} times as long as `gaussian_kl` and {sampled} times as long as `reparameterized_kl`" in words
+    )
 
 
 def test_pictures_are_of_these_results():
@@ -87,15 +89,19 @@ def test_the_fastest_counts():
 
 def test_what_was_not_measured_is_a_dash():
     benchmarks = run({"milliseconds": 2.0}, eager={"milliseconds": 6.0})
-    del benchmarks["step[2-threads]"]
+    benchmarks["other[1-thread]"] = benchmarks.pop("step[1-thread]")
     found = speed.ratios(benchmarks, "step[{}]", ["eager"])
-    assert [speed.number(value) for value in found] == ["3.0", "-"]
+    assert [speed.number(value) for value in found] == ["-", "3.0"]
     assert speed.ratios(benchmarks, "step[{}]", ["other"]) == [None, None]
+    del benchmarks["step[2-threads]"]  # no column at all
+    assert speed.ratios(benchmarks, "other[{}]", ["eager"]) == [3.0]
 
 
 def test_new_results_replace_those_of_their_name():
     document = copy.deepcopy(DOCUMENT)
     first = document["benchmarks"][0]["name"]
     new = [{"name": name, "contenders": {}} for name in ("test_new", first)]
-    speed.take(document, {"benchmarks": new})
+    speed.take(document, {"machine": DOCUMENT["machine"], "benchmarks": new})
     assert document["benchmarks"] == [new[1], *DOCUMENT["benchmarks"][1:], new[0]]
+    with pytest.raises(ValueError, match="the new results are of an abacus"):
+        speed.take(document, {"machine": {"cpu": "an abacus"}, "benchmarks": new})
