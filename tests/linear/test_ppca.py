@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
-from lineavae.linear import moments as moments_module
 from lineavae.linear import ppca as ppca_module
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
@@ -323,7 +322,7 @@ class TestMemory:
             held.append(rows.size)
             return torch.tensor(rows, dtype=torch.float64)
 
-        monkeypatch.setattr(moments_module, "_BLOCK_ELEMENTS", 320)
+        monkeypatch.setattr(ppca_module, "_BLOCK_ELEMENTS", 320)
         monkeypatch.setattr(ppca_module, "to_float64", to_float64)
         for ours, theirs in zip((ppca.transform(data), ppca.score_samples(data)), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

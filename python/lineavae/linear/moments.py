@@ -503,7 +503,7 @@ def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | Non
     row_weights = _check_weights(weights, num_rows)
     moments = Moments()
     start = 0
-    for block in blocks(data):
+    for block in blocks(data, _BLOCK_ELEMENTS):
         stop = start + len(block)
         rows = to_float64(block)
         largest = _check_finite(rows, first_row + start)
@@ -575,9 +575,9 @@ def _product_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(tensor, _PRODUCT_ROWS) for tensor in tensors), strict=True)
 
 
-def blocks(data: NDArray[Any] | Tensor) -> Iterator[NDArray[Any] | Tensor]:
-    """Cut (N, D) data into blocks of rows small enough to be held in float64."""
-    block_rows = max(1, _BLOCK_ELEMENTS // data.shape[1])
+def blocks(data: NDArray[Any] | Tensor, elements: int) -> Iterator[NDArray[Any] | Tensor]:
+    """Cut (N, D) data into blocks of rows of at most so many elements, and at least one row."""
+    block_rows = max(1, elements // data.shape[1])
     for start in range(0, len(data), block_rows):
         yield data[start : start + block_rows]
 

@@ -401,10 +401,11 @@ class GaussianVAE(nn.Module):
         """Mean of log p(x|z) over samples z, (S, N, K), and log σ²."""
         x_hat = self._reconstruct(x, z, latents)
         log_sigma2 = _scalar_if_one(self.noise(x, x_hat))
-        x, x_hat, log_variance = widen(x).flatten(1), widen(x_hat).flatten(2), self._per_feature(x, log_sigma2)
-        if len(x_hat) == 1:  # as mostly: the mean of one is found without looking for it
-            return gaussian_log_likelihood(x, x_hat.squeeze(0), log_variance), log_sigma2
-        return gaussian_log_likelihood(x, x_hat, log_variance).mean(0), log_sigma2
+        x_hat, noise = widen(x_hat).flatten(2), self._per_feature(x, log_sigma2)
+        x = widen(x).flatten(1)
+        if len(x_hat) == 1:  # of one draw a mean would only take time
+            return gaussian_log_likelihood(x, x_hat.squeeze(0), noise), log_sigma2
+        return gaussian_log_likelihood(x, x_hat, noise).mean(0), log_sigma2
 
     def _expected_reconstruction(self, x: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         """E log p(x|z) of a linear decoder in closed form, and log σ²."""
