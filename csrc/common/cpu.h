@@ -10,6 +10,9 @@
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
 
 // One binary, the best code for each machine. Levels of the instruction set, never CPU models: those match the model's
 // number and fall back to SSE2 on every other one. A clone cannot be a template and does not reach into a lambda, so a
@@ -30,9 +33,20 @@ namespace lineavae {
 template <class F>
 void parallel_for(int64_t count, int64_t cost, const F& f) {
   constexpr int64_t kElementsPerTask = 1 << 14;
-  if (count > 0) {
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, cost)), f);
-  }
+  if (count <= 0) return;
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, cost));
+#ifdef __SANITIZE_THREAD__  // which sees nothing of OpenMP: what comes before all tasks, and what after
+  char begun, ended;
+  __tsan_release(&begun);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    __tsan_acquire(&begun);
+    f(begin, end);
+    __tsan_release(&ended);
+  });
+  __tsan_acquire(&ended);
+#else
+  torch::stable::parallel_for(0, count, grain, f);
+#endif
 }
 
 template <class T>

@@ -94,6 +94,12 @@ LINEAVAE_KERNEL(expected_bernoulli, ExpectedBernoulli)
 LINEAVAE_KERNEL(posterior_gradients, PosteriorGradients)
 LINEAVAE_KERNEL(bernoulli_weight_gradient, BernoulliWeightGradient)
 
+// 2 W Σ c (g v)ᵀ: nothing where W is 0, however large the variance that nothing depends on.
+template <class T>
+LINEAVAE_HOST_DEVICE T by_weight(T weight, T by_square) {
+  return weight == 0 ? T(0) : 2 * weight * by_square;
+}
+
 // The weights p of the mixture, their logarithms to base 2, and the variances τ²; tests/ops/fit_softplus_mixture.py
 // derives them.
 constexpr int kMixtureTerms = 6;

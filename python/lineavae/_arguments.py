@@ -14,11 +14,13 @@ _MASKED = (np.ma.MaskedArray, MaskedTensor)
 
 
 def check_integer(caller: str, name: str, value: int, minimum: int) -> int:
-    """Give ``value`` as an ``int``, which must be at least ``minimum``."""
+    """Give ``value`` as an ``int``, which must be at least ``minimum`` and fit in 64 bits, as torch's do."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{caller}: {name} must be an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{caller}: {name} must be at least {minimum}, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{caller}: {name} must be below 2**63, got {value}")
     return int(value)
 
 

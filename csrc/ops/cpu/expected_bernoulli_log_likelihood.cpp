@@ -85,7 +85,7 @@ LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, posterior_gradients, PosteriorGradients, 
 template <class T>
 LINEAVAE_INLINE void bernoulli_weight_gradient_body(const BernoulliWeightGradient<T>& a, int64_t begin, int64_t end) {
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) a.grad_weight[i] += 2 * a.weight[i] * a.by_square[i];
+  for (int64_t i = begin; i < end; ++i) a.grad_weight[i] += by_weight(a.weight[i], a.by_square[i]);
 }
 LINEAVAE_CPU_KERNEL(LINEAVAE_FLOATING, bernoulli_weight_gradient, BernoulliWeightGradient, a.weights, 1)
 

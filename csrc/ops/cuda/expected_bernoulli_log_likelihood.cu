@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) posterior_gradients_kernel(const Pos
 template <class T>
 __global__ void __launch_bounds__(kThreads) bernoulli_weight_gradient_kernel(const BernoulliWeightGradient<T> a) {
   const int64_t index = thread_index();
-  if (index < a.weights) a.grad_weight[index] += 2 * a.weight[index] * a.by_square[index];
+  if (index < a.weights) a.grad_weight[index] += by_weight(a.weight[index], a.by_square[index]);
 }
 
 }  // namespace cuda

@@ -123,8 +123,6 @@ def _check_seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
         return torch.randint(_MAX_SEED, (1,), device=device)
     if not isinstance(seed, Tensor):
         seed = check_integer(_OP, "seed", seed, -_MAX_SEED - 1)
-        if seed > _MAX_SEED:
-            raise ValueError(f"{_OP}: seed must be below 2**63, got {seed}")
         return torch.full((1,), seed, dtype=torch.int64, device=device)
     if seed.dtype != torch.int64:
         raise TypeError(f"{_OP}: seed must be int64, got {seed.dtype}")
