@@ -8,6 +8,7 @@
 # make browser  a headless Chromium, if there is no browser, where apt-get may install one: tests of reports open it
 # make frameworks  scvi-tools, pythae, diffusers and JAX in an environment of their own: their posteriors, analysed
 # make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
+# make sanitize  native code under GCC's sanitizers: of addresses and undefined behaviour, and of threads
 # make cuda-report  registers, spills, occupancy and instructions of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
 
@@ -33,7 +34,7 @@ FRAMEWORKS := build/frameworks
 # what a processor without AVX-512 takes; on others than x86-64, what there is
 AVX2 := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3 -DLINEAVAE_WITHOUT_CLONES)
 
-.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds frameworks contract cuda-report install
+.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds frameworks contract sanitize cuda-report install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
@@ -103,6 +104,21 @@ frameworks:
 
 contract: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" tests/test_op_contract.py tests/ops tests/nn
+
+# Code for one instruction set: the choice between several runs before the sanitizers do. Vectorised sums are serial
+# under the checks, and so less accurate: the tests of the contract allow for that.
+SANITIZE := $(CURDIR)/build/sanitize
+SANITIZED = PYTHONPATH=$(SANITIZE)/$(1) LINEAVAE_NATIVE=_C LINEAVAE_SANITIZED=$(1) OMP_NUM_THREADS=4 \
+    LD_PRELOAD="$$(g++ -print-file-name=lib$(2).so) $$(g++ -print-file-name=libstdc++.so.6)"
+sanitize: install
+	bin=$$(cd $(BIN) && pwd); for kind in address,undefined thread; do \
+	    CXXFLAGS="-fsanitize=$$kind -fno-sanitize-recover=all -g1 $(AVX2)" $(BIN)/cmake -G Ninja -S . \
+	        -B $(SANITIZE)/$${kind%,*} -DLINEAVAE_CUDA=OFF -DPython_EXECUTABLE="$$bin/python" \
+	        -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(SANITIZE)/$${kind%,*} -DCMAKE_MAKE_PROGRAM="$$bin/ninja" && \
+	    $(BIN)/ninja -C $(SANITIZE)/$${kind%,*} || exit; done
+	$(call SANITIZED,address,asan) ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest -m "not slow" -k "not compile and not export" \
+	    tests/ops tests/test_op_contract.py tests/test_properties.py tests/collapse/test_statistics.py
+	$(call SANITIZED,thread,tsan) $(BIN)/pytest tests/test_threads.py -k "operator or statistics" tests/test_threads.py
 
 cuda-report: install
 	PYTHONPATH=tests $(BIN)/python -m cuda_budget.report

@@ -163,24 +163,24 @@ class Feather(Posteriors):
 class Zarr(Posteriors):
     is_checked = False
     cost = 5  # times that of others
-    format = {}
-    layout = {}
+    version = 3
+    chunks, shards = "auto", None
 
     def write(self, folder):
         import zarr
 
-        group = zarr.open_group(str(folder / "x.zarr"), mode="w", **self.format)
+        group = zarr.open_group(str(folder / "x.zarr"), mode="w", zarr_format=self.version)
         for name, array in (("mean", MEAN), ("logvar", LOGVAR)):
-            group.create_array(name, data=array, **self.layout)
+            group.create_array(name, data=array, chunks=self.chunks, shards=self.shards)
 
 
 class Zarr2(Zarr):
-    format = {"zarr_format": 2}
-    layout = {"chunks": (7, 3)}
+    version = 2
+    chunks = (7, 3)
 
 
 class ShardedZarr(Zarr):
-    layout = {"chunks": (5, 3), "shards": (10, 3)}
+    chunks, shards = (5, 3), (10, 3)
 
 
 class ResumedPosteriors:
@@ -305,9 +305,12 @@ class HalfCachedImages(CachedImages):
             return decode_image(*arguments)
 
         decode_image = Preparation.decode
-        with mock.patch.object(image_cache, "_BLOCK_IMAGES", 1), mock.patch.object(Preparation, "decode", decode):
-            with pytest.raises(KeyboardInterrupt):
-                super().read(folder)
+        with (
+            mock.patch.object(image_cache, "_BLOCK_IMAGES", 1),
+            mock.patch.object(Preparation, "decode", decode),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            super().read(folder)
 
     def read(self, folder):
         shutil.rmtree(self.scratch, ignore_errors=True)

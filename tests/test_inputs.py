@@ -12,7 +12,12 @@ from lineavae.collapse import CollapseMonitor, CollapseStatistics, PosteriorWrit
 from lineavae.data import logit_transform
 from lineavae.linear import PPCA, BernoulliLinearVAE, LinearVAE, Moments, forecast_collapse
 from lineavae.nn import GaussianVAE
-from lineavae.ops import collapse_statistics, gaussian_kl, gaussian_log_likelihood
+from lineavae.ops import (
+    collapse_statistics,
+    gaussian_kl,
+    gaussian_log_likelihood,
+    reparameterized_kl,
+)
 
 DATA = np.random.default_rng(0).uniform(size=(50, 3))
 
@@ -126,3 +131,61 @@ def test_posteriors(taker, spread, error, message):
 def test_writer_takes_one_dtype_as_the_statistics_do():
     with pytest.raises(TypeError, match="PosteriorWriter: logvar must have the dtype of mean"):
         PosteriorWriter("of posteriors").write(DENSE, DENSE.double())
+
+
+BACKWARDS = DATA[:1][::-1]  # a stride below 0 that NumPy calls contiguous
+
+
+@pytest.mark.parametrize(
+    "array", [BACKWARDS, DATA[:1].astype(">f4").astype(">f8")], ids=["one row", "big-endian"]
+)
+def test_arrays_as_torch_does_not_take_them(array):
+    """One row backwards has a negative stride, though it is contiguous."""
+    native = np.array(array, "<f8")
+    statistics, expected = CollapseStatistics(3), CollapseStatistics(3)
+    statistics.update(array, array)
+    expected.update(native, native)
+    assert statistics.compute().at().to_dict() == expected.compute().at().to_dict()
+    ppca = PPCA(3).fit(np.eye(5) + np.arange(5))
+    latents = np.array(array, array.dtype)[::-1]
+    assert np.array_equal(ppca.inverse_transform(latents), ppca.inverse_transform(np.array(latents, "<f8")))
+    models = [BernoulliLinearVAE(3, 1, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    for model, data in zip(models, (array, native), strict=True):
+        model.fit(data, steps=2, progress=False)
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_integers_that_torch_does_not_compare():
+    models = [BernoulliLinearVAE(3, 1, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    binary = (DATA > 0.5).astype(np.float32)
+    for model, data in zip(models, (binary, binary.astype(np.uint16)), strict=True):
+        model.fit(data, steps=2, progress=False)
+    assert torch.equal(models[0].weight, models[1].weight)
+    with pytest.raises(ValueError, match=r"BernoulliLinearVAE\.fit: data must be in \[0, 1\], got 300"):
+        models[0].fit(np.full((5, 3), 300, np.uint16), steps=1)
+
+
+@pytest.mark.parametrize("consumer", [*CONSUMERS.keys() - {"CollapseStatistics", "logvar"}])
+def test_dates_are_no_numbers(consumer):
+    dates = np.zeros((50, 3), "M8[s]")
+    with pytest.raises(TypeError, match=r"\w: .* must be (real|of floating numbers), got .*datetime64"):
+        CONSUMERS[consumer](dates if consumer != "PPCA.inverse_transform" else dates[:5])
+
+
+def test_images_have_a_dimension():
+    with pytest.raises(ValueError, match=r"logit_transform: images must have shape \(N, \.\.\.\), got \(\)"):
+        logit_transform(np.array(3, np.uint8), seed=0)
+
+
+@pytest.mark.parametrize("weight", [torch.tensor(1j), torch.ones(3).to_sparse()], ids=["complex", "sparse"])
+def test_weights_are_dense_and_real(weight):
+    with pytest.raises(TypeError, match=r"gaussian_kl: kl_weight must be (real|a dense tensor)"):
+        gaussian_kl(DENSE, DENSE, kl_weight=weight)
+
+
+@pytest.mark.parametrize("option", ["num_draws", "seed"])
+def test_integers_beyond_64_bits(option):
+    with pytest.raises(
+        ValueError, match=rf"reparameterized_kl: {option} must be below 2\*\*63, got 9223372036854775808"
+    ):
+        reparameterized_kl(DENSE, DENSE, **{option: 2**63})

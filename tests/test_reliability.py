@@ -21,5 +21,7 @@ def test_every_test_that_is_named_exists():
 
 
 def test_every_row_names_a_test():
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "| test |" not in line]
+    rows = [
+        line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "| test |" not in line
+    ]
     assert [row for row in rows if "::" not in row] == []

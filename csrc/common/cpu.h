@@ -35,15 +35,20 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
   constexpr int64_t kElementsPerTask = 1 << 14;
   if (count <= 0) return;
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, cost));
-#ifdef __SANITIZE_THREAD__  // which sees nothing of OpenMP: what comes before all tasks, and what after
-  char begun, ended;
-  __tsan_release(&begun);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    __tsan_acquire(&begun);
-    f(begin, end);
-    __tsan_release(&ended);
-  });
-  __tsan_acquire(&ended);
+#ifdef __SANITIZE_THREAD__  // which sees nothing of OpenMP: it is told what comes before all tasks, and what after
+  struct Call {
+    const F& f;
+    char begun, ended;
+  } call{f, 0, 0};
+  const auto task = [](int64_t begin, int64_t end, void* argument) __attribute__((no_sanitize("thread"))) {
+    Call& call = *static_cast<Call*>(argument);
+    __tsan_acquire(&call.begun);
+    call.f(begin, end);
+    __tsan_release(&call.ended);
+  };
+  __tsan_release(&call.begun);
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, task, &call));
+  __tsan_acquire(&call.ended);
 #else
   torch::stable::parallel_for(0, count, grain, f);
 #endif

@@ -243,7 +243,7 @@ def as_tensor(data: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(data, Tensor):
         return data.detach()
     dtype = np.dtype(np.float64) if data.dtype.type is np.longdouble else data.dtype.newbyteorder("=")
-    return torch.tensor(np.ascontiguousarray(data, dtype), device="cpu")
+    return torch.from_numpy(np.array(data, dtype, order="C"))  # a copy, which has no negative strides
 
 
 class _Run:

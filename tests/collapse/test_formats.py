@@ -373,3 +373,18 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, library, name
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(PosteriorFileError, match=rf"{name}: {library}.* is not installed.*'.\[formats\]'"):
         find_shards([tmp_path / name])
+
+
+@pytest.mark.parametrize("offset", [-5, 10**6, 2**31 - 1])
+def test_lists_that_reach_out_of_a_file(tmp_path, offset):
+    """The length of the lists is that of the first, which is looked at only where it lies in the file."""
+    arrays = pa.table({"mean": list(np.ones((8, 3))), "logvar": list(np.ones((8, 3)))})
+    with pa.ipc.new_stream(tmp_path / "x.arrow", arrays.schema) as stream:
+        stream.write_table(arrays)
+    content, offsets = (tmp_path / "x.arrow").read_bytes(), np.arange(0, 27, 3, dtype=np.int32)
+    assert content.count(offsets.tobytes()) == 2
+    damaged = offsets.copy()
+    damaged[1] = offset
+    (tmp_path / "x.arrow").write_bytes(content.replace(offsets.tobytes(), damaged.tobytes(), 1))
+    with pytest.raises(PosteriorFileError, match=r"x\.arrow is damaged: Offset invariant failure"):
+        find_shards([tmp_path])

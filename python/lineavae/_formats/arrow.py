@@ -97,6 +97,7 @@ def _length(path: Path, member: str, kind: Any, stack: ExitStack) -> int:
         return int(kind.list_size)
     for batch in _batches(path, [member], 1, stack):
         if len(batch):
+            batch.column(0).validate(full=True)  # or the list may reach out of the file
             _check_nulls(f"{path}: {member!r}", batch.column(0), 0)
             return len(batch.column(0)[0])
     return 0

@@ -229,7 +229,9 @@ def _from_numpy(caller: str, name: str, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if array.dtype.kind != "f":
         raise TypeError(f"{caller}: {name} must be of floating numbers, got an array of {array.dtype}")
-    native = array.astype(array.dtype.newbyteorder("="), order="C", copy=not array.flags.writeable)
+    # a stride of one row stays negative in C order
+    must_copy = not array.flags.writeable or min(array.strides, default=0) < 0
+    native = array.astype(array.dtype.newbyteorder("="), order="C", copy=must_copy)
     try:
         return torch.from_numpy(native)
     except TypeError:  # longdouble

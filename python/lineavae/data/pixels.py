@@ -154,6 +154,8 @@ def _noisy(
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = getattr(images, "dtype", type(images).__name__)
         raise TypeError(f"{caller}: images must be a uint8 array, got {found}")
+    if images.ndim == 0:
+        raise ValueError(f"{caller}: images must have shape (N, ...), got ()")
     if not dtype.is_floating_point:
         raise TypeError(f"{caller}: dtype must be a floating one, got {dtype}")
     random = np.random.default_rng(check_integer(caller, "seed", seed, 0))
@@ -163,7 +165,7 @@ def _noisy(
     def blocks() -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, num_samples, step):
             rows = slice(start, start + step)
-            pixels = images[rows].reshape(-1, num_features)
+            pixels = images[rows].reshape(len(images[rows]), num_features)
             yield (
                 rows,
                 torch.from_numpy(alpha + (1 - 2 * alpha) * (pixels + random.random(pixels.shape)) / 256),

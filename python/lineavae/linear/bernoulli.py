@@ -402,9 +402,12 @@ def _read_data(model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> Tensor
     if not isinstance(data, Tensor | np.ndarray):
         raise TypeError(f"{caller}: data must be a torch.Tensor or an array, got {type(data).__name__}")
     check_whole(caller, "data", data)
+    is_real = not data.is_complex() if isinstance(data, Tensor) else data.dtype.kind in "biuf"
+    if not is_real:
+        raise TypeError(f"{caller}: data must be real, got {data.dtype}")
     samples = as_tensor(data)
-    if samples.is_complex():
-        raise TypeError(f"{caller}: data must be real, got {samples.dtype}")
+    if not samples.is_floating_point():
+        samples = samples.to(model.weight)  # torch does not compare all integers
     if samples.ndim != 2 or samples.shape[1] != model.num_features or not len(samples):
         raise ValueError(
             f"{caller}: data must have shape (N, D) with N >= 1 and D={model.num_features}, "

@@ -179,7 +179,9 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         """Mean of the samples given their latents, W z + μ: (N, K) -> (N, D)."""
         check_is_fitted(self)
         check_whole("PPCA.inverse_transform", "X", X)
-        latents = _tensor(X if isinstance(X, Tensor) else check_array(X, input_name="X"))
+        given = X if isinstance(X, Tensor) else check_array(X, input_name="X")
+        _check_real("PPCA.inverse_transform", given)
+        latents = _tensor(given)
         if latents.ndim != 2 or latents.shape[1] != self.n_components_:
             raise ValueError(
                 f"PPCA.inverse_transform: X must have shape (N, K) with K={self.n_components_}, "
@@ -285,12 +287,19 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if isinstance(X, Tensor) and (X.ndim != 2 or not len(X)):
             raise ValueError(f"PPCA: X must have shape (N, D) with N >= 1, got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
+        _check_real("PPCA", samples)
         return samples
 
 
 def _mean_of_rest(total: float, latent_dim: int, moments: Moments) -> float:
     """Give the best σ², the mean of the D - K eigenvalues not kept (Lucas et al. 2019, equation 7)."""
     return total / (moments.num_features - latent_dim)
+
+
+def _check_real(caller: str, samples: Array) -> None:
+    """Check that an array is of real numbers: scikit-learn lets dates through."""
+    if not isinstance(samples, Tensor) and samples.dtype.kind not in "biuf":
+        raise TypeError(f"{caller}: X must be real, got {samples.dtype}")
 
 
 def _in_blocks(samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -312,7 +321,8 @@ def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> T
     """Give values as a float64 tensor without gradient, on their own device by default."""
     if isinstance(values, Tensor):
         return values.detach().to(device, torch.float64)
-    return torch.tensor(values, dtype=torch.float64, device=device or "cpu")
+    # a copy, which has neither negative strides nor another byte order
+    return torch.from_numpy(np.array(values, np.float64)).to(device)
 
 
 def _in_kind_of(example: object, result: Tensor) -> Array:
