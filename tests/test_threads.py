@@ -145,9 +145,7 @@ class Posteriors(Dataset):
 def test_forked_workers_of_a_data_loader(two_threads):
     """After operators have run in several threads here: torch gives the workers one."""
     expected = [posterior.clone() for posterior in map(Posteriors().__getitem__, range(4))]
-    loader = DataLoader(
-        Posteriors(), batch_size=None, num_workers=2, multiprocessing_context=context, timeout=100
-    )
+    loader = DataLoader(Posteriors(), None, num_workers=2, multiprocessing_context="fork", timeout=100)
     for found, kl in zip(loader, expected, strict=True):
         assert torch.equal(found, kl)
 
