@@ -108,7 +108,7 @@ contract: install
 # Code for one instruction set: the choice between several is made before the sanitizers begin. The tests that compile
 # models start other processes.
 SANITIZE := $(CURDIR)/build/sanitize
-SANITIZED = PYTHONPATH=$(SANITIZE)/$(1) LINEAVAE_NATIVE=_C OMP_NUM_THREADS=4 \
+SANITIZED = PYTHONPATH=$(SANITIZE)/$(1) LINEAVAE_NATIVE=_C OMP_NUM_THREADS=4 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
     LD_PRELOAD="$$(g++ -print-file-name=lib$(2).so) $$(g++ -print-file-name=libstdc++.so.6)"
 sanitize: install
 	bin=$$(cd $(BIN) && pwd); for kind in address,undefined thread; do \
