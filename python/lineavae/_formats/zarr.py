@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +16,9 @@ from lineavae._array_files import ArrayFileError, Contents, StoredArray, reading
 from lineavae._formats import num_chunks, row_ranges
 from lineavae._io import read_json
 from lineavae._optional import require
+
+# Bytes of a number at the most, whatever a filter makes of it.
+_LARGEST_NUMBER = 16
 
 # Codecs of numbers. Others may be anything: one unpickles, in zarr 2 as soon as an array is opened.
 _CODECS = {
@@ -83,7 +87,8 @@ def _chunks(data: Any) -> tuple[int, ...]:
 
 
 def _check_files(where: str, folder: Path, data: Any, metadata: Any) -> None:
-    """Check what zarr does not: that every chunk is there, and as long as the header of blosc says.
+    """Check what zarr does not: that every chunk is there, and as long as the header of blosc says,
+    which is of no more than a chunk.
 
     For a missing one zarr gives zeros, which look like a collapse.
     """
@@ -100,9 +105,12 @@ def _check_files(where: str, folder: Path, data: Any, metadata: Any) -> None:
         return
     for file in files:
         with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(16)[12:], "little")
+            header = stream.read(16)
+        plain, size = (int.from_bytes(header[i : i + 4], "little") for i in (4, 12))
         if file.stat().st_size < max(size, 16):
             raise ArrayFileError(f"{where} is damaged: {file.relative_to(folder)} is truncated")
+        if plain > _LARGEST_NUMBER * math.prod(_chunks(data)):  # which blosc would allocate
+            raise ArrayFileError(f"{where} is damaged: {file.relative_to(folder)} would hold {plain} bytes")
 
 
 def _codecs(metadata: Any) -> Iterator[str]:
