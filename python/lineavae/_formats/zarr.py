@@ -87,10 +87,9 @@ def _chunks(data: Any) -> tuple[int, ...]:
 
 
 def _check_files(where: str, folder: Path, data: Any, metadata: Any) -> None:
-    """Check what zarr does not: that every chunk is there, and as long as the header of blosc says,
-    which is of no more than a chunk.
+    """Check what zarr does not: that every chunk is there, and as long as the header of blosc says.
 
-    For a missing one zarr gives zeros, which look like a collapse.
+    For a missing one zarr gives zeros, which look like a collapse. No header may say more than a chunk holds.
     """
     expected = num_chunks(data.shape, _chunks(data))
     names = (file for file in folder.rglob("*") if file.name[0] != "." and file.name != "zarr.json")
