@@ -7,7 +7,8 @@
 #   commands, some tests
 # make browser  a headless Chromium, if there is no browser, where apt-get may install one: tests of reports open it
 # make frameworks  scvi-tools, pythae, diffusers and JAX in an environment of their own: their posteriors, analysed
-# make contract  what depends on torch's version; TORCH and VENV choose one, as the workflow does with three
+# make contract  what depends on torch's version; TORCH and VENV choose one, WHEEL a wheel built with another
+# make package  the sdist, a wheel of it, and tests of both away from here: build/package/dist
 # make sanitize  native code under GCC's sanitizers: of addresses and undefined behaviour, and of threads
 # make cuda-report  registers, spills, occupancy and instructions of every CUDA kernel; needs nvcc, but no GPU
 # Each makes .venv when it is missing and installs again only when the build's inputs changed.
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # what the installation was made with: it is made again when one of these changes
-SETTINGS := $(TORCH) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
+SETTINGS := $(TORCH) $(WHEEL) LINEAVAE_CUDA=$(LINEAVAE_CUDA) CUDAARCHS=$(CUDAARCHS)
 
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(NATIVE) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -31,21 +32,24 @@ GPU_PROGRAMS := build/cuda_programs
 NVCC := $(shell command -v "$${CUDACXX:-nvcc}")
 LOWER := build/lower-bounds
 FRAMEWORKS := build/frameworks
+PACKAGE := build/package
 # what a processor without AVX-512 takes; on others than x86-64, what there is
 AVX2 := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3 -DLINEAVAE_WITHOUT_CLONES)
 
-.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds frameworks contract sanitize cuda-report install
+.PHONY: demo test browser emulator gpu-programs lint docs bench lower-bounds frameworks contract package sanitize cuda-report \
+    install
 install: $(VENV)/installed
 
 $(VENV)/settings: FORCE
 	@mkdir -p $(VENV); echo '$(SETTINGS)' | cmp -s - $@ || echo '$(SETTINGS)' > $@
 FORCE:
 
-# Without build isolation, so that CMake finds its build folder again and compiles only what changed.
+# Without build isolation, so that CMake finds its build folder again and compiles only what changed. WHEEL, once built
+# with any torch, is installed as it is.
 $(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt $(wildcard cmake/*) csrc/build_config.h.in $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" scikit-build-core pybind11 cmake ninja
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(BIN)/pip install --quiet $(if $(WHEEL),"$(WHEEL)[dev]",--no-build-isolation --editable ".[dev]")
 	touch $@
 
 demo: install
@@ -119,6 +123,22 @@ sanitize: install
 	$(call SANITIZED,address,asan) ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest -m "not slow" -k "not compile and not export" \
 	    tests/ops tests/test_op_contract.py tests/test_properties.py tests/collapse/test_statistics.py
 	$(call SANITIZED,thread,tsan) $(BIN)/pytest tests/test_threads.py -k "every_operator or statistics"
+
+# The wheel is built and installed in fresh environments, and what is tested away from here is the unpacked sdist,
+# without its sources of the package.
+package:
+	rm -rf $(PACKAGE)
+	$(PYTHON) -m venv $(PACKAGE)/builder
+	$(PACKAGE)/builder/bin/pip install --quiet "$(TORCH)" build check-wheel-contents twine
+	VIRTUAL_ENV=$(abspath $(PACKAGE)/builder) $(PACKAGE)/builder/bin/python -m build --outdir $(PACKAGE)/dist
+	$(PACKAGE)/builder/bin/twine check --strict $(PACKAGE)/dist/*
+	$(PACKAGE)/builder/bin/check-wheel-contents $(PACKAGE)/dist
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/pip install --quiet "$(TORCH)" $(PACKAGE)/dist/*.whl pytest pytest-benchmark
+	tar xf $(PACKAGE)/dist/*.tar.gz -C $(PACKAGE) --strip-components=1 --one-top-level=sdist
+	rm -r $(PACKAGE)/sdist/python
+	cd $(PACKAGE)/sdist && LINEAVAE_DIST=../dist ../venv/bin/pytest -m "not slow" tests/packaging/distributions.py \
+	    tests/test_packaging.py tests/test_diagnostics.py tests/ops/test_gaussian_kl.py tests/linear/test_ppca.py
 
 cuda-report: install
 	PYTHONPATH=tests $(BIN)/python -m cuda_budget.report

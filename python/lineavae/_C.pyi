@@ -1,0 +1,3 @@
+# ruff: noqa: N999
+
+def build_info() -> dict[str, str]: ...
