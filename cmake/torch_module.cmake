@@ -8,7 +8,7 @@ execute_process(
   OUTPUT_VARIABLE torch_probe RESULT_VARIABLE torch_probe_result)
 if(NOT torch_probe_result EQUAL 0)
   message(FATAL_ERROR "torch was not found in the environment that lineavae is installed into. Install it there first: "
-    "pip install 'torch>=2.10'. If it is there, on PYTHONPATH for example, the isolated build does not see it: "
+    "pip install 'torch>=2.10'. If it is there, the isolated build does not see it: activate the environment, or "
     "pip install scikit-build-core pybind11 cmake ninja, then pip install --no-build-isolation . "
     "(with uv, uv pip install for both)")
 endif()

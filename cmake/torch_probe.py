@@ -1,8 +1,10 @@
 """Print ``version;directory;CUDA`` of the torch to build against, without importing it.
 
 An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports:
-it is asked again without these. uv and ``python -m build`` make an environment of their own, so an activated
-virtual or conda environment is asked last.
+it is asked again without these. uv and ``python -m build`` make an environment of their own, and uv calls that
+the activated one. So those are asked last that may be meant: the activated environment, the ``.venv`` of the
+folder that uv was called in, and the Pythons of the PATH, where an activated environment's still is. The torch of
+another environment does as well: what is used of it is its headers' stable ABI.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ def interpreters() -> Iterator[tuple[str, dict[str, str]]]:
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if prefix := os.environ.get(variable):
             yield str(Path(prefix) / "bin" / "python"), bare
+    yield str(Path(os.environ.get("PWD", "")) / ".venv" / "bin" / "python"), bare
+    for folder in os.get_exec_path():
+        yield str(Path(folder) / "python"), bare
 
 
 for python, environment in interpreters():

@@ -111,7 +111,7 @@ def test_a_path_that_cmake_cannot_take_is_named(tmp_path, name):
 ISOLATION = "import site, sys\nsys.path = [path for path in sys.path if 'site-packages' not in path]\n"
 
 
-@pytest.mark.parametrize("place", ["environment", "user site", "activated"])
+@pytest.mark.parametrize("place", ["environment", "user site", "activated", "activated before", "folder"])
 def test_torch_is_found_wherever_it_imports_from(tmp_path, place):
     def environment(name: str, *options: str) -> tuple[Path, Path]:
         prefix = tmp_path / name
@@ -125,6 +125,14 @@ def test_torch_is_found_wherever_it_imports_from(tmp_path, place):
         packages = tmp_path / "user" / packages.relative_to(prefix)
     if place == "activated":
         variables["VIRTUAL_ENV"] = str(prefix)
+    if place == "activated before":  # by uv's environment of the build, whose Python comes first
+        variables["PATH"] = os.pathsep.join(
+            [str(tmp_path / "of_the_build" / "bin"), f"{prefix}/bin", os.defpath]
+        )
+    if place == "folder":
+        variables["PWD"] = str(tmp_path)
+        prefix, packages = environment(".venv")
+    if place in ("activated", "activated before", "folder"):
         prefix, _ = environment("of_the_build")
     torch = packages / "torch"
     torch.mkdir(parents=True)
