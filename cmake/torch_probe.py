@@ -1,10 +1,10 @@
 """Print ``version;directory;CUDA`` of the torch to build against, without importing it.
 
 An isolated pip build hides by PYTHONPATH and PYTHONNOUSERSITE what the environment's own Python imports:
-it is asked again without these. uv and ``python -m build`` make an environment of their own, and uv calls that
+it is asked again without these. uv and ``python -m build`` make an environment of their own, and uv calls it
 the activated one. So those are asked last that may be meant: the activated environment, the ``.venv`` of the
-folder that uv was called in, and the Pythons of the PATH, where an activated environment's still is. The torch of
-another environment does as well: what is used of it is its headers' stable ABI.
+folder that uv was called in, and the Pythons of the PATH, where that of an activated environment still is.
+Another environment's torch does as well: what is used of it is the stable ABI.
 """
 
 from __future__ import annotations
