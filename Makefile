@@ -46,9 +46,10 @@ FORCE:
 
 # Without build isolation, so that CMake finds its build folder again and compiles only what changed. WHEEL, once built
 # with any torch, is installed as it is.
-$(VENV)/installed: $(VENV)/settings pyproject.toml CMakeLists.txt $(wildcard cmake/*) csrc/build_config.h.in $(NATIVE)
+$(VENV)/installed: $(VENV)/settings $(WHEEL) pyproject.toml CMakeLists.txt $(wildcard cmake/*) csrc/build_config.h.in $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" scikit-build-core pybind11 cmake ninja
+	$(if $(WHEEL),$(BIN)/pip install --quiet --force-reinstall --no-deps "$(WHEEL)")
 	$(BIN)/pip install --quiet $(if $(WHEEL),"$(WHEEL)[dev]",--no-build-isolation --editable ".[dev]")
 	touch $@
 
