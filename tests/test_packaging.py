@@ -33,6 +33,7 @@ def test_an_index_shows_the_readme_without_what_lies_beside_it(monkeypatch):
     for target in re.findall(r"\]\(([^)]*)\)", readme):
         assert target.startswith("https://") or f"]({target})" not in shown
     assert "docs/theory.md goes through its equations" in shown
+    assert "The tutorial (docs/tutorial.md) begins here" in shown
     assert "![" not in shown
     code = re.compile(r"```python\n.*?```", re.DOTALL)
     assert code.findall(shown) == code.findall(readme)
