@@ -50,7 +50,7 @@ class AnalyticVsStochasticConfig(Config):
         Grid, from which each objective takes what ends with the best ELBO.
     """
 
-    takes_samples: ClassVar = True
+    takes_samples: ClassVar[bool] = True
 
     latent_dim: int
     steps: int

@@ -61,7 +61,7 @@ class LatentDimensionsConfig(Config):
         Full-batch steps of Adam in that training.
     """
 
-    takes_samples: ClassVar = True
+    takes_samples: ClassVar[bool] = True
 
     latent_dims: tuple[int, ...]
     frozen_latent_dim: int = 50

@@ -65,8 +65,8 @@ class PhaseDiagramConfig(Config):
         Values of σ² of the models that are trained by samples, their steps, and the samples of each.
     """
 
-    published_data: ClassVar = ()
-    takes_samples: ClassVar = True
+    published_data: ClassVar[tuple[str, ...]] = ()
+    takes_samples: ClassVar[bool] = True
 
     embedded: Literal["digits", "mnist5k"] = "digits"
     latent_dims: tuple[int, ...] = (4, 16, 32)

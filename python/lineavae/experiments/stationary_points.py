@@ -57,7 +57,7 @@ class StationaryPointsConfig(Config):
         Values of each coordinate; odd, so that the point itself is among them.
     """
 
-    takes_samples: ClassVar = True
+    takes_samples: ClassVar[bool] = True
 
     kept: tuple[int, ...] = (1, 2, 3)
     directions: tuple[int, int] = (5, 7)

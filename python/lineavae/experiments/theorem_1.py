@@ -86,7 +86,7 @@ class TheoremConfig(Config):
         Random decoders on which the rotations are tried.
     """
 
-    takes_samples: ClassVar = True
+    takes_samples: ClassVar[bool] = True
 
     num_features: int = 6
     latent_dim: int = 3
