@@ -43,12 +43,12 @@ def save_anndata(path, arrays, **options):
     others = {"frame": obs, "sparse": scipy.sparse.csr_array((NUM_SAMPLES, 2))}
     data = anndata.AnnData(np.zeros((NUM_SAMPLES, 1), np.float32), obs, obsm={**arrays, **others})
     data.layers["qz_m"] = data.X
-    if path.suffix == ".zarr":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what its next version will write
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what its next version, or pandas' next, will do
+        if path.suffix == ".zarr":
             data.write_zarr(path)
-    else:
-        data.write_h5ad(path, **options)
+        else:
+            data.write_h5ad(path, **options)
 
 
 def save_h5(path, arrays, **options):
