@@ -98,7 +98,7 @@ $(LOWER)/installed: pyproject.toml $(NATIVE) tests/lower_bounds.py
 
 lower-bounds: $(LOWER)/installed
 	OMP_NUM_THREADS=1 $(LOWER)/bin/pytest -n 2 -o filterwarnings=default -m "not slow" tests/test_documentation.py \
-	    tests/test_cli.py tests/test_diagnostics.py tests/linear/test_ppca.py tests/collapse/test_cli_collapse.py \
+	    tests/test_diagnostics.py tests/linear/test_ppca.py tests/collapse/test_cli_collapse.py \
 	    tests/collapse/test_formats.py tests/collapse/test_lightning.py tests/report tests/ops/test_linear_vae_ascent.py
 
 frameworks:
