@@ -119,7 +119,11 @@ def test_torch_is_found_wherever_it_imports_from(tmp_path, place):
         return prefix, next(prefix.glob("lib/python*/site-packages"))
 
     prefix, packages = environment("target", *(["--system-site-packages"] if place == "user site" else []))
-    variables = {"PYTHONPATH": str(tmp_path / "isolation"), "PYTHONNOUSERSITE": "1"}
+    variables = {
+        "PYTHONPATH": str(tmp_path / "isolation"),
+        "PYTHONNOUSERSITE": "1",
+        "PWD": str(tmp_path),  # that of the tests may have a .venv
+    }
     if place == "user site":
         variables["PYTHONUSERBASE"] = str(tmp_path / "user")
         packages = tmp_path / "user" / packages.relative_to(prefix)
@@ -130,7 +134,6 @@ def test_torch_is_found_wherever_it_imports_from(tmp_path, place):
             [str(tmp_path / "of_the_build" / "bin"), f"{prefix}/bin", os.defpath]
         )
     if place == "folder":
-        variables["PWD"] = str(tmp_path)
         prefix, packages = environment(".venv")
     if place in ("activated", "activated before", "folder"):
         prefix, _ = environment("of_the_build")
