@@ -76,6 +76,7 @@ def random() -> np.random.Generator:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments_module, "_BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(moments_module, "_BLOCK_ROWS_PER_FEATURE", 0)
 
 
 class TestAgainstExactArithmetic:

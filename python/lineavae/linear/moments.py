@@ -30,8 +30,11 @@ from torch import Tensor
 from lineavae._arguments import check_whole
 from lineavae._tensor_file import read_tensors, write_tensors
 
-# Elements of a block: 32 MB in float64, enough rows for the matrix product to dominate its cost.
-_BLOCK_ELEMENTS = 1 << 22
+# Elements of a block: 2 MB in float64, which stay in a cache from one operation to the next. Of many features
+# it is more, so that the product outweighs what each block costs beside it, but at most 32 MB.
+_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ROWS_PER_FEATURE = 4
+_LARGEST_BLOCK_ELEMENTS = 1 << 22
 
 # Rows in one matrix product.
 _PRODUCT_ROWS = 1024
@@ -502,8 +505,9 @@ def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | Non
     num_rows = len(data)
     row_weights = _check_weights(weights, num_rows)
     moments = Moments()
-    start = 0
-    for block in blocks(data, _BLOCK_ELEMENTS):
+    start, num_features = 0, data.shape[1]
+    product = min(_BLOCK_ROWS_PER_FEATURE * num_features**2, _LARGEST_BLOCK_ELEMENTS)
+    for block in blocks(data, max(_BLOCK_ELEMENTS, product)):
         stop = start + len(block)
         rows = to_float64(block)
         largest = _check_finite(rows, first_row + start)
