@@ -63,13 +63,13 @@ LIKELIHOOD = (
 )
 PYTORCH = [
     plain("linear VAE, D = 784, K = 200, from moments", "linear_vae_elbo_from_moments[{}]"),
-    plain("per sample, 1000 images", "linear_vae_elbo[{}]"),
+    plain("linear VAE, per sample, 1000 images", "linear_vae_elbo[{}]"),
     accurate("`gaussian_kl`, 60 000 x 200", "gaussian_kl[{}-gaussian_kl-60000]"),
     accurate("`reparameterized_kl`, 1000 x 200", "reparameterized_kl[{}-1000-usual]"),
-    accurate("60 000 x 200", "reparameterized_kl[{}-60000-usual]"),
+    accurate("`reparameterized_kl`, 60 000 x 200", "reparameterized_kl[{}-60000-usual]"),
     Row("`gaussian_log_likelihood`, 1000 x 784", "gaussian_log_likelihood[{}-1000-784]", *LIKELIHOOD),
     Row(
-        "its mean",
+        "`gaussian_log_likelihood_mean`, 1000 x 784",
         "gaussian_log_likelihood_mean[{}-1000-784]",
         ("eager by rows", "eager by mse_loss"),
         ("compiled by rows",),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
@@ -19,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
+from lineavae.linear import moments as moments_module
 from lineavae.linear import ppca as ppca_module
 from lineavae.linear.moments import Moments
 from lineavae.linear.ppca import PPCA
@@ -457,3 +459,44 @@ def test_leading_components_are_those_of_all(
         torch.testing.assert_close(getattr(fast, name), getattr(exact, name), rtol=1e-10, atol=1e-12)
     assert fast.noise_variance_ == pytest.approx(exact.noise_variance_, rel=1e-10)
     assert fast.n_components_ == exact.n_components_ == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("num_features", "latent_dim"), [(100, 3), (128, 2), (137, 1), (137, 8)])
+def test_equal_eigenvalues(
+    monkeypatch: pytest.MonkeyPatch, num_features: int, latent_dim: int, fails: bool
+) -> None:
+    """LAPACK finds fewer of some equal eigenvalues than it is asked for, or says that it failed."""
+
+    def eigh(matrix: NDArray[np.float64], driver: str, **options: Any) -> Any:
+        if fails and driver == "evr":
+            raise np.linalg.LinAlgError("Internal Error.")
+        return scipy.linalg.eigh(matrix, driver=driver, **options)
+
+    monkeypatch.setattr(moments_module, "eigh", eigh)
+    axes = np.eye(num_features)
+    ppca = PPCA(latent_dim).fit(np.vstack([axes, -axes]))
+    np.testing.assert_allclose(ppca.explained_variance_, np.full(latent_dim, 1 / num_features), rtol=1e-12)
+    assert ppca.noise_variance_ == pytest.approx(1 / num_features, rel=1e-12)
+    components = ppca.components_
+    np.testing.assert_allclose(components @ components.T, np.eye(latent_dim), atol=1e-12)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_integers_beyond_float64_are_refused_where_it_matters(
+    random: np.random.Generator, as_tensor: bool
+) -> None:
+    """Only moments take them exactly: a mean in float64 is off by as much as the data."""
+    near = random.integers(-1000, 1000, size=(200, 3))
+    far = near + np.int64(1_700_000_000_000_000_000)
+    data = torch.from_numpy(far) if as_tensor else far
+    ppca = PPCA(1).fit(data)
+    assert ppca.score(Moments.from_data(far)) == pytest.approx(PPCA(1).fit(near).score(near), rel=1e-12)
+    for method in (ppca.transform, ppca.score, ppca.score_samples):
+        with pytest.raises(ValueError, match="X must fit in float64 up to 1e-09 of the noise σ"):
+            method(data)
+    # of so large a spread the roundings do not matter
+    wide = np.int64(10) ** 12 * near + np.int64(10) ** 17
+    assert PPCA(1).fit(wide).score(wide) == pytest.approx(
+        PPCA(1).fit(near * 1e12).score(near * 1e12), rel=1e-9
+    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -482,13 +483,19 @@ class Moments:
 
 def _largest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Give the largest eigenvalues of a symmetric matrix, descending, and their eigenvectors."""
-    if matrix.is_cpu:  # SciPy can find some alone, and all in less time than torch
-        some = (len(matrix) - count, len(matrix) - 1) if _FEW * count < len(matrix) else None
-        driver = "evd" if some is None else "evr"
-        pairs = eigh(matrix.numpy(), subset_by_index=some, driver=driver)
-        eigenvalues, eigenvectors = map(torch.from_numpy, pairs)
-    else:
+    if not matrix.is_cpu:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    else:  # SciPy can find some alone, and all in less time than torch
+        found = None
+        if _FEW * count < len(matrix):
+            some = (len(matrix) - count, len(matrix) - 1)
+            with suppress(np.linalg.LinAlgError):
+                found = eigh(matrix.numpy(), subset_by_index=some, driver="evr")
+        if (
+            found is None or len(found[0]) < count
+        ):  # LAPACK's evr loses equal eigenvalues, mostly without a word
+            found = eigh(matrix.numpy(), driver="evd")
+        eigenvalues, eigenvectors = map(torch.from_numpy, found)
     return eigenvalues.flip(0)[:count], eigenvectors.flip(1)[:, :count]
 
 
@@ -511,7 +518,7 @@ def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | Non
         stop = start + len(block)
         rows = to_float64(block)
         largest = _check_finite(rows, first_row + start)
-        remainder = _remainder(block, rows, largest)
+        remainder = remainder_of(block, rows, largest)
         moments._absorb(_summarise_block(rows, remainder, row_weights[start:stop].to(rows.device)))
         start = stop
     moments._num_rows = num_rows
@@ -596,7 +603,7 @@ def to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
     return copy
 
 
-def _remainder(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> Tensor | None:
+def remainder_of(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> Tensor | None:
     """Give what ``rows`` lack of the data that they were rounded from; ``None`` where that is nothing."""
     if isinstance(data, Tensor):
         is_wide = data.dtype in (torch.int64, torch.uint64)

@@ -26,10 +26,13 @@ from torch import Tensor
 
 from lineavae._arguments import check_whole
 from lineavae.linear.closed_forms import Marginal
-from lineavae.linear.moments import Moments, blocks, to_float64
+from lineavae.linear.moments import Moments, blocks, remainder_of, to_float64
 
 # Elements of a block of samples: 2 MB in float64, which stay in a cache from one operation to the next.
 _BLOCK_ELEMENTS = 1 << 18
+
+# Part of σ by which float64 may round samples of more digits than it has.
+_EXACT = 1e-9
 
 # What the methods take, and give back in kind.
 Array = NDArray[np.float64] | Tensor
@@ -172,7 +175,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             (K, K), the same for all samples.
         """
         samples, model = self._validate_samples(X)
-        means = _in_blocks(samples, model.posterior_mean)
+        means = self._in_blocks(samples, model.posterior_mean)
         return _in_kind_of(X, means), _in_kind_of(X, model.posterior_covariance())
 
     def inverse_transform(self, X: ArrayLike | Tensor) -> Array:
@@ -193,7 +196,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def score_samples(self, X: ArrayLike | Tensor) -> Array:
         """Log-density log p(x) of each sample in nats: (N, D) -> (N,)."""
         samples, model = self._validate_samples(X)
-        return _in_kind_of(X, _in_blocks(samples, model.log_density))
+        return _in_kind_of(X, self._in_blocks(samples, model.log_density))
 
     def score(self, X: ArrayLike | Tensor | Moments, y: None = None) -> float:
         """Average log-density in nats per sample, of samples (N, D) or of the data that moments summarise.
@@ -281,6 +284,27 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         samples = self._validate(X, reset=False)
         return samples, self._model(samples.device if isinstance(samples, Tensor) else None)
 
+    def _in_blocks(self, samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a function of float64 rows, a block of which is held at a time."""
+        results, start = torch.empty(0), 0
+        for block in blocks(samples, _BLOCK_ELEMENTS):
+            rows = to_float64(block)
+            if not rows.isfinite().all():
+                raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
+            rounding = remainder_of(block, rows, math.inf)
+            if rounding is not None and rounding.abs().max() > _EXACT * math.sqrt(self.noise_variance_):
+                raise ValueError(
+                    f"PPCA: X must fit in float64 up to {_EXACT:g} of the noise σ, "
+                    f"got numbers that it rounds by up to {rounding.abs().max().item():g}; "
+                    "subtract one row from all, for fit too"
+                )
+            part = function(rows)
+            if start == 0:
+                results = part.new_empty(len(samples), *part.shape[1:])
+            results[start : start + len(part)] = part
+            start += len(part)
+        return results
+
     def _validate(self, X: ArrayLike | Tensor, *, reset: bool) -> Array:
         """Check samples as scikit-learn does, but leave a tensor the tensor it is."""
         check_whole("PPCA", "X", X)
@@ -300,21 +324,6 @@ def _check_real(caller: str, samples: Array) -> None:
     """Check that an array is of real numbers: scikit-learn lets dates through."""
     if not isinstance(samples, Tensor) and samples.dtype.kind not in "biuf":
         raise TypeError(f"{caller}: X must be real, got {samples.dtype}")
-
-
-def _in_blocks(samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function of float64 rows, a block of which is held at a time."""
-    results, start = torch.empty(0), 0
-    for block in blocks(samples, _BLOCK_ELEMENTS):
-        rows = to_float64(block)
-        if not rows.isfinite().all():
-            raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
-        part = function(rows)
-        if start == 0:
-            results = part.new_empty(len(samples), *part.shape[1:])
-        results[start : start + len(part)] = part
-        start += len(part)
-    return results
 
 
 def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> Tensor:
