@@ -69,8 +69,8 @@ class Moments:
 
     Notes
     -----
-    Weights count rows: a row of weight 2 is a row seen twice, and a row of weight 0 changes nothing except
-    the number by which an error names later rows.
+    Weights count rows: a row of weight 2 is a row seen twice, and a row of weight 0, which must be finite
+    too, changes nothing except the number by which an error names later rows.
 
     References
     ----------
