@@ -45,14 +45,20 @@ def on_arrays(function, array):
     return Contender(lambda x: function(x.numpy()), [torch.from_numpy(array)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_ppca_fit(compare, setting, images, dtype):
-    x = some(images, setting).astype(dtype)
-    k = 5 if setting.dry else LATENT_DIM
+def fits(k, x):
+    """Make contenders of ours and of every solver of scikit-learn's."""
     contenders = {"ours": on_arrays(lambda x: PPCA(k).fit(x), x)}
     for solver in SOLVERS:
         estimator = PCA(k, svd_solver=solver, random_state=0)
         contenders[f"scikit-learn {solver}"] = on_arrays(estimator.fit, x)
+    return contenders
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ppca_fit(compare, setting, images, dtype):
+    x = some(images, setting).astype(dtype)
+    k = 5 if setting.dry else LATENT_DIM
+    contenders = fits(k, x)
     contenders["scikit-learn IncrementalPCA"] = on_arrays(IncrementalPCA(k).fit, x)
     compare(contenders, rounds=9)
 
@@ -62,10 +68,7 @@ def test_ppca_fit_digits(compare, setting):
     x = load_digits().data[: 100 if setting.dry else None]
     x = x + np.random.default_rng(0).random(x.shape)  # no feature is constant
     k = 2 if setting.dry else 10
-    contenders = {"ours": on_arrays(lambda x: PPCA(k).fit(x), x)}
-    for solver in SOLVERS:
-        estimator = PCA(k, svd_solver=solver, random_state=0)
-        contenders[f"scikit-learn {solver}"] = on_arrays(estimator.fit, x)
+    contenders = fits(k, x)
     if peers.has("ppca"):
         import ppca
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.masked import MaskedTensor
 
@@ -48,6 +50,16 @@ def check_number(
             rules.insert(0, "finite")
         raise ValueError(f"{caller}: {name} must be {' and '.join(rules)}, got {number}")
     return number
+
+
+def check_real(caller: str, name: str, array: NDArray[Any] | Tensor) -> None:
+    """Refuse complex and quantized tensors, and arrays of complex numbers, dates or objects."""
+    if isinstance(array, Tensor):
+        is_real = not (array.is_complex() or array.is_quantized)
+    else:
+        is_real = array.dtype.kind in "biuf"
+    if not is_real:
+        raise TypeError(f"{caller}: {name} must be real, got {array.dtype}")
 
 
 def check_whole(caller: str, name: str, value: object) -> None:

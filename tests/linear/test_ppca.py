@@ -500,3 +500,13 @@ def test_integers_beyond_float64_are_refused_where_it_matters(
     assert PPCA(1).fit(wide).score(wide) == pytest.approx(
         PPCA(1).fit(near * 1e12).score(near * 1e12), rel=1e-9
     )
+
+
+def test_complex_tensors_are_refused(data: NDArray[np.float64]) -> None:
+    ppca = PPCA(2).fit(data)
+    samples, latents = torch.from_numpy(data) + 0j, torch.zeros(3, 2) + 0j
+    for method in (ppca.fit, ppca.transform, ppca.score):
+        with pytest.raises(TypeError, match=r"PPCA: X must be real, got torch\.complex128"):
+            method(samples)
+    with pytest.raises(TypeError, match=r"PPCA\.inverse_transform: X must be real, got torch\.complex64"):
+        ppca.inverse_transform(latents)

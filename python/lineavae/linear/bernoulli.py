@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lineavae._arguments import check_integer, check_whole
+from lineavae._arguments import check_integer, check_real, check_whole
 from lineavae._ascent import Problem, Settings, as_tensor, ascend, batches, history_table, noise
 from lineavae._importance import importance_weighted_bound
 from lineavae._noise import standard_normal
@@ -402,12 +402,10 @@ def _read_data(model: BernoulliLinearVAE, data: Tensor | NDArray[Any]) -> Tensor
     if not isinstance(data, Tensor | np.ndarray):
         raise TypeError(f"{caller}: data must be a torch.Tensor or an array, got {type(data).__name__}")
     check_whole(caller, "data", data)
-    is_real = not data.is_complex() if isinstance(data, Tensor) else data.dtype.kind in "biuf"
-    if not is_real:
-        raise TypeError(f"{caller}: data must be real, got {data.dtype}")
+    check_real(caller, "data", data)
     samples = as_tensor(data)
-    if not samples.is_floating_point():
-        samples = samples.to(model.weight)  # torch does not compare all integers
+    if samples.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which torch does not compare
+        samples = samples.to(model.weight)
     if samples.ndim != 2 or samples.shape[1] != model.num_features or not len(samples):
         raise ValueError(
             f"{caller}: data must have shape (N, D) with N >= 1 and D={model.num_features}, "

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from torch import Tensor
 
-from lineavae._arguments import check_whole
+from lineavae._arguments import check_real, check_whole
 from lineavae._tensor_file import read_tensors, write_tensors
 
 # Elements of a block: 2 MB in float64, which stay in a cache from one operation to the next. Of many features
@@ -624,14 +624,9 @@ def remainder_of(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> T
 
 def _check_data(data: NDArray[Any] | Tensor) -> None:
     check_whole("Moments", "data", data)
-    if isinstance(data, Tensor):
-        real = not (data.is_complex() or data.is_quantized)
-    elif isinstance(data, np.ndarray):
-        real = data.dtype.kind in "biuf"
-    else:
+    if not isinstance(data, Tensor | np.ndarray):
         raise TypeError(f"Moments: data must be a NumPy array or a torch.Tensor, got {type(data).__name__}")
-    if not real:
-        raise TypeError(f"Moments: data must be real, got {data.dtype}")
+    check_real("Moments", "data", data)
     if isinstance(data, Tensor) and data.device.type == "mps":
         raise TypeError("Moments: data must be on a device that has float64, got mps; move it with .cpu()")
     if data.ndim != 2 or data.shape[1] == 0:

@@ -24,7 +24,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from lineavae._arguments import check_whole
+from lineavae._arguments import check_real, check_whole
 from lineavae.linear.closed_forms import Marginal
 from lineavae.linear.moments import Moments, blocks, remainder_of, to_float64
 
@@ -183,7 +183,7 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_is_fitted(self)
         check_whole("PPCA.inverse_transform", "X", X)
         given = X if isinstance(X, Tensor) else check_array(X, input_name="X")
-        _check_real("PPCA.inverse_transform", given)
+        check_real("PPCA.inverse_transform", "X", given)
         latents = _tensor(given)
         if latents.ndim != 2 or latents.shape[1] != self.n_components_:
             raise ValueError(
@@ -311,19 +311,13 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if isinstance(X, Tensor) and (X.ndim != 2 or not len(X)):
             raise ValueError(f"PPCA: X must have shape (N, D) with N >= 1, got {tuple(X.shape)}")
         samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
-        _check_real("PPCA", samples)
+        check_real("PPCA", "X", samples)  # scikit-learn lets dates through
         return samples
 
 
 def _mean_of_rest(total: float, latent_dim: int, moments: Moments) -> float:
     """Give the best σ², the mean of the D - K eigenvalues not kept (Lucas et al. 2019, equation 7)."""
     return total / (moments.num_features - latent_dim)
-
-
-def _check_real(caller: str, samples: Array) -> None:
-    """Check that an array is of real numbers: scikit-learn lets dates through."""
-    if not isinstance(samples, Tensor) and samples.dtype.kind not in "biuf":
-        raise TypeError(f"{caller}: X must be real, got {samples.dtype}")
 
 
 def _tensor(values: ArrayLike | Tensor, device: torch.device | None = None) -> Tensor:

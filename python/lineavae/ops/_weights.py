@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lineavae._arguments import check_number, check_whole
+from lineavae._arguments import check_number, check_real, check_whole
 from lineavae._terms import weighted
 from lineavae.ops._tensors import HALF, broadcasts, check_finite_values, first_index
 
@@ -30,8 +30,7 @@ def _check_weight(
     """
     if isinstance(weight, Tensor):
         check_whole(op, name, weight)
-        if weight.is_complex():
-            raise TypeError(f"{op}: {name} must be real, got {weight.dtype}")
+        check_real(op, name, weight)
         if weight.requires_grad:
             raise ValueError(f"{op}: {name} must not require grad: it is a weight, not a parameter")
         if weight.device != device and weight.ndim > 0:
