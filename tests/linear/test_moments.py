@@ -152,6 +152,16 @@ class TestAccuracy:
         moments = Moments.from_batches(np.array_split(data, 30))
         assert relative_error(moments.covariance, two_pass(data)[1]) < 1e-13
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_regular_rows_far_from_all_others(self, random: np.random.Generator, weighted: bool) -> None:
+        """No few rows tell where the mean is, even of a block that is taken at once."""
+        data = random.standard_normal((1 << 18, 3))
+        for step in (256, 512, 1024, 2048):
+            data[::step] += 1e5
+        weights = random.exponential(size=len(data)) if weighted else np.ones(len(data))
+        moments = Moments.from_data(data, weights)
+        assert relative_error(moments.covariance, two_pass(data, weights)[1]) < 3e-15
+
     def test_covariance_is_exactly_symmetric(self, random: np.random.Generator) -> None:
         covariance = Moments.from_data(random.standard_normal((500, 33))).covariance
         assert torch.equal(covariance, covariance.mT)
@@ -423,7 +433,7 @@ class TestInputs:
         batch = np.ones((100, 2))
         batch[71, 1] = bad
         with pytest.raises(
-            ValueError, match=r"finite and at most 1e\+150 in magnitude, .* in row 106, feature 1"
+            ValueError, match=r"finite, not NaN, and at most 1e\+150 in magnitude, .* in row 106, feature 1"
         ):
             moments.update(batch)
         assert_equal(moments, before)
@@ -605,7 +615,7 @@ def reduce_in_process(rank: int, folder: str, splits: list[list[NDArray[Any]]]) 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     parts = [Moments.from_data(split[rank]) for split in splits]
     if rank == 1:  # a machine that rounds otherwise
-        moments_module._gram = lambda rows: rows.mT @ rows * (1 + 1e-15)
+        moments_module.gram = lambda rows: rows.mT @ rows * (1 + 1e-15)
     for number, part in enumerate(parts):
         part.all_reduce().save(Path(folder) / f"{number}-{rank}.safetensors")
         assert part.num_samples == len(splits[number][rank])

@@ -5,9 +5,9 @@ their union (Chan, Golub and LeVeque 1983). With the shares a + b = 1 of the two
 
     S = a S_a + b S_b + a b g gᵀ
 
-Each block is taken relative to one of its own rows, and the mean is kept as such a row, the reference, plus
-an offset. So a constant feature has exactly its value as mean and exactly zero variance, however the data
-were split, and a mean far larger than the spread costs no accuracy.
+Each block is taken relative to a pivot near its mean, and the mean is kept as such a pivot, the reference,
+plus an offset. The pivot of a constant feature is its value. So it has exactly this mean and exactly zero
+variance, however the data were split, and a mean far larger than the spread costs no accuracy.
 
 An entry S_ij is off by some ε √(S_ii S_jj), whatever the scales of the two features. So all that depends on
 small eigenvalues goes by way of the correlation matrix: `Moments._root` decides about the rank.
@@ -16,7 +16,7 @@ small eigenvalues goes by way of the correlation matrix: `Moments._root` decides
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,12 @@ from torch import Tensor
 
 from lineavae._arguments import check_real, check_whole
 from lineavae._tensor_file import read_tensors, write_tensors
+from lineavae.linear._blocks import PRODUCT_ROWS, Block, blocks, gram, to_float64
 
-# Elements of a block: 2 MB in float64, which stay in a cache from one operation to the next. Of many features
-# it is more, so that the product outweighs what each block costs beside it, but at most 32 MB.
-_BLOCK_ELEMENTS = 1 << 18
-_BLOCK_ROWS_PER_FEATURE = 4
-_LARGEST_BLOCK_ELEMENTS = 1 << 22
-
-# Rows in one matrix product.
-_PRODUCT_ROWS = 1024
+# Elements of a block, whose rows have one pivot. Of many features it is more, so that the products outweigh
+# what each block costs beside them.
+_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ROWS_PER_FEATURE = 8
 
 # Part of the largest eigenvalue of which a small one is still exact to ten digits if found beside it.
 _LEADING = 1e-3
@@ -51,9 +48,6 @@ _LARGEST = 1e150
 
 # What rounding may do to a correlation in a file.
 _ROUNDING = 1e-11
-
-# Integers below it are float64 numbers.
-_LARGEST_EXACT = 2**53
 
 _EPSILON = torch.finfo(torch.float64).eps
 
@@ -307,12 +301,17 @@ class Moments:
         covariance itself errs relative to the largest eigenvalue, so the next one after ``count`` must not be
         far below that. Then it is above zero, too.
         """
-        if self._is_low_rank or count >= self.num_features:
+        matrix = self._seen()._matrix
+        if count >= len(matrix):
             return None
-        eigenvalues, eigenvectors = _largest_eigenpairs(self.covariance, count + 1)
+        # of few samples their products, whose eigenvalues are the same
+        square = gram(matrix.mT.contiguous()) if self._is_low_rank else self.covariance
+        eigenvalues, eigenvectors = _largest_eigenpairs(square, count + 1)
         if not eigenvalues[count] >= _LEADING * eigenvalues[0] > 0:  # of constant data all are zero
             return None
         eigenvalues, eigenvectors = eigenvalues[:count], eigenvectors[:, :count]
+        if self._is_low_rank:
+            eigenvectors = matrix.mT @ eigenvectors / eigenvalues.sqrt()
         rest = self.total_variance - eigenvalues.sum().item()
         return eigenvalues, rest, with_fixed_signs(eigenvectors)
 
@@ -386,8 +385,8 @@ class Moments:
     @property
     def _rounding(self) -> float:
         """How many ε an entry may be off by, beside the deviations, in any order and batching of the rows."""
-        # of a product over _PRODUCT_ROWS each rounding may go the same way; those of merges do not
-        in_product = 16 if self._is_low_rank else _PRODUCT_ROWS / 2
+        # of a product over PRODUCT_ROWS each rounding may go the same way; those of merges do not
+        in_product = 16 if self._is_low_rank else PRODUCT_ROWS / 2
         return in_product + 4 * math.sqrt(self._num_rows)
 
     def _eigenvalue_rounding(self, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
@@ -491,9 +490,8 @@ def _largest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
             some = (len(matrix) - count, len(matrix) - 1)
             with suppress(np.linalg.LinAlgError):
                 found = eigh(matrix.numpy(), subset_by_index=some, driver="evr")
-        if (
-            found is None or len(found[0]) < count
-        ):  # LAPACK's evr loses equal eigenvalues, mostly without a word
+        # LAPACK's evr loses equal eigenvalues, mostly without a word
+        if found is None or len(found[0]) < count:
             found = eigh(matrix.numpy(), driver="evd")
         eigenvalues, eigenvectors = map(torch.from_numpy, found)
     return eigenvalues.flip(0)[:count], eigenvectors.flip(1)[:, :count]
@@ -509,117 +507,44 @@ def with_fixed_signs(columns: Tensor) -> Tensor:
 def _summarise(data: NDArray[Any] | Tensor, weights: NDArray[Any] | Tensor | None, first_row: int) -> Moments:
     """Moments of (N, D) data whose first row has the given number in the stream."""
     _check_data(data)
-    num_rows = len(data)
-    row_weights = _check_weights(weights, num_rows)
-    moments = Moments()
-    start, num_features = 0, data.shape[1]
-    product = min(_BLOCK_ROWS_PER_FEATURE * num_features**2, _LARGEST_BLOCK_ELEMENTS)
-    for block in blocks(data, max(_BLOCK_ELEMENTS, product)):
+    row_weights = _check_weights(weights, len(data))
+    moments, start = Moments(), 0
+    for block in blocks(data, max(_BLOCK_ELEMENTS, _BLOCK_ROWS_PER_FEATURE * data.shape[1] ** 2)):
         stop = start + len(block)
-        rows = to_float64(block)
-        largest = _check_finite(rows, first_row + start)
-        remainder = remainder_of(block, rows, largest)
-        moments._absorb(_summarise_block(rows, remainder, row_weights[start:stop].to(rows.device)))
+        moments._absorb(_summarise_block(block, row_weights[start:stop], first_row + start))
         start = stop
-    moments._num_rows = num_rows
+    moments._num_rows = len(data)
     return moments
 
 
-def _summarise_block(rows: Tensor, remainder: Tensor | None, weights: Tensor) -> Moments:
-    """Moments of float64 ``rows``, which are overwritten, and what these lack."""
+def _summarise_block(rows: NDArray[Any] | Tensor, weights: Tensor, first_row: int) -> Moments:
     moments = Moments()
     positive = weights > 0
     if not positive.all():
-        rows, weights = rows[positive], weights[positive]
-        remainder = None if remainder is None else remainder[positive]
+        _check_finite(rows, first_row)
+        rows = rows[positive.to(rows.device) if isinstance(rows, Tensor) else positive.numpy()]
+        weights = weights[positive]
     if not len(rows):
         return moments
-    total = weights.sum()
-    # the heaviest of n rows is within √n standard deviations of the mean, so rows and offset are exact enough
-    heaviest = weights.argmax()
-    reference = rows[heaviest].clone()
-    rows -= reference
-    if remainder is not None:
-        rows += remainder - remainder[heaviest]
-    shares = weights / total
-    offset = torch.zeros_like(reference)
-    for chunk, chunk_shares in _product_chunks(rows, shares):
-        offset += chunk_shares @ chunk
-    rows -= offset
-    roots = shares.sqrt()
-    rows *= roots.unsqueeze(1)
-    if len(rows) <= rows.shape[1]:
-        # The columns of √share · rows are orthogonal to the vector of all √share. A reflection that takes it
-        # to the first axis makes the first row zero: n samples leave a factor of n - 1 rows.
-        rows[1:].addr_(roots[1:] / (1 + roots[0]), rows[0], alpha=-1)
-        rows = rows[1:]
-    moments._matrix = _compact(rows)
-    moments._reference = reference
-    moments._offset = offset if remainder is None else offset + remainder[heaviest]
-    moments._num_samples = total.item()
+    shares = weights / weights.sum()
+    block = Block(rows, shares)
+    offset, moments._matrix = block.factor() if len(rows) <= rows.shape[1] else block.covariance()
+    moments._reference = block.pivot
+    moments._offset = offset if block.lacking is None else offset + block.lacking.squeeze(0)
+    moments._num_samples = weights.sum().item()
+    farthest = (moments.variances.max() / shares.min()).sqrt() + moments.sample_mean.abs().max()
+    if not farthest <= _LARGEST:  # some number may be, or is NaN
+        _check_finite(rows, first_row)
     return moments
 
 
 def _compact(rows: Tensor) -> Tensor:
     """Replace (r, D) rows by their Gram matrix (D, D) as soon as it is no larger."""
-    return _gram(rows) if rows.shape[0] >= rows.shape[1] else rows
+    return gram(rows) if rows.shape[0] >= rows.shape[1] else rows
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    return _gram(matrix) if matrix.shape[0] < matrix.shape[1] else matrix
-
-
-def _gram(rows: Tensor) -> Tensor:
-    gram = rows.new_zeros(rows.shape[1], rows.shape[1])
-    for (chunk,) in _product_chunks(rows):
-        if chunk.is_cpu:  # NumPy knows the result to be symmetric, and computes half of it
-            gram += torch.from_numpy(chunk.numpy().T @ chunk.numpy())
-        else:
-            gram += chunk.mT @ chunk
-    return gram
-
-
-def _product_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    # A matrix product adds its terms one after the other, addmm even onto what is there. Many small equal
-    # terms, those of a feature that is constant in nearly all rows, are then all rounded the same way: 4e-12
-    # over the 60 000 rows of MNIST, against 4e-14 for a sum of short products.
-    return zip(*(torch.split(tensor, _PRODUCT_ROWS) for tensor in tensors), strict=True)
-
-
-def blocks(data: NDArray[Any] | Tensor, elements: int) -> Iterator[NDArray[Any] | Tensor]:
-    """Cut (N, D) data into blocks of rows of at most so many elements, and at least one row."""
-    block_rows = max(1, elements // data.shape[1])
-    for start in range(0, len(data), block_rows):
-        yield data[start : start + block_rows]
-
-
-def to_float64(rows: NDArray[Any] | Tensor) -> Tensor:
-    """Copy rows to a float64 tensor on their device."""
-    if isinstance(rows, Tensor):
-        return rows.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    # memory of torch is aligned, on which the last bit of a matrix product may depend
-    copy = torch.empty(np.shape(rows), dtype=torch.float64, device="cpu")
-    np.copyto(copy.numpy(), rows, casting="unsafe")
-    return copy
-
-
-def remainder_of(data: NDArray[Any] | Tensor, rows: Tensor, largest: float) -> Tensor | None:
-    """Give what ``rows`` lack of the data that they were rounded from; ``None`` where that is nothing."""
-    if isinstance(data, Tensor):
-        is_wide = data.dtype in (torch.int64, torch.uint64)
-    elif data.dtype.type is np.longdouble:
-        return to_float64(data - rows.numpy())
-    else:
-        is_wide = data.dtype.kind in "iu" and data.dtype.itemsize == 8
-    if not is_wide or largest < _LARGEST_EXACT:
-        return None
-    half = 2**32 - 1
-    if isinstance(data, Tensor) and data.dtype == torch.uint64:  # which torch does not shift
-        signed = data.view(torch.int64)
-        high, low = to_float64((signed >> 32) & half), to_float64(signed & half)
-    else:
-        high, low = to_float64(data >> 32), to_float64(data & half)
-    return (high * 2**32 - rows) + low
+    return gram(matrix) if matrix.shape[0] < matrix.shape[1] else matrix
 
 
 def _check_data(data: NDArray[Any] | Tensor) -> None:
@@ -653,17 +578,17 @@ def _check_weights(weights: NDArray[Any] | Tensor | None, num_rows: int) -> Tens
     return checked
 
 
-def _check_finite(rows: Tensor, first_row: int) -> float:
-    """Give the largest magnitude."""
-    least, greatest = rows.aminmax()  # NaN if one is
-    largest = torch.maximum(-least, greatest).item()
-    if not largest <= _LARGEST:
-        row, feature = (~(rows.abs() <= _LARGEST)).nonzero()[0].tolist()
-        raise ValueError(
-            f"Moments: data must be finite and at most {_LARGEST:g} in magnitude, "
-            f"got {rows[row, feature].item()} in row {first_row + row}, feature {feature}"
-        )
-    return largest
+def _check_finite(rows: NDArray[Any] | Tensor, first_row: int) -> None:
+    for part in blocks(rows):
+        numbers = to_float64(part)
+        bad = ~(numbers.abs() <= _LARGEST)
+        if bad.any():
+            row, feature = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"Moments: data must be finite, not NaN, and at most {_LARGEST:g} in magnitude, "
+                f"got {numbers[row, feature].item()} in row {first_row + row}, feature {feature}"
+            )
+        first_row += len(part)
 
 
 def check_features(caller: str, name: str, moments: Moments, num_features: int) -> None:

@@ -25,11 +25,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from lineavae._arguments import check_real, check_whole
+from lineavae.linear._blocks import blocks, remainder_of, to_float64
 from lineavae.linear.closed_forms import Marginal
-from lineavae.linear.moments import Moments, blocks, remainder_of, to_float64
-
-# Elements of a block of samples: 2 MB in float64, which stay in a cache from one operation to the next.
-_BLOCK_ELEMENTS = 1 << 18
+from lineavae.linear.moments import Moments
 
 # Part of σ by which float64 may round samples of more digits than it has.
 _EXACT = 1e-9
@@ -131,7 +129,8 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             X has a NaN or an infinity, or too few samples; a parameter is out of its range; the rank of the
             covariance is too small for the components and a positive noise.
         """
-        for name, value in self.get_params().items():
+        for name in ("n_components", "noise_variance"):
+            value = getattr(self, name)
             if isinstance(value, bool):  # which Python counts among the numbers
                 raise TypeError(f"PPCA: {name} must be a number or None, got {value}")
         moments = self._validate_moments(X)
@@ -287,11 +286,11 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
     def _in_blocks(self, samples: Array, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply a function of float64 rows, a block of which is held at a time."""
         results, start = torch.empty(0), 0
-        for block in blocks(samples, _BLOCK_ELEMENTS):
+        for block in blocks(samples):
             rows = to_float64(block)
             if not rows.isfinite().all():
                 raise ValueError("PPCA: X must be finite, got a NaN or an infinity")
-            rounding = remainder_of(block, rows, math.inf)
+            rounding = remainder_of(block, rows)
             if rounding is not None and rounding.abs().max() > _EXACT * math.sqrt(self.noise_variance_):
                 raise ValueError(
                     f"PPCA: X must fit in float64 up to {_EXACT:g} of the noise σ, "
@@ -310,7 +309,13 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         check_whole("PPCA", "X", X)
         if isinstance(X, Tensor) and (X.ndim != 2 or not len(X)):
             raise ValueError(f"PPCA: X must have shape (N, D) with N >= 1, got {tuple(X.shape)}")
-        samples: Array = validate_data(self, X, reset=reset, skip_check_array=isinstance(X, Tensor))
+        samples: Array = validate_data(
+            self,
+            X,
+            reset=reset,
+            skip_check_array=isinstance(X, Tensor),
+            ensure_all_finite=False,  # what follows finds a NaN as it reads
+        )
         check_real("PPCA", "X", samples)  # scikit-learn lets dates through
         return samples
 
