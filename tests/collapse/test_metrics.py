@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 
 EPSILON, DELTA, THRESHOLD = 0.05, 0.1, 0.02
 OF = {
-    "fraction": lambda: CollapsedFraction(3, EPSILON, DELTA),
-    "active": lambda: ActiveUnits(3, THRESHOLD),
-    "kl": lambda: MeanKL(3),
+    "fraction": partial(CollapsedFraction, 3, EPSILON, DELTA),
+    "active": partial(ActiveUnits, 3, THRESHOLD),
+    "kl": partial(MeanKL, 3),
 }
 
 
@@ -89,6 +93,38 @@ def test_lightning_logs_them(tmp_path: Path, collected: bool) -> None:
     assert 0 < expected["active"] < 3
     for name, value in expected.items():
         assert trainer.callback_metrics[name].item() == pytest.approx(value, rel=1e-6)
+
+
+def check_as_torchmetrics_does(rank: int, num_processes: int) -> None:
+    """What its own tests ask of a metric, each time against the truth about the samples it has to know of."""
+    batches = data().split(15)
+    for sync in (False, True):
+        for name, make in OF.items():
+            metric = make(dist_sync_on_step=sync)
+            for constant in ("is_differentiable", "higher_is_better"):
+                with pytest.raises(RuntimeError, match="Can't change const"):
+                    setattr(metric, constant, True)
+            assert type(metric.clone()) is type(metric)
+            metric = pickle.loads(pickle.dumps(metric))
+            for step in range(0, len(batches), num_processes):
+                value = metric(*posterior_of(batches[step + rank]))
+                known = batches[step : step + num_processes] if sync else [batches[step + rank]]
+                assert value.item() == pytest.approx(truth(torch.cat(known))[name], rel=1e-6)
+            assert isinstance(hash(metric), int)
+            result = metric.compute()
+            assert not result.requires_grad
+            assert result.item() == pytest.approx(truth(data())[name], rel=1e-6)
+
+
+def check_in_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    check_as_torchmetrics_does(rank, 2)
+    dist.destroy_process_group()
+
+
+def test_as_torchmetrics_tests_its_own(tmp_path: Path) -> None:
+    check_as_torchmetrics_does(0, 1)
+    torch.multiprocessing.spawn(check_in_process, (str(tmp_path),), nprocs=2)
 
 
 def test_a_collection_counts_once() -> None:
