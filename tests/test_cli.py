@@ -364,7 +364,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = invoke("reproduce", "count", "--out", tmp_path)
     assert result.exit_code == 1
-    assert "pip install '.[experiments]'" in result.stderr
+    assert "pip install 'lineavae[experiments]'" in result.stderr
     assert not (tmp_path / "count-quick").exists()
 
 

@@ -18,8 +18,7 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name not in (module, module.partition(".")[0]):
             raise
         raise ModuleNotFoundError(
-            f"{module} is needed here and is not installed; "
-            f"in lineavae's source folder: pip install '.[{extra}]'",
+            f"{module} is needed here and is not installed: pip install 'lineavae[{extra}]'",
             name=error.name,
         ) from error
 

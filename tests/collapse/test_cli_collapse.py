@@ -347,7 +347,7 @@ def test_a_missing_library_is_named_before_the_work(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     result = invoke(tmp_path / "posterior", "--plot", tmp_path / "x.png", "--resume", tmp_path / "state")
     assert result.exit_code == 1
-    assert "pip install '.[experiments]'" in result.stderr
+    assert "pip install 'lineavae[experiments]'" in result.stderr
     assert not (tmp_path / "state").exists()
 
 

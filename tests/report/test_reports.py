@@ -221,7 +221,7 @@ def test_a_missing_library_is_named(tmp_path, paths, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = invoke(paths[1], "--out", tmp_path / "x.html")
     assert result.exit_code == 1
-    assert "pip install '.[experiments]'" in result.stderr
+    assert "pip install 'lineavae[experiments]'" in result.stderr
 
 
 def test_svg_comes_before_png(tmp_path, paths):
