@@ -196,3 +196,28 @@ def test_moments_that_inference_has_seen_serve_training():
     model.elbo(moments).backward()
     assert model.elbo(moments).item() == value
     assert model.weight.grad is not None
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e7, 1e8])
+def test_noise_beside_a_huge_eigenvalue(scale):
+    """To some digits, or refused: where some of the small eigenvalues are lost, their mean is wrong."""
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.standard_normal((6, 6)))[0]
+    latents = random.standard_normal((400, 6))
+    latents -= latents.mean(0)
+    latents = np.linalg.qr(latents)[0] * 20  # covariance I
+    rows = (latents * np.r_[scale, np.ones(5)]) @ turn
+    moments = Moments.from_data(rows)
+    uses = {
+        "PPCA": lambda: PPCA(1).fit(rows).noise_variance_,
+        "StationaryPoint": lambda: StationaryPoint(moments, [0]).sigma2,
+        "forecast_collapse": lambda: forecast_collapse(moments, 1).learned_sigma2,
+    }
+    for name, use in uses.items():
+        if scale == 1e6:
+            assert use() == pytest.approx(1, rel=1e-3)
+        else:
+            with pytest.raises(
+                ValueError, match=rf"{name}: .*(lost in the rounding of the largest|rank|got 0.0$)"
+            ):
+                use()

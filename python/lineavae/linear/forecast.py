@@ -242,7 +242,7 @@ def forecast_collapse(
     latent_dim = check_integer("forecast_collapse", "latent_dim", latent_dim, minimum=1)
     beta = check_number("forecast_collapse", "beta", beta, above=0)
     moments = data if isinstance(data, Moments) else Moments.from_data(data)
-    spectrum = Spectrum(moments, latent_dim)
+    spectrum = Spectrum("forecast_collapse", moments, latent_dim)
     learned = spectrum.learned_sigma2(beta)
     if sigma2 is not None:
         noise = check_number("forecast_collapse", "sigma2", sigma2, above=0)

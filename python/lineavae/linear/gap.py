@@ -196,7 +196,7 @@ class Optimum:
         self._moments = moments
         self._num_features = num_features or moments.num_features
         # (K + 1,): with 0 to K latents
-        self._maxima = Spectrum(moments, latent_dim, num_features).max_log_likelihoods()
+        self._maxima = Spectrum(caller, moments, latent_dim, num_features).max_log_likelihoods()
 
     def decompose(self, model: LinearModel, elbo: float, epsilon: float = EPSILON) -> GapDecomposition:
         """Split the gap of a model whose ELBO is known; see `decompose_gap`."""

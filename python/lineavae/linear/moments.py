@@ -40,6 +40,10 @@ _BLOCK_ROWS_PER_FEATURE = 8
 # Part of the largest eigenvalue of which a small one is still exact to ten digits if found beside it.
 _LEADING = 1e-3
 
+# Part of the variance that some components leave that may be lost beside the largest eigenvalue, by a bound
+# that is mostly a hundred times too large.
+_LOST = 0.1
+
 # Part of the eigenvectors up to which LAPACK finds them in less time than all: one of so many.
 _FEW = 8
 
@@ -589,6 +593,17 @@ def _check_finite(rows: NDArray[Any] | Tensor, first_row: int) -> None:
                 f"got {numbers[row, feature].item()} in row {first_row + row}, feature {feature}"
             )
         first_row += len(part)
+
+
+def check_unexplained(caller: str, eigenvalues: Tensor, rounding: Tensor, rest: slice | Tensor) -> None:
+    """Check that the variance that some components leave is not lost beside the largest eigenvalue."""
+    known, lost = eigenvalues[rest].sum().item(), rounding[rest][eigenvalues[rest] == 0].sum().item()
+    if lost > _LOST * known > 0:
+        raise ValueError(
+            f"{caller}: the variance that the components leave must not be lost in the rounding of the "
+            f"largest eigenvalue, {eigenvalues[0].item():.2g}; got {known:.2g}, to which up to {lost:.2g} "
+            "may be missing. Scale down, or leave out, the features or samples that are so large"
+        )
 
 
 def check_features(caller: str, name: str, moments: Moments, num_features: int) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from lineavae._arguments import check_real, check_whole
 from lineavae.linear._blocks import blocks, remainder_of, to_float64
 from lineavae.linear.closed_forms import Marginal
-from lineavae.linear.moments import Moments
+from lineavae.linear.moments import Moments, check_unexplained
 
 # Part of σ by which float64 may round samples of more digits than it has.
 _EXACT = 1e-9
@@ -127,7 +127,8 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
             X is masked, on a device without float64, sparse or complex; a parameter is a bool.
         ValueError
             X has a NaN or an infinity, or too few samples; a parameter is out of its range; the rank of the
-            covariance is too small for the components and a positive noise.
+            covariance is too small for the components and a positive noise; float64 loses the noise beside
+            the largest eigenvalue.
         """
         for name in ("n_components", "noise_variance"):
             value = getattr(self, name)
@@ -140,6 +141,9 @@ class PPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         if leading is None:
             eigenvalues, eigenvectors = moments.eigh()
             latent_dim, noise_variance = self._choose_dimensions(eigenvalues, moments)
+            if self.noise_variance is None:
+                rounding = moments._eigenvalue_rounding(eigenvalues, eigenvectors)
+                check_unexplained("PPCA", eigenvalues, rounding, slice(latent_dim, None))
             kept, directions = eigenvalues[:latent_dim], eigenvectors[:, :latent_dim]
         else:
             kept, rest, directions = leading

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineavae.linear.closed_forms import log_density
-from lineavae.linear.moments import Moments
+from lineavae.linear.moments import Moments, check_unexplained
 
 Floats = NDArray[np.float64]
 
@@ -20,8 +20,13 @@ class Spectrum:
     out as constant, too.
     """
 
-    def __init__(self, moments: Moments, latent_dim: int, num_features: int | None = None) -> None:
-        eigenvalues = moments.eigh()[0].cpu().numpy()
+    def __init__(
+        self, caller: str, moments: Moments, latent_dim: int, num_features: int | None = None
+    ) -> None:
+        found, eigenvectors = moments.eigh()
+        rounding = moments._eigenvalue_rounding(found, eigenvectors)
+        check_unexplained(caller, found, rounding, slice(latent_dim, None))
+        eigenvalues = found.cpu().numpy()
         padded = np.append(eigenvalues, np.zeros(max(latent_dim + 1 - len(eigenvalues), 0)))
         self.rank = moments.rank
         # (K,): λ

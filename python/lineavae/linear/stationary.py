@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
 from lineavae.linear.closed_forms import Marginal, log_density, with_optimal_encoder
-from lineavae.linear.moments import Moments, check_features
+from lineavae.linear.moments import Moments, check_features, check_unexplained
 from lineavae.linear.parameters import LinearModel, LinearParameters
 from lineavae.linear.vae import LinearVAE
 
@@ -263,6 +263,7 @@ class StationaryPoint:
                 raise ValueError(
                     "StationaryPoint: sigma2 must be given where all components are kept: no noise is best"
                 )
+            check_unexplained("StationaryPoint", self.eigenvalues, self._rounding, self.unused)
             source, sigma2 = "the mean of the eigenvalues left", self.unused_eigenvalues.mean().item()
         sigma2 = check_number("StationaryPoint", source, sigma2, above=0)
         if self.kept and not self.kept_eigenvalues.min() > sigma2:
