@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lineavae.cli import app
+from lineavae.data import load_digits
 from lineavae.linear import Moments, forecast_collapse
 
 
@@ -50,6 +51,11 @@ def test_table(tmp_path, samples, expected):
     assert result.exit_code == 0
     assert result.stdout == f"{expected}\n"
     assert "warning: σ² = 0.3 will collapse 1 of 4 latents" in result.stdout
+
+
+def test_digits():
+    images = load_digits().to_tensor(torch.float64)
+    assert_same(forecast_of("digits"), forecast_collapse(images, 4, sigma2=0.3))
 
 
 def test_every_kind_of_file(tmp_path, samples, expected):

@@ -204,7 +204,8 @@ def torch_arrays(path: Path) -> Contents:
             reason = _reason(error).splitlines()[0]
             raise ArrayFileError(f"{path} is no file of tensors by torch.save: {reason}") from error
     if not isinstance(content, Mapping):
-        raise ArrayFileError(f"{path} must hold a dict of tensors, got {type(content).__name__}")
+        got = "a tensor" if isinstance(content, Tensor) else type(content).__name__
+        raise ArrayFileError(f"{path} must hold a dict of tensors, got {got}")
 
     def describe(name: str, tensor: Tensor) -> StoredArray:
         if not tensor.is_contiguous():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from lineavae.collapse.files import Keys, PosteriorFileError, Shard, find_shards
 
@@ -217,6 +218,13 @@ def test_missing_keys_are_said_with_those_there_are(tmp_path, kind):
         find_shards([path])
 
 
+def test_of_many_names_some_are_said(tmp_path):
+    path = store(tmp_path, "safetensors", {f"m{i}x": np.zeros((2, 2)) for i in range(25)})
+    with pytest.raises(PosteriorFileError, match=r"'m\d+x' and 5 others: name it by --mean-key") as error:
+        find_shards([path])
+    assert str(error.value).count("x'") == 20
+
+
 KINDS = {
     "logvar": lambda variance: np.log(variance),
     "variance": lambda variance: variance,
@@ -315,6 +323,10 @@ def test_files_of_torch_that_are_refused(tmp_path):
         "must hold tensors alone, got .*mkdir": Unpickled(trace),
         "tensors alone": {"mean": zeros, "logvar": Unpickled(trace)},
         "must hold a dict of tensors, got list": [zeros, zeros],
+        "must hold a dict of tensors, got a tensor": zeros,
+        "'0.weight', '0.bias': these are the parameters of a model, .* its encoder": nn.Sequential(
+            nn.Linear(2, 3)
+        ).state_dict(),
         "'mean' must be contiguous": {"mean": torch.zeros(2, 4).mT, "logvar": zeros},
         "no variance, such as 'logvar'": {"mean": zeros, "logvar": [1.0]},
         "must be of one of the dtypes .* got int64": {"mean": zeros.long(), "logvar": zeros},

@@ -350,6 +350,14 @@ class TestWatch:
             for _ in range(3):
                 encoder(torch.randn(2000, 5))
 
+    def test_watches_without_with(self, encoder):
+        monitor = CollapseMonitor(every=2)
+        monitor.watch(encoder)
+        for _ in range(2):
+            encoder(torch.randn(4, 5))
+        assert monitor.last.step == 2
+        assert monitor.last.report.num_samples == 8
+
     def test_says_when_nothing_was_observed(self, encoder):
         with (
             pytest.warns(RuntimeWarning, match="not called in training mode") as warned,

@@ -133,6 +133,9 @@ class TestUpdate:
             (torch.zeros(3, 5).int(), torch.zeros(3, 5).int(), TypeError, "got torch.int32"),
             (np.zeros((3, 5), int), np.zeros((3, 5)), TypeError, "mean must be of floating .* int64"),
             ("embedding", "log_covariance", TypeError, "array, got str: a dict that is unpacked"),
+            ((torch.zeros(3, 5), torch.zeros(3, 5)), None, TypeError, "tuple: give a pair as two arguments"),
+            ([torch.zeros(3, 5)], [torch.zeros(3, 5)], TypeError, "got list: .* batches one at a time"),
+            ({"mean": 0, "logvar": 0}, None, TypeError, r"pass output\['mean'\], logvar=output\['logvar'\]"),
             (
                 {"embedding": 0, "log_covariance": 0},
                 torch.zeros(3, 5),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from lineavae.data import load_mnist5k
 from lineavae.linear import moments as moments_module
@@ -141,6 +142,11 @@ class TestAccuracy:
         moments = Moments.from_batches(np.array_split(data, 50))
         assert relative_error(moments.covariance, expected) < 1e-13
         torch.testing.assert_close(moments.sample_mean, expected_mean, rtol=1e-15, atol=1e-15)
+
+    def test_batches_with_labels(self, random: np.random.Generator) -> None:
+        data = torch.from_numpy(random.standard_normal((50, 3)))
+        loader = DataLoader(TensorDataset(data, torch.arange(50)), batch_size=7)
+        assert_equal(Moments.from_batches(loader), Moments.from_batches(data.split(7)))
 
     def test_one_row_at_a_time(self, random: np.random.Generator) -> None:
         data = random.standard_normal((2000, 5)) + 100
@@ -449,7 +455,8 @@ class TestInputs:
             (np.ones((3, 1), complex), TypeError, "must be real, got complex128"),
             (np.array([["a"]]), TypeError, "must be real, got <U1"),
             (torch.ones(3, 1, dtype=torch.complex64), TypeError, "must be real, got torch.complex64"),
-            ([[1.0]], TypeError, r"must be a NumPy array or a torch.Tensor, got list"),
+            ([[1.0]], TypeError, r"must be a NumPy array or a torch.Tensor, got list; from_batches takes"),
+            (np.zeros((2, 3, 3)), ValueError, r"got \(2, 3, 3\); reshape\(N, -1\) makes images rows"),
         ],
     )
     def test_wrong_data(self, data: Any, error: type[Exception], message: str) -> None:

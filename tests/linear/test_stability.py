@@ -1,14 +1,18 @@
 import math
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from lineavae.data import load_digits
 from lineavae.linear import (
     LinearVAE,
     Moments,
     StationaryPoint,
     hessian_eigenpairs,
+    landscape,
     stability,
     stable_sigma2,
 )
@@ -364,7 +368,29 @@ def test_verdicts_agree_with_gradient_ascent(with_gap):
         assert distance < 1e-3 if kind == "maximum" else distance > 1e-2
 
 
+def test_zeros_at_the_end_of_the_spectrum():
+    """At the maximum of data with constant features, where Lanczos's method does not converge."""
+    moments = Moments.from_data(load_digits().to_tensor(torch.float64))
+    point = StationaryPoint(moments, [0, 1])
+    for noise in ("fixed", "learned"):
+        eigenvalues, _ = hessian_eigenpairs(point.to_vae(), moments, 6, noise=noise)
+        closed = stability(point, noise).hessian_eigenvalues("elbo")
+        torch.testing.assert_close(eigenvalues, closed[:6], rtol=0, atol=1e-8)
+
+
+def test_what_is_no_stationary_point():
+    model = LinearVAE(6, 2)
+    directions = model.weight, model.weight
+    for judge in (stability, stable_sigma2, partial(landscape, directions=directions, radius=1.0)):
+        with pytest.raises(TypeError, match=r"point must be a StationaryPoint, got LinearVAE; .* trained"):
+            judge(model)
+
+
 class TestLanczos:
+    @pytest.fixture(autouse=True)
+    def not_dense(self, monkeypatch):
+        monkeypatch.setattr(sys.modules["lineavae.linear.stability"], "_DENSE", 0)
+
     @pytest.fixture
     def moments(self):
         generator = torch.Generator().manual_seed(0)

@@ -442,6 +442,11 @@ def test_samples_and_interpolation(x: Tensor) -> None:
         ),
         (lambda: make_vae().sigma2_tuned_elbo([]), ValueError, "loader must have data, got none"),
         (
+            lambda: make_vae().sigma2_tuned_elbo(torch.zeros(5, 2, NUM_FEATURES)),
+            TypeError,
+            "loader must give batches, got a tensor",
+        ),
+        (
             lambda: make_vae().importance_weighted_bound(torch.zeros(5, NUM_FEATURES), 0),
             ValueError,
             "num_draws must be at least 1, got 0",

@@ -43,6 +43,7 @@ def as_posterior(
         if not (logvar is None and variance is None and std is None):
             raise ValueError(f"{caller}: mean is a distribution, beside which no other spread may be given")
         mean, std, event_dim = _parts_of(caller, mean, event_dim)
+    means = _as_tensor(caller, "mean", mean, device)
     spreads_by_kind: tuple[tuple[Spread, Array], ...] = (
         ("logvar", logvar),
         ("variance", variance),
@@ -55,7 +56,6 @@ def as_posterior(
     ((kind, spread),) = given.items()
     if event_dim is not None:
         event_dim = check_integer(caller, "event_dim", event_dim, 0)
-    means = _as_tensor(caller, "mean", mean, device)
     spreads = _as_tensor(caller, kind, spread, means.device if device is None else device)
     check_posterior(caller, {"mean": means, kind: spreads})
     try:
@@ -219,7 +219,11 @@ def _as_tensor(caller: str, name: str, value: Array, device: torch.device | None
         return torch.utils.dlpack.from_dlpack(value)
     if hasattr(value, "__array__"):
         return _from_numpy(caller, name, np.asarray(value)).to(device)
-    hint = ": a dict that is unpacked gives its names" if isinstance(value, str) else ""
+    hint = ""
+    if isinstance(value, str):
+        hint = ": a dict that is unpacked gives its names"
+    elif isinstance(value, tuple | list):
+        hint = ": give a pair as two arguments, and batches one at a time"
     raise TypeError(f"{caller}: {name} must be a tensor or an array, got {type(value).__name__}{hint}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.hooks import RemovableHandle
 
 from lineavae._arguments import check_integer, check_number
 from lineavae._paper import DELTA, EPSILON
@@ -204,15 +205,14 @@ class CollapseMonitor:
         self._collapsed: NDArray[np.bool_] | None = None
         self._critical: NDArray[np.float64] | None = None
 
-    @contextmanager
     def watch(
         self, module: nn.Module, extract: Extract | None = None, *, training: bool = True
-    ) -> Iterator[CollapseMonitor]:
+    ) -> AbstractContextManager[CollapseMonitor]:
         """Observe what a module returns in its forward passes while it is in training mode.
 
-        Each pass counts as a step; those in evaluation mode, such as validation, do not count. At the end
-        what was observed since the last check is checked; on an exception it is not. Either way the module is
-        left as it was.
+        Each pass counts as a step; those in evaluation mode, such as validation, do not count. At the end of
+        a ``with`` what was observed since the last check is checked; on an exception it is not. Either way
+        the module is left as it was. Without ``with`` it is watched for as long as it lives.
 
         Parameters
         ----------
@@ -240,14 +240,17 @@ class CollapseMonitor:
             In the forward pass: there is no posterior, its dimensions are not two and there is no event_dim,
             or K has changed.
         """
-        first_step = self.step
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def hook(module: nn.Module, args: object, output: Any) -> None:
             if module.training == training:
                 self.observe(*_posterior(output if extract is None else extract(output)))
 
-        handle = module.register_forward_hook(hook)
+        return self._until_the_end(module.register_forward_hook(hook), training)
+
+    @contextmanager
+    def _until_the_end(self, handle: RemovableHandle, training: bool) -> Iterator[CollapseMonitor]:
+        first_step = self.step
         try:
             yield self
         finally:

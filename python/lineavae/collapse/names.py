@@ -20,6 +20,8 @@ USUAL_NAMES = {
 # How scvi-tools ends the names of a minified model's posterior, as in scvi_latent_qzm. Beside it there often
 # is X_latent_qzm, which it was made of.
 _MINIFIED = {"mean": "_latent_qzm", "variance": "_latent_qzv"}
+# Names that an error lists of a file that has none of these.
+_LISTED = 20
 OPTIONS = {
     "mean": "--mean-key",
     "logvar": "--logvar-key",
@@ -127,9 +129,19 @@ class Keys(NamedTuple):
             return others[0]
         wanted = "mean" if "mean" in kinds else "variance"
         options = ", ".join(OPTIONS[kind] for kind in kinds)
-        got = ", ".join(map(repr, names)) or "no arrays"
+        listed = [repr(name) for name in names]
+        got = ", ".join(listed[:_LISTED]) or "no arrays"
+        if len(listed) > _LISTED:
+            got += f" and {len(listed) - _LISTED} others"
         if others:
             found = " and ".join(repr(name) for _, name in others)
             raise ValueError(f"{found} may all be the {wanted}: name it by {options}")
         looked_for = ", ".join(repr(self.given.get(kind, USUAL_NAMES[kind][0])) for kind in kinds)
-        raise ValueError(f"there is no {wanted}, such as {looked_for}, among {got}: name it by {options}")
+        if any(name.endswith((".weight", ".bias")) for name in names):
+            advice = (
+                "these are the parameters of a model, and wanted is what its encoder gives; "
+                "lineavae.collapse.PosteriorWriter writes that"
+            )
+        else:
+            advice = f"name it by {options}"
+        raise ValueError(f"there is no {wanted}, such as {looked_for}, among {got}: {advice}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from lineavae._array_files import ArrayFileError, safetensors_arrays
-from lineavae.data import read_samples
+from lineavae.data import Images, Samples, load_digits, load_mnist5k, read_samples
 from lineavae.data.mnist import find_images, read_images
 from lineavae.linear import Moments
 
@@ -15,8 +16,12 @@ from lineavae.linear import Moments
 _ROWS = 4096
 
 
-def read_moments(path: Path, key: str | None) -> Moments:
-    """Give the moments of the samples at ``path``; a ValueError says why there are none."""
+def read_moments(data: str, key: str | None) -> Moments:
+    """Give the moments of embedded data or of the samples at a path; a ValueError says why there are none."""
+    embedded: dict[str, Callable[[], Images | Samples]] = {"digits": load_digits, "mnist5k": load_mnist5k}
+    if data in embedded:
+        return Moments.from_data(embedded[data]().to_tensor(torch.float64))
+    path = Path(data)
     if _holds_moments(path):
         return Moments.load(path)
     images = find_images(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,10 +17,11 @@ EPILOG = (
 
 def forecast(
     data: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="DATA",
-            help="A .npy, .npz or .safetensors file of samples (N, D), or (N, ...), in the units in which "
+            help="[bold]digits[/bold]: scikit-learn's of 8 x 8 pixels; [bold]mnist5k[/bold]: 5000 images of "
+            "MNIST; a .npy, .npz or .safetensors file of samples (N, D), or (N, ...), in the units in which "
             "the VAE sees them; a folder of such files; moments that Moments.save wrote; or a folder with "
             "MNIST's files, whose pixels are divided by 255.",
         ),
@@ -44,4 +44,6 @@ def forecast(
         result = forecast_collapse(read_moments(data, key), latent_dim, sigma2=sigma2, beta=beta)
     except ValueError as error:
         fail(str(error).removeprefix("forecast_collapse: "))
+    except ModuleNotFoundError as error:
+        fail(str(error), 1)
     show_json(finite(result.to_dict())) if as_json else typer.echo(str(result))

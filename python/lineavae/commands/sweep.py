@@ -29,8 +29,7 @@ from lineavae.commands._common import (
 )
 
 if TYPE_CHECKING:
-    from lineavae.data import Images, Samples
-    from lineavae.linear import Moments, Sweep
+    from lineavae.linear import Sweep
 
 EPILOG = (
     "Example: [bold]lineavae sweep --data digits --axis latent_dim=16 --axis sigma2=1e-3:3:log:40 "
@@ -142,6 +141,7 @@ def sweep(
     with importing():
         import torch
 
+        from lineavae.commands._moments import read_moments
         from lineavae.data import DataError
         from lineavae.linear import sweep as train
 
@@ -168,7 +168,7 @@ def sweep(
         if plot is not None:
             _check_plot(grid, names)
         found = train(
-            _read(data, key),
+            read_moments(data, key),
             grid,
             steps=steps,
             learn_sigma2=learn_sigma2,
@@ -205,19 +205,6 @@ def sweep(
         _remove(parts)
     summary = {**_summarise(found), "data": data, "files": [str(path) for path in files.values()]}
     show_json(finite(summary)) if as_json else show(*_describe(summary))
-
-
-def _read(data: str, key: str | None) -> Moments:
-    import torch
-
-    from lineavae.commands._moments import read_moments
-    from lineavae.data import load_digits, load_mnist5k
-    from lineavae.linear import Moments
-
-    embedded: dict[str, Callable[[], Images | Samples]] = {"digits": load_digits, "mnist5k": load_mnist5k}
-    if data in embedded:
-        return Moments.from_data(embedded[data]().to_tensor(torch.float64))
-    return read_moments(Path(data), key)
 
 
 def _parse_axis(text: str) -> tuple[str, float | list[float]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lineavae._arguments import check_integer, check_number
 from lineavae.linear.closed_forms import log_likelihood_and_gap
-from lineavae.linear.stationary import StationaryPoint
+from lineavae.linear.stationary import StationaryPoint, check_point
 
 # Elements of the (K, K) matrices held at a time: 32 MB of each kind in float64.
 _BATCH_ELEMENTS = 1 << 22
@@ -90,6 +90,7 @@ def landscape(
             [-0.0605,  0.0000, -0.0605],
             [ 0.1290,  0.1895,  0.1290]], dtype=torch.float64)
     """
+    check_point("landscape", point)
     expected = (point.num_features, point.latent_dim)
     if len(directions) != 2 or any(tuple(direction.shape) != expected for direction in directions):
         raise ValueError(

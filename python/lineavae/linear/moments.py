@@ -106,11 +106,14 @@ class Moments:
         return cls().update(data, weights)
 
     @classmethod
-    def from_batches(cls, batches: Iterable[NDArray[Any] | Tensor]) -> Moments:
-        """Collect the moments of a dataset that comes in batches of shape (N, D)."""
+    def from_batches(cls, batches: Iterable[NDArray[Any] | Tensor | tuple[Any, ...] | list[Any]]) -> Moments:
+        """Collect the moments of a dataset that comes in batches of shape (N, D).
+
+        Of a batch that is a tuple or a list, such as samples and labels, the first element is taken.
+        """
         moments = cls()
         for batch in batches:
-            moments.update(batch)
+            moments.update(batch[0] if isinstance(batch, tuple | list) else batch)
         return moments
 
     @torch.no_grad()
@@ -554,12 +557,16 @@ def _dense(matrix: Tensor) -> Tensor:
 def _check_data(data: NDArray[Any] | Tensor) -> None:
     check_whole("Moments", "data", data)
     if not isinstance(data, Tensor | np.ndarray):
-        raise TypeError(f"Moments: data must be a NumPy array or a torch.Tensor, got {type(data).__name__}")
+        raise TypeError(
+            f"Moments: data must be a NumPy array or a torch.Tensor, got {type(data).__name__}; "
+            "from_batches takes a DataLoader"
+        )
     check_real("Moments", "data", data)
     if isinstance(data, Tensor) and data.device.type == "mps":
         raise TypeError("Moments: data must be on a device that has float64, got mps; move it with .cpu()")
     if data.ndim != 2 or data.shape[1] == 0:
-        raise ValueError(f"Moments: data must have shape (N, D) with D >= 1, got {tuple(data.shape)}")
+        hint = "; reshape(N, -1) makes images rows" if data.ndim > 2 else ""
+        raise ValueError(f"Moments: data must have shape (N, D) with D >= 1, got {tuple(data.shape)}{hint}")
 
 
 def _check_weights(weights: NDArray[Any] | Tensor | None, num_rows: int) -> Tensor:

@@ -31,11 +31,15 @@ from lineavae._printing import PrintsInNotebooks
 from lineavae.linear.closed_forms import log_likelihood_and_gap
 from lineavae.linear.moments import Moments, check_features
 from lineavae.linear.parameters import LinearModel, LinearParameters
-from lineavae.linear.stationary import Noise, Objective, StationaryPoint, check_choices
+from lineavae.linear.stationary import Noise, Objective, StationaryPoint, check_choices, check_point
 from lineavae.reference.linear_vae_elbo_from_moments import linear_vae_elbo_from_moments
 
 # Relative distance from the stationary σ² up to which a point counts as stationary in it.
 _AT_OPTIMAL_NOISE = 1e-9
+
+# Parameters up to which the whole Hessian takes about a second. Near a maximum the upper end of the spectrum
+# is crowded, with zeros where a feature is constant, and there Lanczos's method takes longer or fails.
+_DENSE = 1024
 
 # Least size of the basis of Lanczos's method, and restarts after which it gives up.
 _LANCZOS_VECTORS = 60
@@ -165,6 +169,7 @@ def stability(point: StationaryPoint, noise: Noise = "fixed") -> Stability:
     >>> verdict.kind, verdict.index, verdict.escape.tolist()
     ('saddle', 1, [[1, 1]])
     """
+    check_point("stability", point)
     check_choices("stability", "likelihood", noise)
     if noise == "learned" and len(point.kept) < point.num_features:
         best = point.unused_eigenvalues.mean().item()
@@ -224,6 +229,7 @@ def stable_sigma2(point: StationaryPoint) -> tuple[float, float] | None:
     >>> round(low, 6), round(high, 6)
     (2.0, 8.0)
     """
+    check_point("stable_sigma2", point)
     first, last = int(point.unused[0]) if len(point.unused) else None, max(point.kept, default=None)
     largest_unused = 0.0 if first is None else point.eigenvalues[first].item()
     smallest_kept = math.inf if last is None else point.eigenvalues[last].item()
@@ -244,12 +250,12 @@ def hessian_eigenpairs(
     noise: Noise = "fixed",
     largest: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Find extreme eigenvalues of the Hessian of the ELBO or the likelihood at any linear VAE, by Lanczos.
+    """Find extreme eigenvalues of the Hessian of the ELBO or the likelihood at any linear VAE.
 
-    No matrix is formed but the covariance: a product of the Hessian with a vector costs as much as a few
-    gradients. This is for trained models; at a `StationaryPoint`, `stability` has the whole
-    spectrum in closed form, and of eigenvalues that are equal it has each, where Lanczos's method may find
-    but one.
+    Up to 1024 parameters the whole Hessian is formed; beyond them Lanczos's method takes products of it with
+    a vector alone, each as much as a few gradients. This is for trained models; at a `StationaryPoint`,
+    `stability` has the whole spectrum in closed form, and of eigenvalues that are equal it has each, where
+    Lanczos's method may find but one.
 
     Parameters
     ----------
@@ -279,7 +285,7 @@ def hessian_eigenpairs(
     ValueError
         The numbers of features differ, or count is not between 1 and the number P of parameters.
     scipy.sparse.linalg.ArpackNoConvergence
-        The iteration did not converge: the eigenvalues at that end lie too close together beside the whole
+        Lanczos's method did not converge: the eigenvalues at that end lie too close together beside the whole
         width of the spectrum.
 
     Examples
@@ -310,7 +316,7 @@ def hessian_eigenpairs(
         return _flatten(product)
 
     # Lanczos finds at most P - 1 eigenvalues and is no gain near that many
-    if 2 * count + 1 >= size:
+    if size <= _DENSE or 2 * count + 1 >= size:
         identity = torch.eye(size, dtype=gradient.dtype, device=gradient.device)
         hessian = torch.stack([times(row) for row in identity])
         eigenvalues, eigenvectors = torch.linalg.eigh((hessian + hessian.mT) / 2)

@@ -521,6 +521,15 @@ def _levelling_rotation(values: Tensor) -> Tensor:
     return rotation
 
 
+def check_point(caller: str, point: object) -> None:
+    """Check that an argument is a stationary point."""
+    if not isinstance(point, StationaryPoint):
+        raise TypeError(
+            f"{caller}: point must be a StationaryPoint, got {type(point).__name__}; "
+            "stationarity and hessian_eigenpairs judge a trained model"
+        )
+
+
 def check_choices(caller: str, objective: str, noise: str) -> None:
     """Check the two arguments that say of what a point is stationary."""
     if objective not in ("likelihood", "elbo"):

@@ -313,11 +313,15 @@ class GaussianVAE(nn.Module):
 
         Raises
         ------
+        TypeError
+            ``loader`` is a tensor.
         ValueError
             There is no data, or the noise's σ² would be 0: the data are reconstructed without error.
         FloatingPointError
             The squared errors have a NaN or an infinity.
         """
+        if isinstance(loader, Tensor):  # whose rows would be taken for batches
+            raise TypeError("GaussianVAE: loader must give batches, got a tensor; x.split(1000) gives them")
         num_samples, features, kl = 0, 0, 0.0
         squares = torch.zeros_like(self.noise.log_sigma2, dtype=torch.float64)
         with self._evaluating():
