@@ -3,11 +3,13 @@
 LINEAVAE_REQUIRE_BROWSER=1 makes it a failure that there is none.
 """
 
+import io
 import os
 import shutil
 
 import pytest
 from made_up import ELBOS, FORECASTS, NUM_ROWS
+from PIL import Image
 
 from lineavae import report
 
@@ -130,6 +132,19 @@ def test_a_phone_scrolls_wide_tables_in_their_own_boxes(page):
     page.keyboard.press("ArrowRight")
     scrolled = "box => box.scrollLeft || new Promise(done => box.onscroll = () => done(box.scrollLeft))"
     assert box.evaluate(scrolled) > 0
+
+
+def test_an_edge_with_more_behind_it_is_shaded(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    box = page.locator(".scroll", has_text="Deep VAEs.")
+    box.evaluate("box => box.firstElementChild.style.visibility = 'hidden'")
+
+    def colours():
+        return Image.open(io.BytesIO(box.screenshot())).convert("RGB").getcolors(1 << 20)
+
+    assert len(colours()) > 10
+    box.evaluate("box => box.scrollLeft = box.scrollWidth")
+    assert [colour for _, colour in colours()] == [(255, 255, 255)]
 
 
 def test_print_cuts_nothing(page):
