@@ -58,6 +58,12 @@ def test_digits():
     assert_same(forecast_of("digits"), forecast_collapse(images, 4, sigma2=0.3))
 
 
+def test_neither_a_file_nor_embedded_data(tmp_path):
+    result = invoke(tmp_path / "mnist", "--latent-dim", 4)
+    assert result.exit_code == 2
+    assert "mnist is no file or folder, and none of the embedded data, digits and mnist5k" in result.stderr
+
+
 def test_every_kind_of_file(tmp_path, samples, expected):
     np.save(tmp_path / "x.npy", samples)
     np.savez(tmp_path / "x.npz", images=samples, labels=np.zeros(30))

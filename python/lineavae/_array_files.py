@@ -206,6 +206,9 @@ def torch_arrays(path: Path) -> Contents:
     if not isinstance(content, Mapping):
         got = "a tensor" if isinstance(content, Tensor) else type(content).__name__
         raise ArrayFileError(f"{path} must hold a dict of tensors, got {got}")
+    if content and not any(isinstance(tensor, Tensor) for tensor in content.values()):
+        got = ", ".join(f"{name!r} of type {type(value).__name__}" for name, value in content.items())
+        raise ArrayFileError(f"{path} must hold a dict of tensors, got {got}")
 
     def describe(name: str, tensor: Tensor) -> StoredArray:
         if not tensor.is_contiguous():

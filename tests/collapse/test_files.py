@@ -324,6 +324,10 @@ def test_files_of_torch_that_are_refused(tmp_path):
         "tensors alone": {"mean": zeros, "logvar": Unpickled(trace)},
         "must hold a dict of tensors, got list": [zeros, zeros],
         "must hold a dict of tensors, got a tensor": zeros,
+        "must hold a dict of tensors, got 'model' of type dict, 'epoch' of type int": {
+            "model": {"mean": zeros},
+            "epoch": 3,
+        },
         "'0.weight', '0.bias': these are the parameters of a model, .* its encoder": nn.Sequential(
             nn.Linear(2, 3)
         ).state_dict(),

@@ -161,6 +161,20 @@ def test_minified_models_of_scvi_tools(tmp_path):
         find_shards([tmp_path])
 
 
+def test_in_a_group_of_hdf5(tmp_path):
+    path, keys = tmp_path / "x.h5", Keys(mean="train/mean", variance="train/var")
+    with h5py.File(path, "w") as file:
+        file["train/mean"], file["train/var"] = ZEROS + 3, ONES + 1
+        file["linked"], file["elsewhere"] = h5py.SoftLink("/train"), h5py.ExternalLink("no.h5", "/")
+    (shard,) = find_shards([path], keys)
+    ((mean, logvar),) = shard.blocks()
+    np.testing.assert_array_equal(mean, ZEROS + 3)
+    np.testing.assert_allclose(logvar, np.log(ONES + 1), rtol=1e-6)
+    names = "among 'elsewhere', 'linked', 'train', 'train/mean', 'train/var': name it"
+    with pytest.raises(PosteriorFileError, match=f"no mean, .* {names}"):
+        find_shards([path])
+
+
 def group_of(kind):
     def write(file):
         file["mean"] = ZEROS

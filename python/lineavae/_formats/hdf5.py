@@ -1,4 +1,4 @@
-"""HDF5 by h5py: the ``obsm`` of an AnnData file, or the data sets of the root of any other."""
+"""HDF5 by h5py: the ``obsm`` of an AnnData file, or else the data sets of the root and of its groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def arrays(path: Path) -> Contents:
         group = _object(path, file, "obsm") if "obsm" in file else file
         if not isinstance(group, h5py.Group):
             raise ArrayFileError(f"{path}: 'obsm' must be a group of arrays")
-        members = {name: f"{group.name}/{name}".lstrip("/") for name in group}
+        names = [*group]
+        if group is file:
+            names += [f"{name}/{inner}" for name in group if _is_group(file, name) for inner in file[name]]
+        members = {name: f"{group.name}/{name}".lstrip("/") for name in names}
     return {name: partial(_describe, path, member) for name, member in members.items()}
 
 
@@ -81,6 +84,14 @@ def _check_written(where: str, data: Any) -> None:
         is_written = data.id.get_num_chunks() == num_chunks(data.shape, data.chunks)
     if not is_written:
         raise ArrayFileError(f"{where} is incomplete: not all of its numbers were written")
+
+
+def _is_group(file: Any, name: str) -> bool:
+    h5py = require("h5py", "formats")
+    return (
+        isinstance(file.get(name, getlink=True), h5py.HardLink)
+        and file.get(name, getclass=True) is h5py.Group
+    )
 
 
 def _object(path: Path, file: Any, member: str) -> Any:

@@ -22,6 +22,10 @@ def read_moments(data: str, key: str | None) -> Moments:
     if data in embedded:
         return Moments.from_data(embedded[data]().to_tensor(torch.float64))
     path = Path(data)
+    if not path.exists() and not path.suffix:
+        raise ValueError(
+            f"{data} is no file or folder, and none of the embedded data, {' and '.join(embedded)}"
+        )
     if _holds_moments(path):
         return Moments.load(path)
     images = find_images(path)
