@@ -114,7 +114,7 @@ class PlainHdf5(Posteriors):
         import h5py
 
         with h5py.File(folder / "x.h5ad", "w") as file:
-            file.update(mean=MEAN, logvar=LOGVAR)
+            file.update({"mean": MEAN, "logvar": LOGVAR, "group/mean": MEAN})
 
 
 class Parquet(Posteriors):

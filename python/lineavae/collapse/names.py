@@ -21,7 +21,7 @@ USUAL_NAMES = {
 # is X_latent_qzm, which it was made of.
 _MINIFIED = {"mean": "_latent_qzm", "variance": "_latent_qzv"}
 # Names that an error lists of a file that has none of these.
-_LISTED = 20
+_LISTED = 10
 OPTIONS = {
     "mean": "--mean-key",
     "logvar": "--logvar-key",
