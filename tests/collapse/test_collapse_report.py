@@ -835,7 +835,7 @@ class TestExport:
 
     def test_needs_pandas(self, report: CollapseReport, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[dataframe\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'lineavae\[dataframe\]'"):
             report.at().to_dataframe()
 
 

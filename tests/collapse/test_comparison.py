@@ -227,5 +227,5 @@ def test_figures_are_as_journals_take_them(comparison: CollapseComparison) -> No
 
 def test_needs_pandas(comparison: CollapseComparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install '.\[dataframe\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lineavae\[dataframe\]'"):
         comparison.to_dataframe()

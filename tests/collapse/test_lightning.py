@@ -309,5 +309,5 @@ def test_lightning_is_imported_only_when_asked_for(monkeypatch):
     subprocess.run([sys.executable, "-c", code], check=True)
     monkeypatch.delitem(sys.modules, "lineavae.collapse.lightning")
     monkeypatch.setitem(sys.modules, "lightning", None)
-    with pytest.raises(ModuleNotFoundError, match=r"lightning is needed .* '.\[experiments\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"lightning is needed .* 'lineavae\[experiments\]'"):
         importlib.import_module("lineavae.collapse.lightning")
