@@ -168,6 +168,32 @@ class TestAccuracy:
         moments = Moments.from_data(data, weights)
         assert relative_error(moments.covariance, two_pass(data, weights)[1]) < 3e-15
 
+    def test_many_equal_products(self) -> None:
+        """They are not added to one sum in turn, which would round all of them the same way."""
+        data = np.tile([[0.3], [0.1]], (1 << 19, 1))
+        low, high = (Fraction(value) for value in (0.1, 0.3))
+        moments = Moments.from_data(data)
+        assert abs(Fraction(moments.covariance.item()) / ((high - low) / 2) ** 2 - 1) < 3e-15
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+    def test_integers_that_float64_takes_for_one(self, dtype: type) -> None:
+        """The pivot may be as far from the mean as the next float64, and all of the spread much less."""
+        steps = np.zeros((20_003, 2), dtype)
+        steps[::1000, 0] = 1
+        steps[0] = 400
+        data = steps + dtype(9_000_000_000_000_000_000)
+        moments = Moments.from_data(data)
+        assert relative_error(moments.covariance, two_pass(steps)[1]) < 3e-14
+        assert np.all(moments.sample_mean.numpy() == 9e18)
+
+    def test_extended_precision_about_one_number(self) -> None:
+        if np.finfo(np.longdouble).eps > 1e-18:
+            pytest.skip("longdouble has no more digits than float64")
+        steps = np.zeros((20_003, 1), np.longdouble)
+        steps[0] = 2.0**-55
+        moments = Moments.from_data(1 + steps)
+        assert relative_error(moments.covariance, two_pass(steps)[1]) < 3e-14
+
     def test_covariance_is_exactly_symmetric(self, random: np.random.Generator) -> None:
         covariance = Moments.from_data(random.standard_normal((500, 33))).covariance
         assert torch.equal(covariance, covariance.mT)
@@ -390,14 +416,16 @@ class TestInputs:
             data = torch.from_numpy(steps.astype(np.uint64) + np.uint64(start)).to(kind)
         else:
             data = (steps.astype(np.dtype(kind)) + np.dtype(kind).type(start)).astype(kind)
-        mean = [float(start + Fraction(sum(column), 90)) for column in steps.T.tolist()]
+        mean = [start + Fraction(sum(column), 90) for column in steps.T.tolist()]
         weights = np.r_[np.zeros(5), np.ones(85)]
         for moments in (
             Moments.from_data(data),
             Moments.from_batches([data[:1], data[1:40], data[40:]]),
             merge_in_turn([Moments.from_data(part) for part in (data[40:], data[:1], data[1:40])]),
         ):
-            assert moments.sample_mean.tolist() == mean
+            # the nearest number, or one of two
+            for found, exact in zip(moments.sample_mean.tolist(), mean, strict=True):
+                assert abs(Fraction(found) - exact) == abs(Fraction(float(exact)) - exact)
             assert relative_error(moments.covariance, two_pass(steps)[1]) < 1e-12
         weighted = Moments.from_data(data, weights)
         assert relative_error(weighted.covariance, two_pass(steps[5:])[1]) < 1e-12

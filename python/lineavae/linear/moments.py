@@ -537,7 +537,7 @@ def _summarise_block(rows: NDArray[Any] | Tensor, weights: Tensor, first_row: in
     block = Block(rows, shares)
     offset, moments._matrix = block.factor() if len(rows) <= rows.shape[1] else block.covariance()
     moments._reference = block.pivot
-    moments._offset = offset if block.lacking is None else offset + block.lacking.squeeze(0)
+    moments._offset = offset if block.lacking is None else offset + block.lacking
     moments._num_samples = weights.sum().item()
     farthest = (moments.variances.max() / shares.min()).sqrt() + moments.sample_mean.abs().max()
     if not farthest <= _LARGEST:  # some number may be, or is NaN
