@@ -79,8 +79,9 @@ def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*, event_dim: int = 1, **arguments: Any) -> Any:
         if event_dim > 1:
-            sample = next(iter(arguments.values()))  # x or mean
-            for name, shape in {"log_sigma2": sample.shape, "kl_weight": sample.shape[-event_dim:]}.items():
+            samples = [arguments[name].shape for name in ("x", "x_hat", "mean") if name in arguments]
+            whole = torch.broadcast_shapes(*samples)
+            for name, shape in {"log_sigma2": whole, "kl_weight": whole[-event_dim:]}.items():
                 if name in arguments:
                     arguments[name] = arguments[name].expand(shape)
             arguments = {
