@@ -472,6 +472,14 @@ class TestInputs:
             moments.update(batch)
         assert_equal(moments, before)
 
+    @pytest.mark.parametrize("num_rows", [3, 30])
+    def test_begun_in_inference_mode(self, random: np.random.Generator, num_rows: int) -> None:
+        data = random.standard_normal((50, 5))
+        with torch.inference_mode():
+            moments = Moments.from_data(torch.from_numpy(data[:num_rows]))
+        for copied in (moments.select(range(5)), moments.to("cpu"), moments):
+            assert relative_error(copied.update(data[num_rows:]).covariance, two_pass(data)[1]) < 1e-14
+
     def test_squares_do_not_overflow(self) -> None:
         assert Moments.from_data(np.array([[1e150], [-1e150]])).variances.item() == pytest.approx(1e300)
 

@@ -460,6 +460,8 @@ class Moments:
             self._matrix = _compact(torch.cat(rows))
         else:
             covariance = _dense(own)
+            if covariance.is_inference() and not torch.is_inference_mode_enabled():
+                covariance = covariance.clone()  # as torch lets it be changed in place in that mode alone
             covariance.mul_(own_share).add_(_dense(others), alpha=other_share)
             self._matrix = covariance.addr_(between, between)
         self._offset = self._offset + other_share * gap
