@@ -933,6 +933,14 @@ def test_the_reference_stands_in_and_says_so_once(spec, case, dtype, device, no_
     assert_equals_reference(spec, sample, FLOAT64_TOLERANCE if dtype == torch.float64 else spec.tolerance)
 
 
+@each_case("plain")
+def test_shapes_alone_need_no_kernel(spec, case):
+    """On the meta device the reference gives them, without a warning."""
+    expected = spec.sample(case, torch.float32).call(spec.op)
+    value = spec.sample(case, torch.float32, "meta").call(spec.op)
+    assert (value.is_meta, value.shape, value.dtype) == (True, expected.shape, expected.dtype)
+
+
 @pytest.mark.slow
 @each_case("plain")
 def test_the_reference_compiles_too(spec, case, device, no_kernels):
