@@ -73,16 +73,20 @@ class OpSpec:
         return replace(sample.map(lambda tensor: tensor.to(device)), options=options).to(dtype)
 
 
+# arguments that may have models of their own
+ROWS = ("x", "x_hat", "log_sigma2", "mean")
+
+
 def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Have a reference, which knows rows alone, take events of ``event_dim`` dimensions."""
 
     @wraps(function)
     def call(*, event_dim: int = 1, **arguments: Any) -> Any:
         if event_dim > 1:
-            samples = [arguments[name].shape for name in ("x", "x_hat", "mean") if name in arguments]
+            samples = [arguments[name].shape for name in ROWS if name in arguments]
             whole = torch.broadcast_shapes(*samples)
             for name, shape in {"log_sigma2": whole, "kl_weight": whole[-event_dim:]}.items():
-                if name in arguments:
+                if isinstance(arguments.get(name), Tensor):
                     arguments[name] = arguments[name].expand(shape)
             arguments = {
                 name: value.flatten(-event_dim) if isinstance(value, Tensor) and value.ndim else value
