@@ -28,8 +28,10 @@ import logging
 import anndata
 import numpy as np
 import scvi
+import torch
 from scvi.model._utils import get_max_epochs_heuristic
 
+torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 epochs = {cells: get_max_epochs_heuristic(cells) for cells in (20_000, 50_000, 200_000, 1_000_000, 6_000_000)}
 print("epochs by cells", epochs)
