@@ -35,7 +35,7 @@ for seed in range(10):
         ratios.setdefault(f"q={q}", []).append(singular_values[k - 1].item() ** 2 / (n - 1) / right)
         cosines.setdefault(f"q={q}", []).append(abs((V[:, k - 1] @ direction).item()))
     pca = PCA(k, svd_solver="randomized", random_state=0).fit(x.numpy())
-    ratios.setdefault("scikit-learn", []).append(pca.explained_variance_[-1] / right)
+    ratios.setdefault("scikit-learn", []).append(float(pca.explained_variance_[-1]) / right)
     cosines.setdefault("scikit-learn", []).append(abs((torch.tensor(pca.components_[-1]) @ direction).item()))
 for name in ratios:
     print(f"{name}: tenth eigenvalue over the right one {[round(ratio, 3) for ratio in sorted(ratios[name])]}, "
