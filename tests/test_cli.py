@@ -425,6 +425,24 @@ except KeyboardInterrupt:
 """
 
 
+def test_an_interrupted_command_waits_for_no_thread():
+    """Python before 3.13 lets one run on where Ctrl-C came in its join, and torch may abort then."""
+    code = """
+import atexit, sys, threading
+from lineavae import cli
+
+def app():
+    threading.Thread(target=threading.Event().wait).start()
+    atexit.register(print, "at exit")
+    sys.exit(130)
+
+cli.app = app
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (130, "at exit\n")
+
+
 @pytest.mark.parametrize("module", ["typer", "torch"])
 def test_ctrl_c_while_modules_load(tmp_path, module):
     (tmp_path / f"{module}.py").write_text(SLOW_TO_LOAD)

@@ -7,6 +7,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Exit code of what Ctrl-C ended.
+INTERRUPTED = 130
+
 
 @contextmanager
 def loading() -> Iterator[None]:
@@ -18,7 +21,7 @@ def loading() -> Iterator[None]:
     if handler is not signal.default_int_handler:  # somebody's, or ignored
         yield
         return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:
         yield
     finally:

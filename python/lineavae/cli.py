@@ -19,7 +19,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from lineavae import __version__
-from lineavae._loading import loading
+from lineavae._loading import INTERRUPTED, loading
 
 # What each command is for. Its options, and all that it needs, are in lineavae.commands.<name>.
 _COMMANDS = {
@@ -35,9 +35,6 @@ _COMMANDS = {
     "report": "Write finished runs and collapse reports as one HTML page, measured beside published.",
 }
 
-
-# Exit code of what Ctrl-C ended.
-_INTERRUPTED = 130
 
 # Columns of a terminal below which a table of options would cut off their names.
 _WIDE = 80
@@ -112,7 +109,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as error:
-        if error.code == _INTERRUPTED:
+        if error.code == INTERRUPTED:
             _exit_at_once()
         raise
     except OSError as error:
@@ -131,7 +128,7 @@ def _exit_at_once() -> None:
     atexit._run_exitfuncs()  # among them the one that ends child processes
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def _print_version(value: bool) -> None:

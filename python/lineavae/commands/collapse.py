@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lineavae._loading import INTERRUPTED
 from lineavae._optional import require
 from lineavae._paper import DELTA, EPSILON, LEVEL
 from lineavae.commands._common import (
@@ -192,7 +193,7 @@ def collapse(
             fail(str(error))
         except KeyboardInterrupt:
             how = "the same command" if resume else "a command with --resume DIR"
-            fail(f"interrupted; {how} continues after the finished files", 130)
+            fail(f"interrupted; {how} continues after the finished files", INTERRUPTED)
     if rank == 0:
         question = epsilon[0], delta, level
         reports = {model.name: model.report for model in read if model.report is not None}

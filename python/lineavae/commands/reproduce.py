@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lineavae._io import finite
-from lineavae._loading import loading
+from lineavae._loading import INTERRUPTED, loading
 from lineavae.commands._common import cannot_write, check_device, fail, processes, show, show_json
 from lineavae.commands._experiment_list import show_list
 from lineavae.experiments import EXPERIMENTS, Config, Experiment, Run, RunDirectoryError, RunWriteError
@@ -194,7 +194,7 @@ def _run(call: Callable[[], Run], directory: Path, *, is_changed: bool) -> tuple
     except ModuleNotFoundError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume continues", 130)
+        fail("interrupted; the same command with --resume continues", INTERRUPTED)
 
 
 def _report(experiment: Experiment, run: Run, *, err: bool) -> None:

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 
 from lineavae._io import atomic_path, finite
+from lineavae._loading import INTERRUPTED
 from lineavae._paper import EPSILON
 from lineavae._sweep_settings import SETTINGS
 from lineavae.commands._common import (
@@ -192,7 +193,7 @@ def sweep(
     except OSError as error:
         fail(cannot_write(parts or Path(data), error), 1)
     except KeyboardInterrupt:
-        fail("interrupted" + ("; the same command with --resume continues" if out else ""), 130)
+        fail("interrupted" + ("; the same command with --resume continues" if out else ""), INTERRUPTED)
     if process > 0:
         return
     try:

@@ -535,12 +535,13 @@ def _summarise_block(rows: NDArray[Any] | Tensor, weights: Tensor, first_row: in
         weights = weights[positive]
     if not len(rows):
         return moments
-    shares = weights / weights.sum()
+    total = weights.sum()
+    shares = weights / total
     block = Block(rows, shares)
     offset, moments._matrix = block.factor() if len(rows) <= rows.shape[1] else block.covariance()
     moments._reference = block.pivot
     moments._offset = offset if block.lacking is None else offset + block.lacking
-    moments._num_samples = weights.sum().item()
+    moments._num_samples = total.item()
     farthest = (moments.variances.max() / shares.min()).sqrt() + moments.sample_mean.abs().max()
     if not farthest <= _LARGEST:  # some number may be, or is NaN
         _check_finite(rows, first_row)
