@@ -86,19 +86,20 @@ def _check_written(where: str, data: Any) -> None:
         raise ArrayFileError(f"{where} is incomplete: not all of its numbers were written")
 
 
+def _is_link(group: Any, name: str) -> bool:
+    """Whether a name leads elsewhere, maybe to another file."""
+    return not isinstance(group.get(name, getlink=True), require("h5py", "formats").HardLink)
+
+
 def _is_group(file: Any, name: str) -> bool:
-    h5py = require("h5py", "formats")
-    return (
-        isinstance(file.get(name, getlink=True), h5py.HardLink)
-        and file.get(name, getclass=True) is h5py.Group
-    )
+    return not _is_link(file, name) and file.get(name, getclass=True) is require("h5py", "formats").Group
 
 
 def _object(path: Path, file: Any, member: str) -> Any:
-    """Look up what a path of names leads to without following links, which may lead to other files."""
+    """Look up what a path of names leads to, without following links."""
     found = file
     for name in member.split("/"):
-        if not isinstance(found.get(name, getlink=True), require("h5py", "formats").HardLink):
+        if _is_link(found, name):
             raise ArrayFileError(f"{path}: {member!r} is a link, which is not followed")
         found = found[name]
     return found
